@@ -1,0 +1,97 @@
+"""The ``fedmutual`` command. Nothing heavy is imported before the settings are known to be good."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import fedmutual
+
+APP_DIR = Path(__file__).resolve().parents[1]
+
+_EXAMPLES = """\
+examples:
+  fedmutual run                                          generated faces, 5 clients, mutual learning
+  fedmutual run partition=dirichlet partition.alpha=0.3
+  fedmutual run data=folder data.root=./photos num_clients=3 rounds=20
+  fedmutual run experiment=paper
+  fedmutual run model=custom model._target_=torchvision.models.squeezenet1_0
+  fedmutual run 'model.per_client=[visionnet,resnet18,mobilenet_v3_small]' num_clients=3
+  fedmutual run resume=outputs/2026-01-31/12-00-00-mutual
+
+An override is Hydra's: group=choice takes conf/<group>/<choice>.yaml, key=value sets one value.
+exit codes: 0 completed, 1 the run failed, 2 a setting was refused, 130 stopped by Ctrl-C.
+"""
+
+
+def main(argv: Sequence[str] | None = None, app_dir: Path = APP_DIR) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : Sequence[str] | None
+        Arguments; None: those of the process.
+    app_dir : Path
+        Folder of the Flower app.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [item for item in rest if item.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    return _run([*arguments.overrides, *rest], arguments.verbose, app_dir)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedmutual",
+        description="Federated image learning without sharing weights.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fedmutual {fedmutual.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    run = commands.add_parser(
+        "run",
+        allow_abbrev=False,
+        help="simulate a federation on this machine",
+        description="Simulate a federation on this machine with `flwr run`.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/")
+    run.add_argument(
+        "--verbose", action="store_true", help="show the log of the server and the clients as well"
+    )
+    return parser
+
+
+def _run(overrides: Sequence[str], verbose: bool, app_dir: Path) -> int:
+    from fedmutual.local.request import prepare
+    from fedmutual.settings import SettingsError
+
+    if not (app_dir / "server_app.py").is_file():
+        return _refuse(
+            f"no Flower app in {app_dir}: run from a checkout that was installed with pip install -e ."
+        )
+    try:
+        request = prepare(overrides, Path.cwd())
+    except SettingsError as error:
+        return _refuse(str(error))
+
+    from rich.console import Console
+
+    from fedmutual.local.run import LocalRun
+
+    return LocalRun(request, app_dir, Console(), verbose).run()
+
+
+def _refuse(reason: str) -> int:
+    print(f"fedmutual: {reason}", file=sys.stderr)
+    return 2

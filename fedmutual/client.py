@@ -1,0 +1,297 @@
+"""The client: an order comes in, the model learns, a report goes out.
+
+Everything that must survive lives in :mod:`fedmutual.state`; the process may be new for every message.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from torch import nn
+
+import fedmutual
+from fedmutual import messages
+from fedmutual.data.site import SiteData, load_site
+from fedmutual.distributions import FloatArray, MessageError
+from fedmutual.identity import IdentityError, client_name, partition_of
+from fedmutual.learner import Learner, derived_seed, learning_rate, new_optimizer, warm_start
+from fedmutual.messages import Order, Report
+from fedmutual.models.build import build_model, load_weights
+from fedmutual.results import user_runs_dir
+from fedmutual.settings import Settings, from_contexts
+from fedmutual.state import ClientState, Ledger, StateError, StateFolder
+
+logger = logging.getLogger(__name__)
+
+
+def handle(message: Message, context: Context) -> Message:
+    """Answer an order with a report, or with an error that names the client; never with nothing.
+
+    A ClientApp that returns None would block its SuperNode for good, and one that raises would send a
+    whole traceback; the traceback stays in the site's own log.
+    """
+    try:
+        return Message(answer(message.content, context), reply_to=message)
+    except Exception as error:
+        logger.exception("the order failed")
+        reason = f"{_name_for_errors(context)}: {type(error).__name__}: {error}"
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def answer(content: RecordDict, context: Context) -> RecordDict:
+    """Do what an order asks, once: a repeated order is answered from the saved report.
+
+    Raises
+    ------
+    MessageError, IdentityError, StateError, DataError, SettingsError
+        Naming what is wrong and the remedy; the state on disk is as it was.
+    """
+    start = time.perf_counter()
+    name = client_name(context.node_config)
+    settings = client_settings(context.run_config, context.node_config)
+    order = messages.read_order(content)
+    folder = StateFolder(Path(settings.state_dir or user_runs_dir().parent / "state"), order.run, name)
+    with folder.locked():
+        state = folder.load()
+        if state is None or state.report.round < order.round:
+            state = _learn(order, settings, context.node_config, name, folder, state, start)
+            record = _record(state, settings)
+            received = state.ledger.received + messages.payload_bytes(content)
+            sent = state.ledger.sent + messages.payload_bytes(record)
+            folder.save(replace(state, ledger=Ledger(received, sent)))
+            logger.info("%s: %d bytes received and %d sent in this run", name, received, sent)
+            return record
+    if state.report.round > order.round:
+        raise StateError(
+            f"{folder.path} is at round {state.report.round}, the order is for round {order.round}: "
+            "resume the run from its newest results folder, or start a new run"
+        )
+    logger.warning("%s: round %d was done before; sending its report again", name, order.round)
+    return _record(state, settings)
+
+
+def _name_for_errors(context: Context) -> str:
+    try:
+        return client_name(context.node_config)
+    except IdentityError:
+        return f"node {context.node_id}"
+
+
+def client_settings(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> Settings:
+    """The run's settings as this node sees them: its own configuration wins, ``model.per_client`` applies."""
+    settings = from_contexts(run_config, node_config)
+    models = settings.model.per_client
+    if models and "model" not in node_config and "partition-id" in node_config:
+        model = models[int(node_config["partition-id"]) % len(models)]
+        settings = from_contexts(run_config, {**node_config, "model": model})
+    return settings
+
+
+def _learn(
+    order: Order,
+    settings: Settings,
+    node_config: Mapping[str, Any],
+    name: str,
+    folder: StateFolder,
+    state: ClientState | None,
+    start: float,
+) -> ClientState:
+    site = _site(settings, partition_of(node_config))
+    _check_order(order, site)
+    device = choose_device(settings.device)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # use_deterministic_algorithms would import torch's compiler first: 1.3 s in every client process
+        torch.set_deterministic_debug_mode("warn")
+    model, arguments = _model(settings, site, name, device, state)
+    optimizer = new_optimizer(settings, model, order.round)
+    if state is not None and state.optimizer and settings.optimizer.keep_state:
+        optimizer.load_state_dict(state.optimizer)
+        _restore_layout(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, order.round)
+    if order.model is not None:
+        load_weights(model, order.model.to_torch_state_dict())
+    learner = Learner(settings, site, model, optimizer, order, name)
+    if state is not None and order.model is None:
+        learner.remember(state.report)
+    predictions, unseen = _round(learner)
+    learner.metrics.setdefault("num-examples", len(site.train_indices(min(order.round, settings.rounds))))
+    learner.metrics["seconds"] = time.perf_counter() - start
+    report = Report(
+        client=name,
+        round=order.round,
+        public_digest=site.public.digest,
+        architecture=type(model).__name__,
+        predictions=predictions,
+        metrics=learner.metrics,
+        unseen_predictions=unseen,
+    )
+    weights = {key: value.detach() for key, value in model.state_dict().items()}
+    if order.closing:
+        where = folder.export_model(weights, _card(settings, site, arguments, report))
+        logger.info("%s: finished; its model is in %s", name, where)
+    _say(report)
+    kept = optimizer.state_dict() if settings.optimizer.keep_state else {}
+    ledger = state.ledger if state else Ledger()
+    return ClientState(settings.model.target, weights, kept, report, ledger)
+
+
+def _restore_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay moments out in memory as their parameters are: files hold them plain, which slows every step."""
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _round(learner: Learner) -> tuple[FloatArray, FloatArray | None]:
+    """The paper's order: mutual step of the round before, local training, predictions (docs/METHOD.md)."""
+    order, settings = learner.order, learner.settings
+    strategy = settings.strategy
+    mutual = len(order.target_indices) > 0  # with a target, or at least with labels
+    separate = strategy.phase == "separate"
+    if mutual and separate:
+        learner.separate_mutual_step(strategy.mutual_epochs)
+    elif mutual and order.closing:  # no private training follows that a public phase could harm
+        learner.separate_mutual_step(strategy.public_epochs)
+    if order.closing:
+        learner.validate()
+        return np.zeros((0, len(order.classes)), np.float32), learner.evaluate_unseen(None)
+    if mutual and not separate:
+        learner.mixed_training()
+    else:
+        learner.local_training()
+    predictions = learner.predictions()
+    learner.validate()
+    if order.evaluate_unseen:
+        learner.evaluate_unseen(settings.evaluation.unseen_limit)
+    return predictions, None
+
+
+def _record(state: ClientState, settings: Settings) -> RecordDict:
+    strategy = settings.strategy
+    report = state.report
+    if strategy.average_weights:
+        report = replace(report, model=ArrayRecord(state.weights))
+    return messages.report_record(report, strategy.wire_dtype, strategy.probability_floor)
+
+
+def _check_order(order: Order, site: SiteData) -> None:
+    if order.classes != site.classes:
+        raise MessageError(
+            f"classes: this site has {', '.join(site.classes)}, the server {', '.join(order.classes)}: "
+            "give both the same class folders, or set data.classes"
+        )
+    if order.public_digest != site.public.digest:
+        raise MessageError(
+            f"public set: this site's digest is {site.public.digest}, the server's {order.public_digest}: "
+            f"copy the server's {len(site.public)} or so public images to this site again, unchanged"
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _cached_site(key: str, partition: tuple[int, int] | None) -> SiteData:
+    return load_site(_SITES[key], partition)
+
+
+_SITES: dict[str, Settings] = {}
+
+
+def _site(settings: Settings, partition: tuple[int, int] | None) -> SiteData:
+    """Load the data, or reuse what this process has loaded for an earlier order (simulation)."""
+    key = repr(
+        (
+            settings.data,
+            settings.partition,
+            settings.public,
+            settings.seed,
+            settings.rounds,
+            settings.train.validation_fraction,
+            settings.cache_dir,
+        )
+    )
+    _SITES[key] = settings
+    return _cached_site(key, partition)
+
+
+def _model(
+    settings: Settings, site: SiteData, name: str, device: torch.device, state: ClientState | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    target = settings.model.target
+    owner = target if settings.train.common_start else f"{target} {name}"
+    seed = derived_seed(settings.seed, "model", owner)
+    model, arguments = build_model(settings.model, len(site.classes), settings.data.image_size, seed)
+    model.to(device).to(memory_format=torch.channels_last)
+    if state is None:
+        warm_start(settings, site, model)
+    elif state.architecture != target:
+        raise StateError(
+            f"the state of {name} holds a {state.architecture}, the settings ask for {target}: "
+            "keep the model within a run, or start a new run"
+        )
+    else:
+        load_weights(model, state.weights)
+    return model, arguments
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes a GPU where there is one, and says so where there is none.
+
+    Raises
+    ------
+    ValueError
+        If the named device does not exist here.
+    """
+    if name == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+        if chosen == "cpu":
+            _say_once("training on the CPU: torch sees no GPU")
+        return torch.device(chosen)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs here; use auto or cpu")
+    return device
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    logger.info(text)
+
+
+def _card(settings: Settings, site: SiteData, arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    """What rebuilds the model, and what is known of it."""
+    return {
+        "target": settings.model.target,
+        "arguments": arguments,
+        "classes": list(site.classes),
+        "image_size": settings.data.image_size,
+        "client": report.client,
+        "rounds": report.round - 1,
+        "strategy": settings.strategy.name,
+        "seed": settings.seed,
+        "num_examples": report.metrics["num-examples"],
+        "metrics": {key.replace("-", "_"): value for key, value in report.metrics.items()},
+        "versions": {"fedmutual": fedmutual.__version__, "torch": torch.__version__},
+    }
+
+
+def _say(report: Report) -> None:
+    """The site's own log: what happened, in plain words."""
+    figures = ", ".join(
+        f"{key.replace('-', ' ')} {value:.3f}"
+        for key, value in report.metrics.items()
+        if isinstance(value, float) and not key.endswith("seconds")
+    )
+    logger.info("%s: round %d done: %s", report.client, report.round, figures)

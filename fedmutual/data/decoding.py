@@ -1,0 +1,201 @@
+"""Image files to pixels: decoded once a machine, by all its cores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmutual.data.cache import FORMAT, Entry, cached, locked, new_array, write_atomically
+from fedmutual.data.images import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+UNREADABLE_SHARE = 0.01  # more than this stops the run
+UNREADABLE = bytes(64)  # stands for the content of a file that cannot be read; as long as a digest
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file and the stamp by which a later process knows it unchanged (size -1: it is not there)."""
+
+    name: str
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def list_images(folder: Path) -> list[ImageFile]:
+    """Find the image files below a folder, by suffix, sorted by name relative to it ('/' between parts)."""
+    found: list[ImageFile] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
+                continue
+            path = os.path.join(parent, name)
+            try:
+                stat = os.stat(path)
+                stamp = stat.st_size, stat.st_mtime_ns
+            except OSError:  # a dangling link: named and skipped where the files are decoded
+                stamp = -1, 0
+            found.append(ImageFile(Path(path).relative_to(folder).as_posix(), path, *stamp))
+    return sorted(found, key=lambda file: file.name)
+
+
+def decode_files(
+    files: Sequence[ImageFile], image_size: int, cache_dir: Path
+) -> tuple[Entry, NDArray[np.int64]]:
+    """Decode files into one cached array; what was decoded before is only opened.
+
+    The array is found by the files' content. A small index from path, size and time of change to content
+    spares later processes the reading.
+
+    Returns
+    -------
+    (entry, kept)
+        ``entry.images`` uint8 [n, size, size, 3], and the positions in ``files`` of the n readable ones.
+
+    Raises
+    ------
+    DataError
+        More than 1 % of the files cannot be read; they are named.
+    """
+    key = _known_key(files, image_size, cache_dir)
+    entry = cached(
+        cache_dir, key, lambda folder: _decode_all([file.path for file in files], image_size, folder)
+    )
+    return entry, entry.index["kept"].astype(np.int64)
+
+
+def to_rgb(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    """Bring a picture into the form that models see: uint8 [size, size, 3].
+
+    Turned as its EXIF orientation says, transparency laid over white, deep greyscale brought to 8 bits,
+    resized with antialiasing to a square whatever its shape (as arXiv:2503.05803 does).
+    """
+    from PIL import Image, ImageOps
+
+    picture.draft("RGB", (2 * image_size, 2 * image_size))  # JPEG: do not decode more pixels than are used
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits; `convert` would cut everything above 255
+        deep = np.asarray(picture, dtype=np.float64)
+        picture = Image.fromarray(np.clip(deep / 257, 0, 255).round().astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    small = picture.convert("RGB").resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(small, dtype=np.uint8)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="ascii")
+
+
+def _known_key(files: Sequence[ImageFile], image_size: int, cache_dir: Path) -> str:
+    """Find the key of the files' content in the index, or read the files for it."""
+    stamps = json.dumps([FORMAT, image_size, [(f.path, f.size, f.mtime_ns) for f in files]])
+    signature = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
+    pointer = cache_dir / "files" / signature
+    if not pointer.is_file():
+        with locked(cache_dir / "locks" / signature):
+            if not pointer.is_file():
+                key, complete = _content_key([file.path for file in files], image_size)
+                if not complete:  # a permission that is mended changes no stamp: look again next time
+                    return key
+                write_atomically(pointer, lambda part: _write_text(part, key))
+    return pointer.read_text(encoding="ascii")
+
+
+def _content_key(paths: Sequence[str], image_size: int) -> tuple[str, bool]:
+    """Name the files' content, and say whether all of them could be read."""
+
+    def hash_file(path: str) -> bytes:
+        try:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "blake2b").digest()
+        except OSError:
+            return UNREADABLE
+
+    complete = True
+    state = hashlib.blake2b(f"{FORMAT} {image_size} {len(paths)}".encode(), digest_size=16)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for digest in pool.map(hash_file, paths):
+            state.update(digest)
+            complete = complete and digest != UNREADABLE
+    return state.hexdigest(), complete
+
+
+def _decode_all(paths: Sequence[str], image_size: int, folder: Path) -> Mapping[str, NDArray[np.generic]]:
+    from PIL import Image
+
+    def read(path: str) -> NDArray[np.uint8]:
+        with Image.open(path) as picture:
+            return to_rgb(picture, image_size)
+
+    readable = decode_into(folder, [lambda p=path: read(p) for path in paths], paths, image_size)  # type: ignore[misc]
+    return {"kept": readable}
+
+
+def decode_into(
+    folder: Path,
+    readers: Sequence[Callable[[], NDArray[np.uint8]]],
+    names: Sequence[str],
+    image_size: int,
+) -> NDArray[np.int64]:
+    """Fill a cache entry's array with what the readers return; return the positions of the readable ones."""
+    from PIL import Image
+
+    pixels = new_array(folder, len(readers), image_size)
+    failures: dict[int, str] = {}
+
+    def decode(position: int) -> None:
+        try:
+            pixels[position] = readers[position]()
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            EOFError,
+            struct.error,
+            Image.DecompressionBombError,
+        ) as error:
+            failures[position] = f"{names[position]}: {error}"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(decode, range(len(readers))):
+            pass
+    kept = np.setdiff1d(np.arange(len(readers), dtype=np.int64), np.asarray(sorted(failures), dtype=np.int64))
+    if failures:
+        _report([failures[position] for position in sorted(failures)], len(readers))
+        kept_pixels = pixels[kept]
+        new_array(folder, len(kept), image_size)[:] = kept_pixels
+    return kept
+
+
+def _report(failures: list[str], total: int) -> None:
+    if len(failures) > UNREADABLE_SHARE * total:
+        shown = "\n  ".join(
+            failures[:20] + ([f"and {len(failures) - 20} more"] if len(failures) > 20 else [])
+        )
+        raise DataError(
+            f"{len(failures)} of {total} images cannot be read, more than {UNREADABLE_SHARE:.0%}; "
+            f"mend or remove them:\n  {shown}"
+        )
+    for failure in failures:
+        logger.warning("skipped an image that cannot be read: %s", failure)

@@ -1,0 +1,162 @@
+"""Images in folders: a folder per class."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedmutual.data.decoding import ImageFile, decode_files, list_images
+from fedmutual.data.images import DataError, ImageData, ImageSet, empty_set
+from fedmutual.settings import DataSettings, setting
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class FolderSettings(DataSettings):
+    """``ROOT/train/<class>/**``, optionally ``ROOT/public/`` and ``ROOT/test/<class>/**``.
+
+    The public folder holds a folder per class, or unlabelled images directly. A folder below the class is the
+    natural id of its images (``ROOT/train/<class>/<id>/...``). A server needs no ``train`` where there is a
+    ``public``.
+    """
+
+    root: str | None = setting("folder that holds train/, public/, test/; absolute")
+    classes: list[str] | None = setting(  # noqa: RUF009
+        "class names in order; null: the folder names of train and public, sorted"
+    )
+
+    def check(self) -> str | None:
+        """Say what is wrong with ``root``, or None."""
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            return f"classes: {self.classes} name a class twice"
+        if self.classes is not None and len(self.classes) < 2:
+            return f"classes: {self.classes} are fewer than 2: name the classes of all clients"
+        return _root_problem(self.root, "train/<class>/ (and public/, test/<class>/)")
+
+    def load(self, cache_dir: Path) -> ImageData:
+        """Decode the folders (once a machine), or open what was decoded before."""
+        root = _root(self.check(), self.root)
+        train, public, test = (root / name for name in ("train", "public", "test"))
+        if not train.is_dir() and not public.is_dir():
+            raise DataError(
+                f"{root} holds neither a train nor a public folder: put images into train/<class>/"
+            )
+        public_flat = public.is_dir() and not _subfolders(public)
+        found = [*_subfolders(train), *([] if public_flat else _subfolders(public))]
+        classes = tuple(self.classes or sorted(set(found)))
+        if len(classes) < 2:
+            raise DataError(
+                f"data.root: {root} has {len(classes)} class folders {list(classes)}, but 2 are needed: "
+                "put images into train/<class>/, or set data.classes=[a,b] to the classes of all clients"
+            )
+        return ImageData(
+            classes=classes,
+            pool=_labelled(train, classes, self.image_size, cache_dir) or empty_set(self.image_size),
+            public=_flat(public, self.image_size, cache_dir)
+            if public_flat
+            else _labelled(public, classes, self.image_size, cache_dir),
+            unseen=_labelled(test, classes, self.image_size, cache_dir),
+        )
+
+
+@dataclass(kw_only=True)
+class FacemaskSettings(DataSettings):
+    """Photographs of two sources, ``ROOT/pool/{mask,no_mask}`` and ``ROOT/unseen/{mask,no_mask}``."""
+
+    root: str | None = setting("folder that holds pool/ and unseen/; absolute")
+
+    def check(self) -> str | None:
+        """Say what is wrong with ``root``, or None."""
+        return _root_problem(self.root, "pool/{mask,no_mask}/ and unseen/{mask,no_mask}/")
+
+    def load(self, cache_dir: Path) -> ImageData:
+        """Decode the photographs (once a machine), or open what was decoded before."""
+        root, classes = _root(self.check(), self.root), ("mask", "no_mask")
+        pool = _labelled(root / "pool", classes, self.image_size, cache_dir)
+        if pool is None:
+            raise DataError(f"{root} holds no pool folder: set data.root to the folder of pool/ and unseen/")
+        unseen = _labelled(root / "unseen", classes, self.image_size, cache_dir)
+        return ImageData(classes=classes, pool=pool, public=None, unseen=unseen)
+
+
+def _root_problem(root: str | None, layout: str) -> str | None:
+    if root is None:
+        return (
+            f"root: no folder is named: set data.root=DIR (or the node's data-dir) to a folder with {layout}"
+        )
+    if not Path(root).is_dir():
+        return f"root: {root} is no folder: set data.root=DIR to a folder with {layout}"
+    return None
+
+
+def _root(problem: str | None, root: str | None) -> Path:
+    if problem is not None or root is None:
+        raise DataError(f"data.{problem}")
+    return Path(root)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+def _labelled(folder: Path, classes: Sequence[str], image_size: int, cache_dir: Path) -> ImageSet | None:
+    """Read ``folder/<class>/**``; None where there is no such folder."""
+    if not folder.is_dir():
+        return None
+    unknown = [name for name in _subfolders(folder) if name not in classes]
+    if unknown:
+        raise DataError(
+            f"{folder / unknown[0]} is no class of {list(classes)}: rename it or set data.classes"
+        )
+    files = list_images(folder)
+    loose = [file.path for file in files if "/" not in file.name]
+    if loose:
+        raise DataError(f"{loose[0]} lies beside the class folders: move it into one of {list(classes)}")
+    _need_images(folder, files)
+    parts = [file.name.split("/") for file in files]
+    for name in classes:
+        if not any(part[0] == name for part in parts):
+            logger.warning("%s holds no images of class %s", folder, name)
+    labels = np.asarray([classes.index(part[0]) for part in parts], dtype=np.int64)
+    groups = tuple(part[1] if len(part) > 2 else "" for part in parts)
+    return _decode(files, labels, groups if any(groups) else None, image_size, cache_dir)
+
+
+def _flat(folder: Path, image_size: int, cache_dir: Path) -> ImageSet:
+    files = list_images(folder)
+    _need_images(folder, files)
+    return _decode(files, np.full(len(files), -1, dtype=np.int64), None, image_size, cache_dir)
+
+
+def _need_images(folder: Path, files: Sequence[ImageFile]) -> None:
+    if not files:
+        raise DataError(f"{folder} holds no images: add some (jpg, png, ...), or remove the folder")
+
+
+def _decode(
+    files: list[ImageFile],
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]],
+    groups: tuple[str, ...] | None,
+    image_size: int,
+    cache_dir: Path,
+) -> ImageSet:
+    # classes in order first, then names: equal folders give equal sets, whatever their names sort to
+    order = np.lexsort((np.arange(len(files)), labels))
+    entry, kept = decode_files([files[i] for i in order], image_size, cache_dir)
+    chosen = order[kept]
+    return ImageSet(
+        images=entry.images,
+        labels=labels[chosen],
+        groups=None if groups is None else tuple(groups[i] for i in chosen),
+        names=tuple(files[i].name for i in chosen),
+        hashes=entry.hashes,
+    )

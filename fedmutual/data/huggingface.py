@@ -1,0 +1,192 @@
+"""Image data sets of the Hugging Face hub, and local ones that ``datasets`` can load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmutual.data.cache import FORMAT, Entry, cached
+from fedmutual.data.decoding import decode_into, to_rgb
+from fedmutual.data.images import DataError, ImageData, ImageSet
+from fedmutual.settings import DataSettings, setting
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class HuggingFaceSettings(DataSettings):
+    """A data set with an image column and a label column.
+
+    A hub data set is decoded once and then kept: name a ``revision`` where all sites must hold the same one
+    (a difference in the public images is refused by their digest in any case).
+    """
+
+    dataset: str | None = setting("name on the hub, or a folder that load_dataset or load_from_disk can read")
+    subset: str | None = setting("configuration of the data set; null: its only one")
+    revision: str | None = setting("commit or tag on the hub; null: the newest at the first load")
+    train_split: str = setting("split that the clients' images come from")
+    test_split: str | None = setting("split that is only used to evaluate; null: none")
+    public_split: str | None = setting(
+        "split that is the public set, with or without labels; null: drawn from the training split"
+    )
+    image_column: str = setting("column of the images")
+    label_column: str = setting("column of the labels (names or numbers)")
+    group_column: str | None = setting("column of the natural ids for partition=natural; null: none")
+
+    def check(self) -> str | None:
+        """Say that no data set is named, or None."""
+        if self.dataset is None:
+            return "dataset: no data set is named: set data.dataset to its name on the hub or to a folder"
+        return None
+
+    def load(self, cache_dir: Path) -> ImageData:
+        """Decode the splits (once a machine), or open what was decoded before."""
+        problem = self.check()
+        if problem is not None:
+            raise DataError(f"data.{problem}")
+        entries = {
+            name: _entry(self, split, cache_dir, needs_labels=name != "public")
+            for name, split in (
+                ("pool", self.train_split),
+                ("public", self.public_split),
+                ("unseen", self.test_split),
+            )
+            if split is not None
+        }
+        names: list[list[str]] = [entry.index["classes"].tolist() for entry in entries.values()]
+        classes = tuple(sorted(names, key=len)[-1])
+        if any(list(classes[: len(other)]) != other for other in names):
+            raise DataError(f"the splits of {self.dataset} name different classes: {names}")
+        if len(classes) < 2:
+            raise DataError(
+                f"data.label_column: {self.label_column} of {self.dataset} has {len(classes)} classes "
+                f"{list(classes)}, but 2 are needed: name another column, or another data.train_split"
+            )
+        sets = {name: _image_set(entry) for name, entry in entries.items()}
+        if bool((sets["pool"].labels < 0).any()):
+            raise DataError(f"data.label_column: some images of split {self.train_split} have no label")
+        hidden = int((sets["unseen"].labels < 0).sum()) if "unseen" in sets else 0
+        if hidden > 0:
+            raise DataError(
+                f"data.test_split: {hidden} of the {len(sets['unseen'])} images of split {self.test_split} "
+                "have no label (hidden ones are -1), so they evaluate nothing: name another split, or "
+                "set data.test_split=null"
+            )
+        return ImageData(classes, sets["pool"], sets.get("public"), sets.get("unseen"))
+
+
+def _entry(settings: HuggingFaceSettings, split: str, cache_dir: Path, needs_labels: bool) -> Entry:
+    values = asdict(settings)
+    for name in ("train_split", "test_split", "public_split"):
+        values.pop(name)
+    stamp = json.dumps([FORMAT, values, split, _local_stamp(settings.dataset or "")], sort_keys=True)
+    key = "hub-" + hashlib.blake2b(stamp.encode(), digest_size=12).hexdigest()
+    return cached(cache_dir, key, lambda folder: _decode(settings, split, folder, needs_labels))
+
+
+def _local_stamp(dataset: str) -> list[tuple[str, int, int]]:
+    """A local data set is decoded anew when a file of it has changed."""
+    folder = Path(dataset)
+    if not folder.is_dir():
+        return []
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("cache-")
+    )
+    return [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+
+
+def _decode(
+    settings: HuggingFaceSettings, split: str, folder: Path, needs_labels: bool
+) -> Mapping[str, NDArray[np.generic]]:
+    import datasets
+
+    table = _table(settings, split)
+    needed = [settings.image_column, settings.group_column, settings.label_column if needs_labels else None]
+    for column in needed:
+        if column is not None and column not in table.column_names:
+            raise DataError(
+                f"{settings.dataset}, split {split}, has no column {column!r}: {table.column_names}"
+            )
+    classes, labels = _labels(table, settings.label_column)
+    groups = None if settings.group_column is None else [str(g) for g in table[settings.group_column]]
+    table = table.cast_column(settings.image_column, datasets.Image(decode=False))
+
+    def read(position: int) -> NDArray[np.uint8]:
+        return to_rgb(_picture(table[position][settings.image_column]), settings.image_size)
+
+    names = [f"{split}-{position}" for position in range(len(table))]
+    readers = [lambda p=position: read(p) for position in range(len(table))]
+    kept = decode_into(folder, readers, names, settings.image_size)
+    index: dict[str, NDArray[np.generic]] = {
+        "labels": labels[kept],
+        "classes": np.asarray(classes, dtype=np.str_),
+        "names": np.asarray(names, dtype=np.str_)[kept],
+    }
+    return index if groups is None else {**index, "groups": np.asarray(groups, dtype=np.str_)[kept]}
+
+
+def _table(settings: HuggingFaceSettings, split: str) -> Any:
+    """Load one split as a ``datasets.Dataset``."""
+    import datasets
+    from flwr_datasets import FederatedDataset
+
+    name = settings.dataset or ""
+    try:
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            saved = datasets.load_from_disk(name)
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        if Path(name).is_dir():
+            return datasets.load_dataset(name, settings.subset, split=split)
+        source = FederatedDataset(
+            dataset=name, subset=settings.subset, partitioners={}, shuffle=False, revision=settings.revision
+        )
+        return source.load_split(split)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"data.dataset: cannot load split {split!r} of {name}: {error}") from error
+
+
+def _labels(table: Any, column: str) -> tuple[list[str], NDArray[np.int64]]:
+    """Class names and labels, -1 for none: from the column's own names, else its sorted values.
+
+    Without such a column (an unlabelled public split) there are no names, and all labels are -1.
+    """
+    import datasets
+
+    if column not in table.column_names:
+        return [], np.full(len(table), -1, dtype=np.int64)
+    feature, values = table.features[column], list(table[column])
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names), np.asarray([-1 if v is None else v for v in values], dtype=np.int64)
+    present = sorted({value for value in values if value is not None})
+    place = {value: position for position, value in enumerate(present)}
+    return [str(v) for v in present], np.asarray([place.get(v, -1) for v in values], dtype=np.int64)
+
+
+def _picture(cell: Mapping[str, Any]) -> Any:
+    """Open an undecoded image cell: its bytes, or the file that it names."""
+    import io
+
+    from PIL import Image
+
+    if cell is None:
+        raise ValueError("no image")
+    return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"])
+
+
+def _image_set(entry: Entry) -> ImageSet:
+    groups = entry.index.get("groups")
+    return ImageSet(
+        images=entry.images,
+        labels=entry.index["labels"].astype(np.int64),
+        groups=None if groups is None else tuple(groups.tolist()),
+        names=tuple(entry.index["names"].tolist()),
+        hashes=entry.hashes,
+    )

@@ -1,0 +1,125 @@
+"""Labelled images in memory-mapped arrays: what every data source returns."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+HASH_BYTES = 16
+
+
+class DataError(ValueError):
+    """The data cannot be used as the settings ask; the message names the folder or setting and the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What an image set says of its images besides the pixels; the fields are those of :class:`ImageSet`."""
+
+    labels: NDArray[np.int64]
+    groups: tuple[str, ...] | None
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one size with their labels, in a fixed order.
+
+    Parameters
+    ----------
+    images : uint8 array [n, H, W, 3]
+        RGB pixels, read-only, usually memory-mapped.
+    labels : int64 array [n]
+        Position in the class names; -1 where the label is not known.
+    groups : tuple[str, ...] | None
+        Natural id of every image (a person, a site), or None where the source has none.
+    names : tuple[str, ...]
+        File name or id of every image.
+    hashes : uint8 array [n, 16] | None
+        BLAKE2b of each image's pixels where the cache holds them; None: computed when asked for.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    groups: tuple[str, ...] | None
+    names: tuple[str, ...]
+    hashes: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.labels), len(self.names)} | (
+            {len(self.groups)} if self.groups is not None else set()
+        )
+        if lengths != {len(self.images)} or self.images.ndim != 4:
+            raise ValueError(f"{self.images.shape} images, but labels, names and groups of {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, positions: NDArray[np.integer]) -> ImageSet:
+        """Return the images at these positions, in this order (all of them in order: no copy)."""
+        if len(positions) == len(self) and np.array_equal(positions, np.arange(len(self))):
+            return self
+        rows = self.rows(positions)
+        return ImageSet(
+            images=self.images[positions],
+            labels=rows.labels,
+            groups=rows.groups,
+            names=rows.names,
+            hashes=None if self.hashes is None else self.hashes[positions],
+        )
+
+    def rows(self, positions: NDArray[np.integer]) -> Rows:
+        """Return what is known of the images at these positions, without reading a pixel."""
+        chosen = [int(p) for p in positions]
+        return Rows(
+            labels=self.labels[positions],
+            groups=None if self.groups is None else tuple(self.groups[p] for p in chosen),
+            names=tuple(self.names[p] for p in chosen),
+        )
+
+    def pixel_hashes(self) -> NDArray[np.uint8]:
+        """Return the BLAKE2b hash of each image's pixels, uint8 [n, 16]."""
+        return pixel_hashes(self.images) if self.hashes is None else self.hashes
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """What a data source holds.
+
+    Parameters
+    ----------
+    classes : tuple[str, ...]
+        Class names; a label is a position in it.
+    pool : ImageSet
+        The images that clients (and, without an own public set, the public set) are drawn from.
+    public : ImageSet | None
+        The source's own public images.
+    unseen : ImageSet | None
+        Images that are only ever used to evaluate.
+    """
+
+    classes: tuple[str, ...]
+    pool: ImageSet
+    public: ImageSet | None
+    unseen: ImageSet | None
+
+
+def pixel_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Hash each image's pixels: BLAKE2b, uint8 [n, 16]."""
+    hashes = np.empty((len(images), HASH_BYTES), dtype=np.uint8)
+    for row, image in zip(hashes, images, strict=True):
+        pixels = np.ascontiguousarray(image)
+        row[:] = np.frombuffer(hashlib.blake2b(pixels.data, digest_size=HASH_BYTES).digest(), dtype=np.uint8)
+    return hashes
+
+
+def empty_set(image_size: int) -> ImageSet:
+    """Return a set of no images."""
+    pixels = np.empty((0, image_size, image_size, 3), dtype=np.uint8)
+    return ImageSet(images=pixels, labels=np.empty(0, dtype=np.int64), groups=None, names=())

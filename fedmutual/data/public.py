@@ -1,0 +1,187 @@
+"""The public set: the images that every client predicts, its digest, and which of them a round uses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmutual.data.images import DataError, ImageData, ImageSet
+from fedmutual.data.partition import Stream
+from fedmutual.data.stratify import Positions, generator, stratified_folds, stratified_sample
+from fedmutual.data.stream import StreamFolds, stream_folds
+from fedmutual.settings import PublicSettings, Settings
+
+DEFAULT_SHARE = 0.15  # of the pool
+DIGEST_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class PublicSet:
+    """The public images, the same at every client and at the server.
+
+    Parameters
+    ----------
+    images : ImageSet
+        Its labels are those of the source; they are trained on only where ``public.labelled`` says so.
+    warm_start : ImageSet | None
+        The labelled fold that trains the common start (partition=stream only).
+    folds : tuple of int32 arrays | None
+        The rounds' folds where the partition prescribes them (partition=stream only).
+    digest : str
+        Hex digest of the content, see :func:`digest`.
+    """
+
+    images: ImageSet
+    warm_start: ImageSet | None
+    folds: tuple[NDArray[np.int32], ...] | None
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def indices(self, settings: PublicSettings, seed: int, round: int, rounds: int) -> NDArray[np.int32]:
+        """Return the sorted positions of the public images that a round uses.
+
+        static: all. kfold: the round's class-stratified fold, one a round (the stream's own folds where the
+        partition prescribes them); with more rounds than folds they repeat. sample: a seeded random subset.
+
+        Parameters
+        ----------
+        round : int
+            Counted from 1.
+        rounds : int
+            Rounds of the run: the number of folds.
+        """
+        if round < 1:
+            raise ValueError(f"rounds are counted from 1, not {round}")
+        if settings.schedule == "static":
+            return np.arange(len(self), dtype=np.int32)
+        if settings.schedule == "sample":
+            size = settings.per_round or max(len(self) // 4, 1)
+            rng = generator(seed, "public sample", round)
+            return np.sort(rng.choice(len(self), size=size, replace=False)).astype(np.int32)
+        if self.folds is not None:
+            return self.folds[(round - 1) % len(self.folds)]
+        folds = stratified_folds(self.images.labels, min(rounds, len(self)), generator(seed, "public folds"))
+        return folds[(round - 1) % len(folds)].astype(np.int32)
+
+
+def public_and_private(
+    data: ImageData, settings: Settings, num_clients: int | None
+) -> tuple[PublicSet, Positions | StreamFolds]:
+    """Form the public set, and say which pool images stay private.
+
+    Parameters
+    ----------
+    num_clients : int | None
+        Clients of the run (only partition=stream needs it).
+
+    Returns
+    -------
+    (public, private)
+        Sorted positions in the pool that no public image takes, or the folds of the stream.
+
+    Raises
+    ------
+    DataError
+        The public set would be empty, larger than the pool or lacks the labels that the settings ask for.
+    """
+    private: Positions | StreamFolds
+    if isinstance(settings.partition, Stream):
+        public, private = _from_stream(data, settings, num_clients)
+    else:
+        images, private = _own(data, settings) if data.public is not None else _drawn(data, settings)
+        public = _public_set(data.classes, images, settings.public.labelled)
+    _check(public, settings.public)
+    return public, private
+
+
+def _from_stream(
+    data: ImageData, settings: Settings, num_clients: int | None
+) -> tuple[PublicSet, StreamFolds]:
+    if num_clients is None:
+        raise DataError(
+            "partition=stream divides one pool over its clients: it needs num_clients and partition-id"
+        )
+    if data.public is not None:
+        raise DataError(
+            "partition=stream takes its public folds from the pool: remove the data's public folder"
+        )
+    folds = stream_folds(data.pool.labels, num_clients, settings.rounds, settings.seed)
+    ends = np.cumsum([len(fold) for fold in folds.public])
+    rounds = np.split(np.arange(ends[-1], dtype=np.int32), ends[:-1])
+    images = data.pool.subset(np.concatenate(folds.public))
+    warm_start = data.pool.subset(folds.warm_start)
+    return _public_set(data.classes, images, settings.public.labelled, warm_start, tuple(rounds)), folds
+
+
+def _own(data: ImageData, settings: Settings) -> tuple[ImageSet, Positions]:
+    assert data.public is not None
+    size, images = settings.public.size, data.public
+    if size is not None and size < len(images):
+        images = images.subset(stratified_sample(images.labels, size, generator(settings.seed, "public")))
+    return images, np.arange(len(data.pool), dtype=np.int64)
+
+
+def _drawn(data: ImageData, settings: Settings) -> tuple[ImageSet, Positions]:
+    total = len(data.pool)
+    size = settings.public.size if settings.public.size is not None else max(round(DEFAULT_SHARE * total), 1)
+    if size >= total:
+        raise DataError(f"public.size: {size} leaves nothing private of a pool of {total} images: lower it")
+    chosen = stratified_sample(data.pool.labels, size, generator(settings.seed, "public"))
+    return data.pool.subset(chosen), np.setdiff1d(np.arange(total, dtype=np.int64), chosen)
+
+
+def _check(public: PublicSet, settings: PublicSettings) -> None:
+    if len(public) == 0:
+        raise DataError(
+            "the public set is empty: put images into the data's public folder, or remove the folder"
+        )
+    if settings.labelled and bool((public.images.labels < 0).any()):
+        raise DataError(
+            "public.labelled: the public images have no labels: set public.labelled=false, "
+            "or put them into a folder per class"
+        )
+    if settings.schedule == "sample" and settings.per_round is not None and settings.per_round > len(public):
+        raise DataError(
+            f"public.per_round: {settings.per_round} is more than the {len(public)} public images"
+        )
+
+
+def _public_set(
+    classes: tuple[str, ...],
+    images: ImageSet,
+    labelled: bool,
+    warm_start: ImageSet | None = None,
+    folds: tuple[NDArray[np.int32], ...] | None = None,
+) -> PublicSet:
+    return PublicSet(images, warm_start, folds, digest(classes, images, labelled, warm_start))
+
+
+def digest(classes: tuple[str, ...], images: ImageSet, labelled: bool, warm_start: ImageSet | None) -> str:
+    """Name a public set by its content: 32 hex characters.
+
+    It covers the class names, the image size, every image's decoded pixels in order, the labels if they are
+    used, and the labelled warm-start fold. It is made of each image's hash, which the cache holds, so that a
+    process does not read the pixels for it.
+    """
+    head = {
+        "format": DIGEST_FORMAT,
+        "classes": classes,
+        "size": images.images.shape[1:],
+        "images": len(images),
+        "labelled": labelled,
+        "warm_start": None if warm_start is None else len(warm_start),
+    }
+    state = hashlib.blake2b(json.dumps(head).encode(), digest_size=16)
+    state.update(images.pixel_hashes().tobytes())
+    if labelled:
+        state.update(images.labels.astype("<i8").tobytes())
+    if warm_start is not None:
+        state.update(warm_start.pixel_hashes().tobytes())
+        state.update(warm_start.labels.astype("<i8").tobytes())
+    return state.hexdigest()

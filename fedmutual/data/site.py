@@ -1,0 +1,167 @@
+"""What one client learns from, and what the server needs."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedmutual.data.cache import cache_folder
+from fedmutual.data.images import DataError, ImageData, ImageSet
+from fedmutual.data.partition import Stream, split
+from fedmutual.data.public import PublicSet, public_and_private
+from fedmutual.data.stratify import Positions, generator, hold_out
+from fedmutual.data.stream import StreamFolds
+from fedmutual.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteData:
+    """The data of one client.
+
+    Parameters
+    ----------
+    classes : tuple[str, ...]
+        Class names, the same at every client.
+    private : ImageSet
+        All images that only this client sees.
+    public : PublicSet
+        The public images, the same at every client.
+    unseen : ImageSet | None
+        Images only ever used to evaluate.
+    train_parts, held_out_parts : tuple of int64 arrays
+        Sorted positions in ``private``: one part for all rounds, or (partition=stream) one a round.
+    """
+
+    classes: tuple[str, ...]
+    private: ImageSet
+    public: PublicSet
+    unseen: ImageSet | None
+    train_parts: tuple[Positions, ...]
+    held_out_parts: tuple[Positions, ...]
+
+    def train_indices(self, round: int) -> Positions:
+        """Return the sorted positions in ``private`` that a round (from 1) trains on."""
+        return self.train_parts[_part(round, len(self.train_parts))]
+
+    def validation_indices(self, round: int) -> Positions:
+        """Return the sorted positions in ``private`` held out up to a round (from 1); never trained on."""
+        last = _part(round, len(self.held_out_parts))
+        return np.sort(np.concatenate(self.held_out_parts[: last + 1]))
+
+
+def _part(round: int, parts: int) -> int:
+    """Position of a round's part; after the last one (the closing message) it stays the last."""
+    if round < 1:
+        raise ValueError(f"rounds are counted from 1, not {round}")
+    return min(round, parts) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class SharedData:
+    """What the server knows: the classes, the public set (the clients' digest) and the unseen set."""
+
+    classes: tuple[str, ...]
+    public: PublicSet
+    unseen: ImageSet | None
+
+
+def load_site(settings: Settings, partition: tuple[int, int] | None) -> SiteData:
+    """Load what one client learns from.
+
+    Parameters
+    ----------
+    settings : Settings
+    partition : (partition_id, num_partitions) | None
+        Its share of a pool that all clients hold; None: the whole pool is its own, and the data must bring
+        its own public set.
+
+    Raises
+    ------
+    DataError
+        Naming the folder or setting, and the remedy.
+    """
+    cache_dir = cache_folder(settings.cache_dir)
+    data = settings.data.load(cache_dir)
+    if partition is None:
+        return _own_site(data, settings)
+    partition_id, num_clients = partition
+    if not 0 <= partition_id < num_clients:
+        raise DataError(f"partition-id: {partition_id} is not below num-partitions {num_clients}")
+    public, private = public_and_private(data, settings, num_clients)
+    if isinstance(private, StreamFolds):
+        return _stream_site(
+            data, settings, public, [fold[partition_id] for fold in private.private], partition_id
+        )
+    # the split needs no pixels: only this client's own are read
+    rows = data.pool.rows(private)
+    positions = split(rows, settings.partition, num_clients, settings.seed, cache_dir)[partition_id]
+    return _site(data, settings, public, data.pool.subset(private[positions]), partition_id)
+
+
+def load_shared(settings: Settings, num_clients: int | None) -> SharedData:
+    """Load what the server needs; ``num_clients`` is required for partition=stream only."""
+    data = settings.data.load(cache_folder(settings.cache_dir))
+    public, _ = public_and_private(data, settings, num_clients)
+    _warn_of_size(data, settings)
+    return SharedData(data.classes, public, data.unseen)
+
+
+def _warn_of_size(data: ImageData, settings: Settings) -> None:
+    """Say where ``public.size`` has no effect: at the server only, so that a run says it once."""
+    size = settings.public.size
+    if size is None:
+        return
+    if isinstance(settings.partition, Stream):
+        logger.warning(
+            "public.size: %d has no effect with partition=stream, whose public set is a fold a round: "
+            "set public.size=null",
+            size,
+        )
+    elif data.public is not None and size > len(data.public):
+        logger.warning(
+            "public.size: %d is more than the %d images of the data's own public set: all of them are used; "
+            "set public.size=null, or add images",
+            size,
+            len(data.public),
+        )
+
+
+def _own_site(data: ImageData, settings: Settings) -> SiteData:
+    if data.public is None:
+        raise DataError(
+            "a client without partition-id keeps all its images to itself, so its data needs a public set of "
+            "its own: put the images that all clients share into <data.root>/public (data=folder), set "
+            "data.public_split (data=huggingface), or give the node a partition-id and num-partitions"
+        )
+    public, _ = public_and_private(data, settings, None)
+    return _site(data, settings, public, data.pool, 0)
+
+
+def _site(
+    data: ImageData, settings: Settings, public: PublicSet, private: ImageSet, partition_id: int
+) -> SiteData:
+    if len(private) == 0:
+        raise DataError("this client has no private images: put them into <data.root>/train/<class>")
+    fraction = settings.train.validation_fraction
+    train, held_out = hold_out(private.labels, fraction, generator(settings.seed, "validation", partition_id))
+    return SiteData(data.classes, private, public, data.unseen, (train,), (held_out,))
+
+
+def _stream_site(
+    data: ImageData, settings: Settings, public: PublicSet, folds: list[Positions], partition_id: int
+) -> SiteData:
+    train: list[Positions] = []
+    held_out: list[Positions] = []
+    start = 0
+    for round, fold in enumerate(folds, start=1):
+        rng = generator(settings.seed, "validation", partition_id, round)
+        parts = hold_out(data.pool.labels[fold], settings.train.validation_fraction, rng)
+        train.append(start + parts[0])
+        held_out.append(start + parts[1])
+        start += len(fold)
+    private = data.pool.subset(np.concatenate(folds))
+    return SiteData(data.classes, private, public, data.unseen, tuple(train), tuple(held_out))

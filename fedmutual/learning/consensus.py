@@ -1,0 +1,125 @@
+"""From the clients' predicted distributions to each client's target, in O(K N C) work and O(N C) memory.
+
+Numpy only, so that the server starts without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+CHUNK_VALUES = 32_768  # 256 KiB of float64
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one client is pulled towards.
+
+    Attributes
+    ----------
+    log_probabilities : float32 [N, C]
+        ``mean_j log P_j`` (own || peer; not normalised) or ``log mean_j P_j`` (peer || own).
+    entropies : float32 [N] or None
+        ``mean_j H(P_j)`` in nats, which makes the peer || own loss a true mean KL; None for own || peer.
+    """
+
+    log_probabilities: FloatArray
+    entropies: FloatArray | None = None
+
+
+def log_softmax(values: npt.NDArray[np.floating]) -> FloatArray:
+    """Normalise scores [N, C] to log-probabilities, float32."""
+    # numpy reduces a short last axis one row at a time; in Fortran order it reduces whole columns
+    scores = values.astype(np.float32, order="F")
+    scores -= scores.max(axis=1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return np.ascontiguousarray(scores)
+
+
+def prediction_shares(log_probabilities: npt.NDArray[np.floating]) -> list[float]:
+    """Share of the samples [N, C] for which each class is the most probable one, [C]."""
+    counts = np.bincount(log_probabilities.argmax(axis=1), minlength=log_probabilities.shape[1])
+    return [float(count) / len(log_probabilities) for count in counts]
+
+
+class MeanConsensus:
+    """Leave-one-out mean of the peers (arXiv:2503.05803 for own || peer, arXiv:1706.00384 for peer || own).
+
+    The sum over all clients is formed once; client i's target is ``(sum - own) / (K - 1)``. A client's
+    contribution is computed again where it is taken out, because keeping all of them would double the
+    memory that the predictions take.
+
+    Parameters
+    ----------
+    predictions : Mapping[str, float array [N, C]]
+        Normalised log-probabilities of each client on the same N public samples, in the same order. Kept
+        by reference, in the precision in which they arrived.
+    divergence : str
+        ``own_peer`` (also for ``published_code``) averages log-probabilities, ``peer_own`` probabilities.
+    temperature : float
+        Every distribution is softened to ``softmax(log P / temperature)`` first.
+    """
+
+    def __init__(
+        self, predictions: Mapping[str, npt.NDArray[np.floating]], divergence: str, temperature: float = 1.0
+    ) -> None:
+        self._predictions = predictions
+        self._averages_probabilities = divergence == "peer_own"
+        self._temperature = np.float32(temperature)
+        self._shape = next(iter(predictions.values())).shape if predictions else (0, 1)
+        # float64: what is taken out of the sum again is lost to rounding otherwise
+        self._sum = np.zeros(self._shape, np.float64)
+        self._entropy_sum = np.zeros(self._shape[0], np.float64)
+        for values in predictions.values():
+            for rows in self._chunks():
+                contribution, entropies = self._contribution(values[rows])
+                self._sum[rows] += contribution
+                if entropies is not None:
+                    self._entropy_sum[rows] += entropies
+
+    def target(self, client: str | None) -> Target | None:
+        """Target of ``client``: the mean of its peers, or of everyone for a client that sent nothing.
+
+        Returns None where there is no peer.
+        """
+        own = self._predictions.get(client) if client is not None else None
+        peers = len(self._predictions) - (own is not None)
+        if peers == 0:
+            return None
+        mean = np.empty(self._shape, np.float32)
+        mean_entropies = np.empty(self._shape[0], np.float32) if self._averages_probabilities else None
+        for rows in self._chunks():
+            total, entropies = self._sum[rows], self._entropy_sum[rows]
+            if own is not None:
+                own_contribution, own_entropies = self._contribution(own[rows])
+                total = total - own_contribution
+                entropies = entropies if own_entropies is None else entropies - own_entropies
+            np.divide(total, peers, out=mean[rows], casting="same_kind")
+            if mean_entropies is not None:
+                np.log(np.maximum(mean[rows], np.finfo(np.float32).tiny), out=mean[rows])
+                mean_entropies[rows] = np.maximum(entropies / peers, 0)
+        return Target(mean, mean_entropies)
+
+    def _chunks(self) -> Iterator[slice]:
+        """So few samples that their intermediate arrays stay in the cache, and their memory is reused."""
+        samples, classes = self._shape
+        size = max(CHUNK_VALUES // classes, 1)
+        return (slice(start, start + size) for start in range(0, samples, size))
+
+    def _contribution(
+        self, values: npt.NDArray[np.floating]
+    ) -> tuple[npt.NDArray[np.floating], FloatArray | None]:
+        """What a client adds to the sum [N, C], and its entropies [N] in nats where they are needed."""
+        log_p = values
+        if self._temperature != 1:
+            log_p = log_softmax(np.divide(values, self._temperature, dtype=np.float32))
+        if not self._averages_probabilities:
+            return log_p, None
+        log_p = log_p.astype(np.float32, copy=False)
+        p = np.exp(log_p)
+        return p, -np.einsum("nc,nc->n", p, log_p)

@@ -1,0 +1,66 @@
+"""Predictions and their quality."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedmutual.learning.divergence import as_logits
+from fedmutual.learning.training import to_input
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
+    """Log-probabilities [n, C] of uint8 images [n, 3, H, W], in evaluation mode and fp32, on the CPU."""
+    device = next(model.parameters()).device
+    model.eval()
+    parts = [
+        torch.log_softmax(as_logits(model(to_input(batch, device)).float()), dim=1).cpu()
+        for batch in torch.split(images, batch_size)
+    ]
+    return torch.cat(parts)
+
+
+def cross_entropy(log_probabilities: Tensor, labels: Tensor) -> float:
+    """Mean negative log-likelihood, in nats."""
+    return float(torch.nn.functional.nll_loss(log_probabilities, labels))
+
+
+def accuracy(log_probabilities: Tensor, labels: Tensor) -> float:
+    """Share of samples whose most probable class is their label."""
+    return float((log_probabilities.argmax(dim=1) == labels).float().mean())
+
+
+def quality(log_probabilities: Tensor, labels: Tensor, auroc: bool = True) -> dict[str, float | list[float]]:
+    """Accuracy, balanced accuracy, recall per class and, where asked for, AUROC.
+
+    Of predictions [n, C] against labels [n].
+    Recall is -1 for a class that does not occur, and balanced accuracy the mean of the others. AUROC is
+    that of class 1 for two classes, else the mean of one class against the rest; it is absent where a
+    class does not occur.
+    """
+    num_classes = log_probabilities.shape[1]
+    counts = torch.bincount(labels, minlength=num_classes)
+    present = counts > 0
+    right = labels[log_probabilities.argmax(dim=1) == labels]
+    recall = torch.bincount(right, minlength=num_classes) / counts
+    figures: dict[str, float | list[float]] = {
+        "accuracy": accuracy(log_probabilities, labels),
+        "balanced_accuracy": float(recall[present].mean()),
+        "recall": [float(value) for value in recall.where(present, -1.0)],
+    }
+    if auroc and bool(present.all()):
+        # imported here: it takes two seconds, which only the closing message should pay
+        from torchmetrics.functional.classification import multiclass_auroc
+
+        figures["auroc"] = float(multiclass_auroc(log_probabilities.exp(), labels, num_classes))
+    return figures
+
+
+def ensemble(predictions: list[npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
+    """Mean-logit ensemble: log-probabilities of the normalised geometric mean, [n, C]."""
+    mean = np.mean([p.astype(np.float64) for p in predictions], axis=0)
+    mean -= mean.max(axis=1, keepdims=True)  # two sure and opposed clients would underflow
+    return np.asarray(mean - np.log(np.exp(mean).sum(axis=1, keepdims=True)), dtype=np.float64)

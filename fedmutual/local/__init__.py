@@ -1,0 +1,1 @@
+"""``fedmutual run``: a real ``flwr run`` simulation on this machine."""

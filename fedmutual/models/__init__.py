@@ -1,0 +1,1 @@
+"""Models of the project; any other by its dotted path."""

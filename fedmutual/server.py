@@ -1,0 +1,108 @@
+"""The server: settings -> strategy -> rounds -> results."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from fedmutual.data.site import SharedData, load_shared
+from fedmutual.diagnostics import diagnose
+from fedmutual.exchange import Exchange
+from fedmutual.report.plots import write_plots
+from fedmutual.results import RunDirectory, build_summary
+from fedmutual.settings import Settings, as_container, from_contexts, run_config_overrides
+from fedmutual.strategies.mutual import MutualLearning
+
+logger = logging.getLogger(__name__)
+
+
+def run(grid: Grid, context: Context) -> None:
+    """Do a whole run: its results directory says how it went, whatever happens.
+
+    Raises
+    ------
+    Exception
+        Whatever ended the run, after ``summary.json`` has its reason, so that Flower marks it as failed.
+    """
+    start = time.time()
+    settings = from_contexts(context.run_config)
+    journal, checkpoint = _open_results(settings, run_config_overrides(context.run_config))
+    logger.info("results: %s", journal.path)
+    outcome: dict[str, Any] = {"status": "failed", "reason": "the ServerApp was killed"}
+    num_classes = 2
+    try:
+        nodes = Exchange(grid, settings.exchange).wait_for_clients(settings.num_clients)
+        shared = load_shared(settings, settings.num_clients or len(nodes))
+        outcome |= {"public_digest": shared.public.digest}
+        num_classes = len(shared.classes)
+        strategy = settings.strategy.build(settings, shared, _run_name(journal.path), journal)
+        if checkpoint is not None:
+            strategy.restore(*checkpoint)
+        started = time.time()
+        strategy.start(grid)
+        outcome["seconds"] = {"startup": started - start, "training": time.time() - started}
+        outcome |= {"status": "completed", "reason": "", "ensemble": _ensemble(strategy, shared)}
+    except BaseException as error:
+        outcome["reason"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        seconds = {**outcome.pop("seconds", {}), "total": time.time() - start}
+        _finish(journal, settings, outcome, seconds, num_classes)
+
+
+def _open_results(
+    settings: Settings, overrides: list[str]
+) -> tuple[RunDirectory, tuple[dict[str, Any], dict[str, Any]] | None]:
+    if settings.resume is not None:
+        RunDirectory(Path(settings.resume)).require_same(as_container(settings))
+        journal = RunDirectory.resume(Path(settings.resume))
+        return journal, journal.load_checkpoint()
+    now = datetime.datetime.now()
+    name = f"{now:%Y-%m-%d_%H-%M-%S}-{settings.strategy.name}"
+    output = Path(settings.output_dir) if settings.output_dir else None
+    return RunDirectory.create(output, as_container(settings), name, overrides), None
+
+
+def _run_name(path: Path) -> str:
+    """Unique for ever: clients keep their states by it, and must never take an old run's for this one's."""
+    return f"{path.name}-{secrets.token_hex(4)}"
+
+
+def _ensemble(strategy: MutualLearning, shared: SharedData) -> dict[str, Any] | None:
+    """Measure the mean-logit ensemble of the clients that answered the closing order."""
+    if not strategy.unseen_predictions or shared.unseen is None:
+        return None
+    import torch
+
+    from fedmutual.learning.evaluation import ensemble, quality
+
+    log_p = torch.from_numpy(ensemble(list(strategy.unseen_predictions.values())))
+    return {**quality(log_p, torch.from_numpy(shared.unseen.labels)), "num_examples": len(shared.unseen)}
+
+
+def _finish(
+    journal: RunDirectory,
+    settings: Settings,
+    outcome: dict[str, Any],
+    seconds: dict[str, float],
+    classes: int,
+) -> None:
+    """The summary comes last, since it says that the run is over, but whatever a plot may do, it comes."""
+    history = journal.history()
+    warnings = diagnose(history, classes, getattr(settings.strategy, "kl_weight", 0.0))
+    for warning in warnings:
+        logger.warning("%s", warning)
+    summary = build_summary(
+        settings=as_container(settings), history=history, seconds=seconds, warnings=warnings, **outcome
+    )
+    try:
+        write_plots(history, journal.path)
+    finally:
+        journal.write_summary(summary)

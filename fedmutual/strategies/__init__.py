@@ -1,0 +1,1 @@
+"""Strategies: the only place that knows both the wire and the mathematics; one file each."""

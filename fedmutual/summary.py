@@ -1,0 +1,178 @@
+"""``summary.json``: what came of a run, assembled from its history."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+import fedmutual
+
+STATUSES = ("completed", "failed", "stopped")
+MEASURES = ("accuracy", "balanced_accuracy", "auroc", "recall")
+DIRECTIONS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes")
+
+Record = Mapping[str, Any]
+
+
+def build_summary(
+    *,
+    settings: Mapping[str, Any],
+    status: str,
+    reason: str = "",
+    history: Sequence[Record],
+    ensemble: Mapping[str, Any] | None = None,
+    public_digest: str | None = None,
+    public_data_bytes: int = 0,
+    seconds: Mapping[str, float] | None = None,
+    warnings: Sequence[str] = (),
+    versions: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Assemble the summary of a run; its keys are a contract that others read.
+
+    Parameters
+    ----------
+    settings : Mapping[str, Any]
+        ``settings.as_container(settings)``.
+    status : str
+        "completed", "failed" or "stopped".
+    history : Sequence[Mapping[str, Any]]
+        All lines of ``history.jsonl``. A client's figures are those of its last line that has them; one
+        without a closing line is marked ``"finished": false``.
+    ensemble : Mapping[str, Any] | None
+        The mean-logit ensemble of the clients on the unseen set: accuracy, balanced_accuracy, auroc,
+        num_examples; None: not measured.
+    public_data_bytes : int
+        Bytes of public images that the server sent, all clients.
+    seconds : Mapping[str, float] | None
+        total, startup, training; what is missing is 0.
+
+    Raises
+    ------
+    ValueError
+        ``status`` is none of the three.
+    """
+    if status not in STATUSES:
+        raise ValueError(f"status {status!r} is none of {', '.join(STATUSES)}")
+    clients = _clients(history)
+    return {
+        "strategy": settings["strategy"]["name"],
+        "experiment": settings.get("experiment_name"),
+        "seed": settings["seed"],
+        "rounds": settings["rounds"],
+        "rounds_completed": _rounds_completed(history),
+        "status": status,
+        "reason": reason,
+        "clients": clients,
+        "unseen": _unseen(history, clients, ensemble),
+        "traffic": {**_bytes(history), "public_data_bytes": public_data_bytes},
+        "seconds": {"total": 0.0, "startup": 0.0, "training": 0.0, **(seconds or {})},
+        "public_digest": public_digest,
+        "versions": dict(versions or installed_versions()),
+        "warnings": list(warnings),
+        "rejected": _rejections(history),
+        "config": without_paths(settings),
+    }
+
+
+def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Sort key under which "client-2" comes before "client-10"."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple((not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    # inside a Flower app bundle fedmutual is no installed package
+    others = {name: metadata.version(name) for name in ("flwr", "torch")}
+    return {"fedmutual": fedmutual.__version__, **others}
+
+
+def without_paths(settings: Any) -> Any:
+    """Return the settings without the entries whose value is an absolute path: they say nothing elsewhere."""
+    if isinstance(settings, Mapping):
+        return {str(k): without_paths(v) for k, v in settings.items() if not _is_path(v)}
+    if isinstance(settings, (list, tuple)):
+        return [without_paths(entry) for entry in settings if not _is_path(entry)]
+    return settings
+
+
+def _is_path(value: Any) -> bool:
+    if isinstance(value, (PurePosixPath, PureWindowsPath)):
+        return True
+    text = value if isinstance(value, str) else ""
+    return (
+        text.startswith(("~", "file:"))
+        or PurePosixPath(text).is_absolute()
+        or bool(PureWindowsPath(text).drive)
+    )
+
+
+def _clients(history: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    names = sorted({line["client"] for line in history if line.get("client") is not None}, key=natural_key)
+    return {name: _client([line for line in history if line.get("client") == name]) for name in names}
+
+
+def _rounds_completed(history: Sequence[Record]) -> int:
+    accepted = (line for line in history if not line.get("closing") and not line.get("rejected"))
+    return max((line["round"] for line in accepted), default=0)
+
+
+def _rejections(history: Sequence[Record]) -> list[dict[str, Any]]:
+    rejected = [line for line in history if line.get("rejected")]
+    keys = ("client", "node_id", "round")
+    return [{key: line.get(key) for key in keys} | {"reason": line["rejected"]} for line in rejected]
+
+
+def _client(lines: Sequence[Record]) -> dict[str, Any]:
+    accepted = [line for line in lines if not line.get("rejected")]
+    figures: dict[str, Any] = {key: _last(accepted, key).get(key) for key in ("model", "num_examples")}
+    for group in ("unseen", "validation"):
+        # all of a group from one line, so that they belong together
+        line = _last(accepted, f"{group}_accuracy")
+        figures |= {f"{group}_{measure}": line.get(f"{group}_{measure}") for measure in MEASURES}
+    return {
+        **figures,
+        **_bytes(lines),
+        "rejected": len(lines) - len(accepted),
+        "finished": any(line.get("closing") for line in accepted),
+    }
+
+
+def _last(lines: Sequence[Record], key: str) -> Record:
+    """The line of the latest round that has a value for ``key``; empty when none has."""
+    having = [line for line in lines if line.get(key) is not None]
+    # lines of one round stay in the order in which they came
+    return max(enumerate(having), key=lambda pair: (pair[1]["round"], pair[0]))[1] if having else {}
+
+
+def _unseen(
+    history: Sequence[Record], clients: Mapping[str, Record], ensemble: Record | None
+) -> dict[str, Any] | None:
+    measured = [c["unseen_accuracy"] for c in clients.values() if c["unseen_accuracy"] is not None]
+    if not measured and ensemble is None:
+        return None
+    together = ensemble or {}
+    closing = [line for line in history if line.get("closing")] or list(history)
+    sizes = [line["unseen_num_examples"] for line in closing if line.get("unseen_num_examples") is not None]
+    unseen: dict[str, Any] = {
+        "mean_accuracy": mean(measured),
+        "worst_accuracy": min(measured, default=None),
+        "ensemble_accuracy": together.get("accuracy"),
+        "num_examples": together.get("num_examples") or max(sizes, default=None),
+    }
+    extra = {key: together[key] for key in ("balanced_accuracy", "auroc") if together.get(key) is not None}
+    return unseen | {f"ensemble_{key}": value for key, value in extra.items()}
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Arithmetic mean with one rounding, so that it does not depend on the order; None of nothing."""
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers) if numbers else None
+
+
+def _bytes(lines: Sequence[Record]) -> dict[str, int]:
+    return {key: sum(line.get(key) or 0 for line in lines) for key in DIRECTIONS}

@@ -1,0 +1,17 @@
+"""Flower ServerApp of fedmutual."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedmutual.logs import show_logs
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the strategy that the run's settings name."""
+    from fedmutual.server import run
+
+    show_logs()
+    run(grid, context)

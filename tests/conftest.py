@@ -1,0 +1,23 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# how long an example takes says something about the machine, not about the code
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session")
+def facemask_root() -> Path:
+    """The photographs of two sources; tests that need them are skipped where they are absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data" / "facemask"
+    root = Path(os.environ.get("FEDMUTUAL_FACEMASK", default))
+    if not (root / "pool").is_dir():
+        pytest.skip(f"no photographs in {root}: set FEDMUTUAL_FACEMASK to the folder of pool/ and unseen/")
+    return root

@@ -1,0 +1,233 @@
+"""The cache of decoded images: made once whatever number of processes ask, whole or not at all."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_data import write_images
+
+from fedmutual.data import decoding
+from fedmutual.data.cache import cached, new_array
+from fedmutual.data.decoding import decode_files, list_images, to_rgb
+from fedmutual.data.images import DataError, pixel_hashes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from fedmutual.data.cache import cached, new_array
+
+cache, started = Path(sys.argv[1]), Path(sys.argv[2])
+
+def build(folder):
+    with started.open("a") as file:
+        file.write("x")
+    new_array(folder, 3, 8)[:] = 7
+    time.sleep(0.5)
+    return {"labels": np.arange(3)}
+
+entry = cached(cache, "key", build)
+assert entry.images.shape == (3, 8, 8, 3) and (entry.images == 7).all() and len(entry.hashes) == 3
+"""
+
+DIES = """
+import os, sys
+from pathlib import Path
+from fedmutual.data.cache import cached, new_array
+
+def build(folder):
+    new_array(folder, 3, 8)[:] = 1
+    os._exit(9)
+
+cached(Path(sys.argv[1]), "key", build)
+"""
+
+
+def _start(script: str, *arguments: object) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], env=environment)
+
+
+def test_three_processes_at_once_decode_once(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    processes = [_start(PROCESS, tmp_path / "cache", started) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert started.read_text() == "x"
+
+
+def test_a_writer_that_died_leaves_neither_a_lock_nor_half_a_file(tmp_path: Path) -> None:
+    assert _start(DIES, tmp_path).wait(60) == 9
+    assert not (tmp_path / "images" / "key").exists()
+
+    def build(folder: Path) -> dict[str, np.ndarray]:
+        new_array(folder, 2, 8)[:] = 5
+        return {}
+
+    assert (cached(tmp_path, "key", build).images == 5).all()
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["key"]
+
+
+def test_images_are_mapped_read_only_and_hashed(tmp_path: Path) -> None:
+    def build(folder: Path) -> dict[str, np.ndarray]:
+        new_array(folder, 2, 8)[:] = np.arange(2, dtype=np.uint8)[:, None, None, None]
+        return {}
+
+    entry = cached(tmp_path, "key", build)
+    assert isinstance(entry.images, np.memmap)
+    assert not entry.images.flags.writeable
+    assert np.array_equal(entry.hashes, pixel_hashes(np.asarray(entry.images)))
+    assert not np.array_equal(entry.hashes[0], entry.hashes[1])
+
+
+def test_a_failed_build_leaves_nothing_and_a_damaged_entry_is_named(tmp_path: Path) -> None:
+    def fail(folder: Path) -> dict[str, np.ndarray]:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        cached(tmp_path, "key", fail)
+    assert not list((tmp_path / "images").iterdir())
+    (tmp_path / "images" / "key").mkdir()
+    with pytest.raises(DataError, match="delete that folder"):
+        cached(tmp_path, "key", fail)
+
+
+def test_unchanged_files_are_not_read_again_and_changed_ones_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_images(tmp_path / "in", 6)
+    first, _ = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+
+    def refuse(*arguments: object) -> str:
+        raise AssertionError("read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "_content_key", refuse)
+        again, _ = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+    assert np.array_equal(first.images, again.images)
+
+    os.utime(paths[0], ns=(1, 1))  # touched, equal content: hashed again, found again, not decoded again
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "_decode_all", refuse)
+        decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+
+    Image.new("RGB", (9, 12), "red").save(paths[0])
+    changed, _ = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+    assert (changed.images[0] == [255, 0, 0]).all()
+    assert np.array_equal(changed.images[1:], first.images[1:])
+
+
+def test_one_unreadable_image_of_200_is_skipped_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = write_images(tmp_path / "in", 200)
+    paths[17].write_bytes(paths[17].read_bytes()[:40])
+    with caplog.at_level(logging.WARNING):
+        entry, kept = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+    assert kept.tolist() == [i for i in range(200) if i != 17]
+    assert entry.images.shape == (199, 8, 8, 3)
+    assert [record.getMessage().count("0017.png") > 0 for record in caplog.records] == [True]
+    with Image.open(paths[18]) as picture:
+        assert np.array_equal(entry.images[17], to_rgb(picture, 8))
+
+
+def test_a_dangling_link_and_a_forbidden_file_are_skipped_and_named_until_they_are_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = write_images(tmp_path / "in", 200)
+    content = paths[17].read_bytes()
+    paths[17].unlink()
+    paths[17].symlink_to(tmp_path / "gone.png")
+    opened = open
+
+    def forbid(path: object, *arguments: Any, **options: Any) -> Any:
+        if str(path) == str(paths[18]):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patch:  # root may read what is forbidden, so chmod would not do
+        patch.setattr(builtins, "open", forbid)
+        _, kept = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+        assert kept.tolist() == [i for i in range(200) if i not in (17, 18)]
+        assert "0017.png: [Errno 2]" in caplog.text
+        assert "0018.png: [Errno 13]" in caplog.text
+
+    _, kept = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+    assert kept.tolist() == [i for i in range(200) if i != 17]  # though neither its size nor its time changed
+    (tmp_path / "gone.png").write_bytes(content)
+    assert len(decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")[1]) == 200
+
+
+def test_dangling_links_count_into_the_share_that_stops(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 100)
+    for path in paths[3:5]:
+        path.unlink()
+        path.symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"2 of 100 images cannot be read(.|\n)*0003\.png(.|\n)*0004\.png"):
+        decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+
+
+def test_two_percent_unreadable_images_stop_and_are_named(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 100)
+    for path in paths[3:5]:
+        path.write_text("no image")
+    with pytest.raises(DataError, match=r"2 of 100 images cannot be read(.|\n)*0003\.png(.|\n)*0004\.png"):
+        decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+
+
+def test_transparency_lies_over_white_and_exif_turns_the_picture() -> None:
+    clear = Image.new("RGBA", (10, 10), (200, 0, 0, 0))
+    assert (to_rgb(clear, 8) == 255).all()
+    half = Image.new("RGBA", (10, 10), (0, 0, 0, 128))
+    assert np.unique(to_rgb(half, 8)).tolist() == [127]
+
+    picture = Image.new("RGB", (16, 16), "black")
+    picture.paste("white", (0, 0, 16, 8))  # the upper half is white
+    picture.getexif()[0x0112] = 6  # shown turned by 90 degrees clockwise: white to the right
+    turned = to_rgb(picture, 8)
+    assert (turned[:, 4:] > 200).all()
+    assert (turned[:, :4] < 50).all()
+
+
+def test_sixteen_bit_greyscale_keeps_its_range() -> None:
+    deep = Image.fromarray(np.full((10, 10), 128 * 257, dtype=np.uint16))
+    assert np.unique(to_rgb(deep, 8)).tolist() == [128]
+
+
+def test_hidden_and_foreign_files_are_no_images(tmp_path: Path) -> None:
+    write_images(tmp_path / "b", 1)
+    write_images(tmp_path / "a", 1, suffix="JPG")
+    for name in ("notes.txt", ".hidden.png", "Thumbs.db"):
+        (tmp_path / name).write_text("x")
+    assert [file.name for file in list_images(tmp_path)] == ["a/0000.JPG", "b/0000.png"]
+
+
+def test_photographs_are_decoded_once_then_opened(
+    facemask_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedmutual.data.folder import FacemaskSettings
+
+    settings = FacemaskSettings(image_size=32, root=str(facemask_root))
+    first = settings.load(tmp_path)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("read again")
+
+    for reader in ("_content_key", "_decode_all", "decode_into"):
+        monkeypatch.setattr(decoding, reader, refuse)
+    data = settings.load(tmp_path)
+    assert first.pool.images.shape == data.pool.images.shape == (3832, 32, 32, 3)
+    assert np.bincount(data.pool.labels).tolist() == [1914, 1918]
+    assert data.unseen is not None
+    assert np.bincount(data.unseen.labels).tolist() == [2994, 2994]
+    assert len(list((tmp_path / "images").iterdir())) == 2

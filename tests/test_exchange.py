@@ -1,0 +1,291 @@
+"""Sending and collecting, on a grid that only pretends, with a clock that nobody has to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from local_grid import enter_run, over_the_wire
+
+from fedmutual.exchange import SETTLE_SECONDS, Exchange, ExchangeError, as_reply, explain, messages_to
+from fedmutual.messages import payload_bytes
+from fedmutual.settings import ExchangeSettings
+
+POLL = 0.5
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class FakeGrid(Grid):
+    """Answers node ``n`` after ``delays[n]`` seconds (never without an entry), newest reply first."""
+
+    def __init__(self, clock: Clock, delays: dict[int, float], **behaviour: Any) -> None:
+        enter_run()
+        self.clock, self.delays = clock, delays
+        self.rejected: dict[int, list[str]] = behaviour.get("rejected", {})
+        self.errors: dict[int, Error] = behaviour.get("errors", {})
+        self.online: Callable[[float], list[int]] = behaviour.get("online", lambda now: list(delays))
+        self.pushed: list[Message] = []
+        self.pulls: list[tuple[float, list[str]]] = []
+        self.strays: list[Message] = []
+        self._ready: dict[str, tuple[float, Message]] = {}
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        raise NotImplementedError("looks every 3 s in deployment: not to be used")
+
+    def get_node_ids(self) -> list[int]:
+        return self.online(self.clock.now)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        assert isinstance(messages, list), "HttpGrid iterates twice: a generator arrives empty"
+        return [name for message in messages for name in self._push(message)]
+
+    def _push(self, message: Message) -> list[str]:
+        node = message.metadata.dst_node_id
+        if node in self.rejected:
+            return self.rejected[node]
+        name = f"message-{len(self.pushed)}"
+        message.metadata.__dict__["_message_id"] = name
+        self.pushed.append(message)
+        if node in self.delays:
+            self._ready[name] = (self.clock.now + self.delays[node], self._reply(message, node))
+        return [name]
+
+    def _reply(self, order: Message, node: int) -> Message:
+        inbound = over_the_wire(order)
+        if node not in self.errors:
+            content = RecordDict({"report": ConfigRecord({"node": node, "padding": b"x" * node})})
+            return over_the_wire(Message(content, reply_to=inbound))
+        reply = Message(self.errors[node], reply_to=inbound)
+        reply.metadata.__dict__["_src_node_id"] = 1  # Flower's own errors come from the SuperLink
+        return reply
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        assert isinstance(message_ids, list)
+        self.pulls.append((self.clock.now, list(message_ids)))
+        due = [i for i in message_ids if i in self._ready and self._ready[i][0] <= self.clock.now]
+        return [*self.strays, *(self._ready.pop(name)[1] for name in reversed(due))]
+
+
+def an_exchange(grid: FakeGrid, **changes: float) -> Exchange:
+    values: dict[str, Any] = {
+        "min_clients": None,
+        "join_timeout": 10.0,
+        "round_timeout": 20.0,
+        "poll_interval": POLL,
+    }
+    return Exchange(grid, ExchangeSettings(**values | changes), grid.clock, grid.clock.sleep)
+
+
+def orders(*nodes: int) -> list[Message]:
+    content = {node: RecordDict({"order": ConfigRecord({"n": node})}) for node in nodes}
+    return messages_to(content, "train.mutual", 20.0)
+
+
+def said(replies: list[Any]) -> list[int | None]:
+    return [None if reply.content is None else reply.content["report"]["node"] for reply in replies]
+
+
+def test_replies_in_any_order_go_to_their_orders() -> None:
+    grid = FakeGrid(Clock(), {1: 3.0, 2: 0.0, 3: 1.0, 4: 1.0})
+    replies = an_exchange(grid).send_and_collect(orders(1, 2, 3, 4))
+    assert said(replies) == [1, 2, 3, 4]
+    assert [reply.node_id for reply in replies] == [1, 2, 3, 4]
+    assert [reply.seconds for reply in replies] == [3.0, 0.0, 1.0, 1.0]
+    assert [reply.error for reply in replies] == [""] * 4
+
+
+def test_bytes_are_counted_each_way() -> None:
+    grid = FakeGrid(Clock(), {1: 0.0, 900: 0.0})
+    messages = orders(1, 900)
+    replies = an_exchange(grid).send_and_collect(messages)
+    assert [reply.downlink_bytes for reply in replies] == [payload_bytes(m.content) for m in messages]
+    for reply in replies:
+        assert reply.content is not None
+        assert reply.uplink_bytes == payload_bytes(reply.content)
+    # 899 bytes of padding more, and the lengths of what holds them
+    assert 899 <= replies[1].uplink_bytes - replies[0].uplink_bytes < 899 + 16
+
+
+def test_a_round_ends_as_soon_as_everyone_has_answered() -> None:
+    grid = FakeGrid(Clock(), {1: 0.0, 2: 0.0})
+    an_exchange(grid).send_and_collect(orders(1, 2))
+    assert grid.clock.slept == []
+
+
+def test_only_the_poll_interval_is_slept_and_only_the_missing_are_asked_for() -> None:
+    grid = FakeGrid(Clock(), {1: 0.0, 2: 1.2})
+    an_exchange(grid).send_and_collect(orders(1, 2))
+    assert grid.clock.slept == [POLL] * 3
+    assert [ids for _, ids in grid.pulls] == [["message-0", "message-1"], *([["message-1"]] * 3)]
+
+
+def test_a_missing_reply_ends_with_the_rounds_time() -> None:
+    grid = FakeGrid(Clock(), {1: 0.0})
+    replies = an_exchange(grid).send_and_collect(orders(1, 2))
+    assert said(replies) == [1, None]
+    assert "round_timeout" in replies[1].error
+    assert replies[1].uplink_bytes == 0
+    assert replies[1].downlink_bytes > 0
+    assert 120.0 <= grid.clock.now <= 120.0 + POLL
+
+
+def test_a_reply_at_the_deadline_counts_and_a_later_one_is_ignored() -> None:
+    grid = FakeGrid(Clock(), {1: 20.0, 2: 21.0})
+    exchange = an_exchange(grid)
+    assert said(exchange.send_and_collect(orders(1, 2))) == [1, None]
+    grid.clock.now += 10  # the late one is there now, and nobody asks for it
+    grid.delays = {1: 0.0, 2: 0.0}
+    late = grid.pushed[1].metadata.message_id
+    again = exchange.send_and_collect(orders(1, 2))
+    assert said(again) == [1, 2]
+    assert [reply.seconds for reply in again] == [0.0, 0.0]
+    assert all(late not in ids for now, ids in grid.pulls if now > 121)
+
+
+def test_a_reply_to_something_else_is_ignored() -> None:
+    grid = FakeGrid(Clock(), {1: 1.0, 9: 0.0})
+    other = orders(9)[0]
+    other.metadata.__dict__["_message_id"] = "of an earlier round"
+    grid.strays = [grid._reply(other, 9)]
+    assert said(an_exchange(grid).send_and_collect(orders(1))) == [1]
+
+
+@pytest.mark.parametrize("answer", [[""], []], ids=["deployment", "simulation"])
+def test_a_rejected_push_is_that_nodes_error_and_nobody_elses(answer: list[str]) -> None:
+    grid = FakeGrid(Clock(), {1: 0.0, 3: 0.0}, rejected={2: answer})
+    replies = an_exchange(grid).send_and_collect(orders(1, 2, 3))
+    assert said(replies) == [1, None, 3]
+    assert replies[1].error == "the node is not connected"
+    assert replies[1].node_id == 2
+    assert (replies[1].downlink_bytes, replies[1].uplink_bytes) == (0, 0)
+    assert grid.clock.slept == []
+
+
+def test_no_orders_no_replies() -> None:
+    assert an_exchange(FakeGrid(Clock(), {})).send_and_collect([]) == []
+
+
+def test_messages_expire_with_the_round() -> None:
+    assert [m.metadata.ttl for m in orders(4, 5)] == [20.0, 20.0]
+    assert [m.metadata.dst_node_id for m in orders(4, 5)] == [4, 5]
+    assert {m.metadata.message_type for m in orders(4, 5)} == {"train.mutual"}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Errors
+
+WORDS = {
+    ErrorCode.UNKNOWN: "process died",
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "cannot be loaded (is fedmutual installed there?)",
+    ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "ValueError: the disk is full",
+    ErrorCode.MESSAGE_UNAVAILABLE: "round_timeout",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "expired on the way",
+    ErrorCode.NODE_UNAVAILABLE: "the node is gone",
+    ErrorCode.CLIENT_APP_CRASHED: "process died (out of memory? killed?)",
+    ErrorCode.MOD_FAILED_PRECONDITION: "Flower error 6",
+    ErrorCode.INVALID_FAB: "Flower error 7",
+}
+
+
+@pytest.mark.parametrize("code", WORDS)
+def test_each_flower_error_in_words_with_the_node_that_was_asked(code: int) -> None:
+    reason = "Traceback (most recent call last):\n  File ...\nValueError: the disk is full\n"
+    grid = FakeGrid(Clock(), {5: 0.0, 6: 0.0}, errors={5: Error(code, reason)})
+    replies = an_exchange(grid).send_and_collect(orders(5, 6))
+    assert said(replies) == [None, 6]
+    assert WORDS[code] in replies[0].error
+    assert "Traceback" not in replies[0].error
+    assert replies[0].node_id == 5  # not 1, which the error says it comes from
+
+
+def test_an_error_without_a_reason() -> None:
+    assert explain(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)) == "its ClientApp raised an exception"
+    assert explain(Error(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, "")).endswith("installed there?)")
+    assert "ImportError: no torch" in explain(
+        Error(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, "ImportError: no torch")
+    )
+    assert explain(Error(99)) == "Flower error 99"
+
+
+def test_a_message_that_somebody_else_pulled() -> None:
+    grid = FakeGrid(Clock(), {3: 0.0})
+    order = orders(3)[0]
+    order.metadata.__dict__["_message_id"] = "m"
+    reply = as_reply(grid._reply(order, 3))
+    assert (reply.node_id, reply.error) == (3, "")
+    assert reply.content is not None
+    assert reply.uplink_bytes == payload_bytes(reply.content)
+    grid.errors[3] = Error(ErrorCode.NODE_UNAVAILABLE, "")
+    failed = as_reply(grid._reply(order, 3))
+    assert failed.content is None
+    assert "gone" in failed.error
+
+
+# ---------------------------------------------------------------------------------------------------
+# Waiting
+
+
+def one_more_every(seconds: float, most: int) -> Callable[[float], list[int]]:
+    return lambda now: list(range(50, 50 + min(most, int((now - 100) / seconds))))
+
+
+def test_waits_for_the_count_and_no_longer() -> None:
+    grid = FakeGrid(Clock(), {}, online=one_more_every(2.0, 9))
+    assert an_exchange(grid).wait_for_clients(3) == [50, 51, 52]
+    assert grid.clock.now == 106.0
+    assert set(grid.clock.slept) == {POLL}
+
+
+def test_without_a_count_it_waits_until_no_more_arrive() -> None:
+    grid = FakeGrid(Clock(), {}, online=one_more_every(SETTLE_SECONDS * 0.75, 4))
+    assert an_exchange(grid, poll_interval=0.25).wait_for_clients(None) == [50, 51, 52, 53]
+    assert grid.clock.now == 103.0 + SETTLE_SECONDS
+
+
+def test_a_client_that_leaves_while_the_others_settle_is_not_counted() -> None:
+    grid = FakeGrid(Clock(), {}, online=lambda now: [1, 2] if now < 100.5 else [2])
+    assert an_exchange(grid, poll_interval=0.25).wait_for_clients(None) == [2]
+    assert grid.clock.now == 100.5 + SETTLE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("count", "online", "begins"),
+    [(3, [7, 8], "2 of 3 clients connected within 10 s"), (None, [], "0 of any clients connected")],
+)
+def test_too_few_clients_is_an_error_with_the_remedy(
+    count: int | None, online: list[int], begins: str
+) -> None:
+    grid = FakeGrid(Clock(), {}, online=lambda now: online)
+    with pytest.raises(ExchangeError, match=begins) as error:
+        an_exchange(grid).wait_for_clients(count)
+    for remedy in ("start the other SuperNodes", "num_clients", "exchange.join_timeout"):
+        assert remedy in str(error.value)
+    assert 110 <= grid.clock.now <= 110 + 2 * POLL

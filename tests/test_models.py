@@ -1,0 +1,120 @@
+"""VisionNet as the paper has it, and any other model by its dotted path."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fedmutual.models.build import build_model
+from fedmutual.models.visionnet import VisionNet
+from fedmutual.settings import ModelSettings
+
+VISIONNET = "fedmutual.models.visionnet.VisionNet"
+
+
+def model_settings(target: str = VISIONNET, **arguments: Any) -> ModelSettings:
+    return ModelSettings(target=target, arguments=arguments, per_client=[])
+
+
+def no_model(num_classes: int) -> str:
+    """A factory that is no model's, for the test below."""
+    return f"{num_classes} classes"
+
+
+def test_visionnet_is_the_papers() -> None:
+    model = VisionNet()
+    assert sum(p.numel() for p in model.parameters()) == 1_862_785
+    layers = [type(m).__name__ for m in model.modules() if not list(m.children())]
+    assert layers == [
+        "Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU",
+        "Flatten", "Dropout", "Linear", "ReLU", "Dropout", "Linear",
+    ]  # fmt: skip
+    dense = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in dense] == [(28_224, 64), (64, 1)]
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.2, 0.2]
+
+
+def test_visionnet_starts_as_keras_does() -> None:
+    torch.manual_seed(0)
+    for layer in VisionNet(image_size=40).modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        assert layer.bias is not None
+        assert not layer.bias.any()
+        receptive = layer.weight[0, 0].numel()  # Glorot uniform: sqrt(6 / (fan in + fan out))
+        bound = math.sqrt(6 / (receptive * (layer.weight.shape[0] + layer.weight.shape[1])))
+        assert layer.weight.abs().max() <= bound
+        assert layer.weight.abs().max() > 0.9 * bound
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
+
+
+@pytest.mark.parametrize("size", [18, 19, 40, 41, 64, 100])
+def test_visionnet_takes_every_size_from_18(size: int) -> None:
+    images = torch.rand(2, 3, size, size)
+    assert VisionNet(num_classes=5, image_size=size)(images).shape == (2, 5)
+
+
+def test_visionnet_refuses_too_small_images() -> None:
+    with pytest.raises(ValueError, match="at least 18x18 pixels, not 17x17"):
+        VisionNet(image_size=17)
+
+
+def test_build_is_seeded_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    first, _ = build_model(model_settings(), 2, 24, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    again, _ = build_model(model_settings(), 2, 24, seed=1)
+    other, _ = build_model(model_settings(), 2, 24, seed=2)
+    torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(
+        first.state_dict()["classifier.2.weight"], other.state_dict()["classifier.2.weight"]
+    )
+
+
+@pytest.mark.parametrize(("classes", "outputs"), [(2, 1), (3, 3), (10, 10)])
+def test_two_classes_get_one_output(classes: int, outputs: int) -> None:
+    model, arguments = build_model(model_settings(dropout=0.5), classes, 24, seed=0)
+    assert arguments == {"num_classes": outputs, "image_size": 24, "dropout": 0.5}
+    assert model(torch.rand(1, 3, 24, 24)).shape == (1, outputs)
+
+
+def test_the_arguments_rebuild_the_model() -> None:
+    model, arguments = build_model(model_settings(), 2, 24, seed=0)
+    VisionNet(**arguments).load_state_dict(model.state_dict())
+
+
+def test_a_torchvision_model_by_its_path() -> None:
+    model, arguments = build_model(model_settings("torchvision.models.squeezenet1_1"), 3, 64, seed=0)
+    assert arguments == {"num_classes": 3}  # it takes no image_size
+    assert model.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "image_size", "message"),
+    [
+        (model_settings("nosuch_package.Net"), 24, "model._target_: cannot import nosuch_package.Net"),
+        (model_settings("torchvision.models.resnet17"), 24, "model._target_: cannot import .*resnet17"),
+        (model_settings(depth=3), 24, "model: .*VisionNet.*unexpected keyword argument 'depth'"),
+        (model_settings(), 16, "model: .*VisionNet.*at least 18x18"),
+        (model_settings("test_models.no_model"), 24, "model._target_: test_models.no_model makes no"),
+    ],
+)
+def test_a_model_that_cannot_be_built_names_its_setting(
+    settings: ModelSettings, image_size: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(settings, 2, image_size, seed=0)
+
+
+def test_one_output_only_for_models_made_for_it() -> None:
+    # SqueezeNet ends in a ReLU: with a single output, the log-odds, it could never predict class 0
+    settings = ModelSettings(target="torchvision.models.squeezenet1_1", arguments={}, per_client=[])
+    model, arguments = build_model(settings, num_classes=2, image_size=40, seed=0)
+    assert arguments["num_classes"] == 2
+    assert model(torch.zeros((1, 3, 40, 40))).shape == (1, 2)
