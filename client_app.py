@@ -16,9 +16,9 @@ if os.path.basename(sys.argv[0]) == "flwr-simulation":
     os.chdir(os.path.dirname(os.path.abspath(__file__)))
 
 
-@app.train("mutual")
-def mutual(message: Message, context: Context) -> Message:
-    """One round of mutual learning."""
+@app.train("round")
+def train_round(message: Message, context: Context) -> Message:
+    """One round of learning, whatever the strategy."""
     from fedmutual.client import handle
 
     show_logs()

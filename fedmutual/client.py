@@ -14,22 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from torch import nn
 
 import fedmutual
 from fedmutual import messages
 from fedmutual.data.site import SiteData, load_site
-from fedmutual.distributions import FloatArray, MessageError
+from fedmutual.distributions import MessageError
 from fedmutual.identity import IdentityError, client_name, partition_of
 from fedmutual.learner import Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.messages import Order, Report
 from fedmutual.models.build import build_model, load_weights
 from fedmutual.results import user_runs_dir
-from fedmutual.settings import Settings, from_contexts
+from fedmutual.settings import Settings, StrategySettings, from_contexts
 from fedmutual.state import ClientState, Ledger, StateError, StateFolder
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
         state = folder.load()
         if state is None or state.report.round < order.round:
             state = _learn(order, settings, context.node_config, name, folder, state, start)
-            record = _record(state, settings)
+            record = _packed(state, settings)
             received = state.ledger.received + messages.payload_bytes(content)
             sent = state.ledger.sent + messages.payload_bytes(record)
             folder.save(replace(state, ledger=Ledger(received, sent)))
@@ -78,7 +77,12 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
             "resume the run from its newest results folder, or start a new run"
         )
     logger.warning("%s: round %d was done before; sending its report again", name, order.round)
-    return _record(state, settings)
+    return _packed(state, settings)
+
+
+def _packed(state: ClientState, settings: Settings) -> RecordDict:
+    strategy: StrategySettings = settings.strategy
+    return strategy.pack(state.report, state.weights)
 
 
 def _name_for_errors(context: Context) -> str:
@@ -126,7 +130,7 @@ def _learn(
     learner = Learner(settings, site, model, optimizer, order, name)
     if state is not None and order.model is None:
         learner.remember(state.report)
-    predictions, unseen = _round(learner)
+    said = settings.strategy.learn(learner)
     learner.metrics.setdefault("num-examples", len(site.train_indices(min(order.round, settings.rounds))))
     learner.metrics["seconds"] = time.perf_counter() - start
     report = Report(
@@ -134,9 +138,9 @@ def _learn(
         round=order.round,
         public_digest=site.public.digest,
         architecture=type(model).__name__,
-        predictions=predictions,
+        predictions=said.predictions,
         metrics=learner.metrics,
-        unseen_predictions=unseen,
+        unseen_predictions=said.unseen_predictions,
     )
     weights = {key: value.detach() for key, value in model.state_dict().items()}
     if order.closing:
@@ -156,38 +160,6 @@ def _restore_layout(optimizer: torch.optim.Optimizer) -> None:
                 entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _round(learner: Learner) -> tuple[FloatArray, FloatArray | None]:
-    """The paper's order: mutual step of the round before, local training, predictions (docs/METHOD.md)."""
-    order, settings = learner.order, learner.settings
-    strategy = settings.strategy
-    mutual = len(order.target_indices) > 0  # with a target, or at least with labels
-    separate = strategy.phase == "separate"
-    if mutual and separate:
-        learner.separate_mutual_step(strategy.mutual_epochs)
-    elif mutual and order.closing:  # no private training follows that a public phase could harm
-        learner.separate_mutual_step(strategy.public_epochs)
-    if order.closing:
-        learner.validate()
-        return np.zeros((0, len(order.classes)), np.float32), learner.evaluate_unseen(None)
-    if mutual and not separate:
-        learner.mixed_training()
-    else:
-        learner.local_training()
-    predictions = learner.predictions()
-    learner.validate()
-    if order.evaluate_unseen:
-        learner.evaluate_unseen(settings.evaluation.unseen_limit)
-    return predictions, None
-
-
-def _record(state: ClientState, settings: Settings) -> RecordDict:
-    strategy = settings.strategy
-    report = state.report
-    if strategy.average_weights:
-        report = replace(report, model=ArrayRecord(state.weights))
-    return messages.report_record(report, strategy.wire_dtype, strategy.probability_floor)
-
-
 def _check_order(order: Order, site: SiteData) -> None:
     if order.classes != site.classes:
         raise MessageError(
@@ -201,18 +173,13 @@ def _check_order(order: Order, site: SiteData) -> None:
         )
 
 
-@functools.lru_cache(maxsize=4)
-def _cached_site(key: str, partition: tuple[int, int] | None) -> SiteData:
-    return load_site(_SITES[key], partition)
-
-
-_SITES: dict[str, Settings] = {}
+_SITES: dict[str, SiteData] = {}  # what this process has loaded; in simulation it answers many orders
 
 
 def _site(settings: Settings, partition: tuple[int, int] | None) -> SiteData:
-    """Load the data, or reuse what this process has loaded for an earlier order (simulation)."""
     key = repr(
         (
+            partition,
             settings.data,
             settings.partition,
             settings.public,
@@ -222,8 +189,9 @@ def _site(settings: Settings, partition: tuple[int, int] | None) -> SiteData:
             settings.cache_dir,
         )
     )
-    _SITES[key] = settings
-    return _cached_site(key, partition)
+    if key not in _SITES:
+        _SITES[key] = load_site(settings, partition)
+    return _SITES[key]
 
 
 def _model(

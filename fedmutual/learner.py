@@ -27,6 +27,21 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a client has to say about an order, besides its metrics.
+
+    Attributes
+    ----------
+    predictions : float32 [n, C]
+        Log-probabilities of the order's public samples.
+    unseen_predictions : float32 [u, C] or None
+    """
+
+    predictions: FloatArray
+    unseen_predictions: FloatArray | None = None
+
+
 @dataclass
 class Learner:
     """A client's model, optimiser and data, for the length of one order.
@@ -61,24 +76,22 @@ class Learner:
             key = self._key(self.site.public.images, self.order.target_indices)
             self._known[key] = torch.from_numpy(report.predictions)
 
-    def separate_mutual_step(self, epochs: int) -> None:
+    def separate_mutual_step(self, public: Public, epochs: int) -> None:
         """Epochs on the previous round's public samples alone, with a fresh optimiser (the paper's way).
 
         A training of its own: it starts at the full learning rate, whatever the schedule has come to.
         """
-        public = self._public()
         trainer = self._trainer(new_optimizer(self.settings, self.model))
         steps = trainer.steps_for(len(public.images), epochs)
         self._measured_mutual(trainer, steps, None, public)
 
-    def mixed_training(self) -> None:
+    def mixed_training(self, public: Public, public_epochs: int) -> None:
         """Every step takes a private and a public batch; as many steps as the larger of the two needs."""
-        public = self._public()
         private = self._private(public)
         trainer = self._trainer(self.optimizer)
         steps = max(
             trainer.steps_for(len(private.images), self.settings.train.local_epochs),
-            trainer.steps_for(len(public.images), self.settings.strategy.public_epochs),
+            trainer.steps_for(len(public.images), public_epochs),
         )
         self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
 
@@ -89,9 +102,45 @@ class Learner:
         steps = trainer.steps_for(len(private.images), self.settings.train.local_epochs)
         self.metrics["train-loss"] = self._train(trainer, steps, private, None)
 
+    def report(self) -> Answer:
+        """Predict the order's public samples in evaluation mode, and measure what the order asks for."""
+        predictions = self.predictions()
+        self.validate()
+        if self.order.evaluate_unseen:
+            self.evaluate_unseen(self.settings.evaluation.unseen_limit)
+        return Answer(predictions)
+
+    def close(self) -> Answer:
+        """Answer the closing order: all measurements, on the whole unseen set."""
+        self.validate()
+        return Answer(np.zeros((0, len(self.order.classes)), np.float32), self.evaluate_unseen(None))
+
     def predictions(self) -> FloatArray:
         """Log-probabilities of the order's public samples, [n, C], in evaluation mode."""
         return self._predict(self.site.public.images, self.order.public_indices).numpy()
+
+    def public(self, divergence: str, temperature: float) -> Public:
+        """The order's target samples with what is taught on them: its targets, and labels where known.
+
+        Parameters
+        ----------
+        divergence, temperature
+            Of the mutual loss, see :mod:`fedmutual.learning.divergence`.
+        """
+        order, images = self.order, self.site.public.images
+        labels = None
+        if self.settings.public.labelled:
+            labels = torch.from_numpy(images.labels[order.target_indices]).to(self._device)
+        entropies = order.target_entropies
+        return Public(
+            images=_images(images, order.target_indices),
+            log_target=None if order.targets is None else torch.from_numpy(order.targets).to(self._device),
+            entropies=None if entropies is None else torch.from_numpy(entropies).to(self._device),
+            labels=labels,
+            divergence=divergence,
+            temperature=temperature,
+            weight=order.kl_weight,
+        )
 
     def validate(self) -> None:
         """Measure the model on the client's own held-out images."""
@@ -157,22 +206,6 @@ class Learner:
             prior = log_prior(labels, len(self.site.classes), taught).to(self._device)
         self.metrics["num-examples"] = len(indices)
         return Private(_images(self.site.private, indices), labels.to(self._device), prior)
-
-    def _public(self) -> Public:
-        order, strategy, images = self.order, self.settings.strategy, self.site.public.images
-        labels = None
-        if self.settings.public.labelled:
-            labels = torch.from_numpy(images.labels[order.target_indices]).to(self._device)
-        entropies = order.target_entropies
-        return Public(
-            images=_images(images, order.target_indices),
-            log_target=None if order.targets is None else torch.from_numpy(order.targets).to(self._device),
-            entropies=None if entropies is None else torch.from_numpy(entropies).to(self._device),
-            labels=labels,
-            divergence=strategy.divergence,
-            temperature=strategy.temperature,
-            weight=order.kl_weight,
-        )
 
     def _trainer(self, optimizer: torch.optim.Optimizer) -> Trainer:
         train = self.settings.train

@@ -18,7 +18,7 @@ from fedmutual.exchange import Exchange
 from fedmutual.report.plots import write_plots
 from fedmutual.results import RunDirectory, build_summary
 from fedmutual.settings import Settings, as_container, from_contexts, run_config_overrides
-from fedmutual.strategies.mutual import MutualLearning
+from fedmutual.strategies.interface import RunnableStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def _run_name(path: Path) -> str:
     return f"{path.name}-{secrets.token_hex(4)}"
 
 
-def _ensemble(strategy: MutualLearning, shared: SharedData) -> dict[str, Any] | None:
+def _ensemble(strategy: RunnableStrategy, shared: SharedData) -> dict[str, Any] | None:
     """Measure the mean-logit ensemble of the clients that answered the closing order."""
     if not strategy.unseen_predictions or shared.unseen is None:
         return None

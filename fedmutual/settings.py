@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -26,6 +26,16 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:  # only what reads its settings imports torch or Flower
+    from flwr.app import RecordDict
+    from torch import Tensor
+
+    from fedmutual.data.site import SharedData
+    from fedmutual.learner import Answer, Learner
+    from fedmutual.messages import Report
+    from fedmutual.results import RunDirectory
+    from fedmutual.strategies.interface import RunnableStrategy
 
 CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
 
@@ -153,6 +163,20 @@ class StrategySettings:
     """Base of every strategy's settings; ``_target_`` in ``conf/strategy/*.yaml`` names the subclass."""
 
     name: str = setting("name in results and plots")
+
+    def build(
+        self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None
+    ) -> RunnableStrategy:
+        """Make the strategy of a run: the server's side."""
+        raise NotImplementedError
+
+    def learn(self, learner: Learner) -> Answer:
+        """Do what the learner's order asks: the client's side."""
+        raise NotImplementedError
+
+    def pack(self, report: Report, weights: Mapping[str, Tensor]) -> RecordDict:
+        """Turn a client's report, and the weights that it has after it, into what travels."""
+        raise NotImplementedError
 
 
 @dataclass(kw_only=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from fedmutual.learner import Learner
 
 # how long an example takes says something about the machine, not about the code
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,3 +24,18 @@ def facemask_root() -> Path:
     if not (root / "pool").is_dir():
         pytest.skip(f"no photographs in {root}: set FEDMUTUAL_FACEMASK to the folder of pool/ and unseen/")
     return root
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Every local or mixed training: (client, round)."""
+    done: list[tuple[str, int]] = []
+    for name in ("local_training", "mixed_training"):
+        original = getattr(Learner, name)
+
+        def counted(self: Learner, *args: Any, original: Any = original) -> None:
+            done.append((self.client, self.order.round))
+            original(self, *args)
+
+        monkeypatch.setattr(Learner, name, counted)
+    return done

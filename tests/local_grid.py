@@ -204,7 +204,7 @@ class Played:
 
 def trains(message: Message) -> bool:
     """Whether a message is an order or its report, and no question who a node is."""
-    return message.metadata.message_type == "train.mutual"
+    return message.metadata.message_type == "train.round"
 
 
 def play(path: Path, *overrides: str, clients: int = 3, resume: bool = False, **hooks: Any) -> Played:

@@ -70,7 +70,7 @@ def do(order: Order, context: Context) -> RecordDict:
 
 def content_bytes(content: RecordDict) -> bytes:
     enter_run()
-    message = Message(content, 5, "train.mutual")
+    message = Message(content, 5, "train.round")
     return over_the_wire(message).content.deflate() + b"".join(r.deflate() for r in content.values())
 
 
@@ -78,21 +78,6 @@ def state_of(state_dir: Path, name: str = "client-0") -> ClientState:
     state = StateFolder(state_dir, "run-1", name).load()
     assert state is not None
     return state
-
-
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Every local or mixed training: (client, round)."""
-    done: list[tuple[str, int]] = []
-    for name in ("local_training", "mixed_training"):
-        original = getattr(Learner, name)
-
-        def counted(self: Learner, original: Any = original) -> None:
-            done.append((self.client, self.order.round))
-            original(self)
-
-        monkeypatch.setattr(Learner, name, counted)
-    return done
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -277,7 +262,7 @@ def test_what_goes_wrong_is_an_error_reply_that_names_the_client(
     do(an_order(1), a_context(tmp_path))
     do(an_order(2), a_context(tmp_path))
     enter_run()
-    order = over_the_wire(Message(order_record(an_order(1), "float16"), 5, "train.mutual"))
+    order = over_the_wire(Message(order_record(an_order(1), "float16"), 5, "train.round"))
     reply = handle(order, a_context(tmp_path, **node_config))
     assert reply.has_error()
     assert reply.error.code == 2

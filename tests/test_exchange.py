@@ -106,7 +106,7 @@ def an_exchange(grid: FakeGrid, **changes: float) -> Exchange:
 
 def orders(*nodes: int) -> list[Message]:
     content = {node: RecordDict({"order": ConfigRecord({"n": node})}) for node in nodes}
-    return messages_to(content, "train.mutual", 20.0)
+    return messages_to(content, "train.round", 20.0)
 
 
 def said(replies: list[Any]) -> list[int | None]:
@@ -196,7 +196,7 @@ def test_no_orders_no_replies() -> None:
 def test_messages_expire_with_the_round() -> None:
     assert [m.metadata.ttl for m in orders(4, 5)] == [20.0, 20.0]
     assert [m.metadata.dst_node_id for m in orders(4, 5)] == [4, 5]
-    assert {m.metadata.message_type for m in orders(4, 5)} == {"train.mutual"}
+    assert {m.metadata.message_type for m in orders(4, 5)} == {"train.round"}
 
 
 # ---------------------------------------------------------------------------------------------------

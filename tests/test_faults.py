@@ -392,11 +392,11 @@ def test_a_changed_public_set_is_refused_by_name_with_the_remedy(
         return site
 
     monkeypatch.setattr(fedmutual.client, "load_site", load_site)
-    fedmutual.client._cached_site.cache_clear()
+    fedmutual.client._SITES.clear()
     try:
         run = play(tmp_path)
     finally:
-        fedmutual.client._cached_site.cache_clear()
+        fedmutual.client._SITES.clear()
     assert run.summary["status"] == "completed"
     rejected = run.rejections()
     assert [round for round, _, _ in rejected] == [1, 2, 3, 4]

@@ -19,6 +19,7 @@ from fedmutual.learner import Learner, derived_seed, learning_rate, new_optimize
 from fedmutual.learning import training
 from fedmutual.learning.consensus import MeanConsensus
 from fedmutual.learning.evaluation import accuracy, cross_entropy, predict
+from fedmutual.learning.training import Public
 from fedmutual.messages import Order
 from fedmutual.models.build import build_model
 from fedmutual.settings import Settings, compose
@@ -133,11 +134,24 @@ def test_the_separate_step_lowers_the_kl_to_its_target(overrides: list[str]) -> 
     assert target is not None
     mine = order(target.log_probabilities, target_entropies=target.entropies)
     one = learner("strategy.phase=separate", *overrides, order=mine)
-    one.separate_mutual_step(one.settings.strategy.mutual_epochs)
+    separate_mutual_step(one)
     before, after = one.metrics["kl-before"], one.metrics["kl-after"]
     assert isinstance(before, float)
     assert isinstance(after, float)
     assert -1e-5 <= after < 0.2 * before
+
+
+def taught(one: Learner) -> Public:
+    strategy = one.settings.strategy
+    return one.public(strategy.divergence, strategy.temperature)
+
+
+def separate_mutual_step(one: Learner) -> None:
+    one.separate_mutual_step(taught(one), one.settings.strategy.mutual_epochs)
+
+
+def mixed_training(one: Learner) -> None:
+    one.mixed_training(taught(one), one.settings.strategy.public_epochs)
 
 
 def test_the_separate_step_takes_a_fresh_optimiser_and_public_images_only(
@@ -149,7 +163,7 @@ def test_the_separate_step_takes_a_fresh_optimiser_and_public_images_only(
     moments = copy.deepcopy(one.optimizer.state_dict())
     steps.optimizers.clear()
     steps.parts.clear()
-    one.separate_mutual_step(one.settings.strategy.mutual_epochs)
+    separate_mutual_step(one)
     assert steps.parts == [(0, 4)] * 15  # 5 epochs of 12 images in batches of 4
     (fresh,) = set(steps.optimizers)
     assert fresh is not one.optimizer
@@ -164,7 +178,7 @@ def test_labels_of_the_public_set_are_used_only_where_the_settings_say_so() -> N
     for labelled in ("false", "true"):
         mine = order(wrong, kl_weight=0.01)
         one = learner("strategy.phase=separate", f"public.labelled={labelled}", order=mine)
-        one.separate_mutual_step(one.settings.strategy.mutual_epochs)
+        separate_mutual_step(one)
         labels = torch.from_numpy(one.site.public.images.labels)
         accuracies[labelled] = accuracy(one._predict(one.site.public.images, mine.target_indices), labels)
     assert accuracies == {"false": 0.0, "true": 1.0}
@@ -188,7 +202,7 @@ def test_mixed_training_takes_as_many_steps_as_the_larger_part_needs(
 ) -> None:
     steps = Steps(monkeypatch)
     one = learner(*overrides, order=order(peers_targets(public)))
-    one.mixed_training()
+    mixed_training(one)
     assert steps.parts == [(4, 4)] * expected
     assert set(steps.optimizers) == {one.optimizer}
     assert one.metrics["num-examples"] == PRIVATE
@@ -207,7 +221,7 @@ def test_mixed_training_obeys_the_orders_lambda() -> None:
     runs = {}
     for weight in (0.0, 1.0):
         one = learner(order=order(peers_targets()[:, ::-1].copy(), kl_weight=weight))
-        one.mixed_training()
+        mixed_training(one)
         runs[weight] = one.metrics["kl-after"]
     assert runs[1.0] < runs[0.0]  # type: ignore[operator]
 
@@ -216,11 +230,11 @@ def test_mixed_training_draws_its_targets_by_position() -> None:
     """The m-th target belongs to public image target_indices[m], also when they are a subset in any order."""
     positions = np.array([11, 2, 5, 0], dtype=np.int32)
     targets = peers_targets()[positions]
-    public = learner(order=order(targets, target_indices=positions))._public()
+    public = taught(learner(order=order(targets, target_indices=positions)))
     expected = site_data().public.images.images[positions].transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(public.images.numpy(), expected)
     np.testing.assert_array_equal(public.log_target.numpy(), targets)
-    labelled = learner("public.labelled=true", order=order(targets, target_indices=positions))._public()
+    labelled = taught(learner("public.labelled=true", order=order(targets, target_indices=positions)))
     assert labelled.labels is not None
     assert labelled.labels.tolist() == [1, 0, 1, 0]
 
@@ -243,7 +257,7 @@ def test_kl_before_is_the_mean_kl_to_the_peers(temperature: float) -> None:
     own = predict(one.model, torch.from_numpy(one.site.public.images.images).permute(0, 3, 1, 2)).numpy()
     own_soft = distributions((own[:, 1] - own[:, 0]) / temperature)
     expected = np.mean([rel_entr(own_soft, distributions(o / temperature)).sum(axis=1) for o in odds])
-    one.mixed_training()
+    mixed_training(one)
     assert one.metrics["kl-before"] == pytest.approx(expected, rel=1e-4)
 
 
@@ -283,7 +297,7 @@ def test_validation_sees_the_images_held_out_so_far(round: int, closing: bool, h
 def test_the_mutual_step_is_judged_on_the_images_held_out_before_its_round() -> None:
     """loss-after is compared with the validation at the end of round 1: the same images."""
     one = learner("strategy.phase=separate", order=order(peers_targets()), site=site_data(parts=3))
-    one.separate_mutual_step(one.settings.strategy.mutual_epochs)
+    separate_mutual_step(one)
     loss, share = expected_validation(one, np.array([20, 21]))
     assert one.metrics["loss-after"] == pytest.approx(loss, rel=1e-5)
     assert one.metrics["accuracy-after"] == pytest.approx(share)
@@ -292,7 +306,7 @@ def test_the_mutual_step_is_judged_on_the_images_held_out_before_its_round() -> 
 def test_without_held_out_or_unseen_images_nothing_is_claimed() -> None:
     bare = replace(site_data(), unseen=None, held_out_parts=(np.zeros(0, np.int64),))
     one = learner(order=order(peers_targets()), site=bare)
-    one.mixed_training()
+    mixed_training(one)
     one.validate()
     assert one.evaluate_unseen(None) is None
     assert not [name for name in one.metrics if name.startswith(("validation", "unseen", "loss", "accuracy"))]
@@ -337,7 +351,7 @@ def trained(overrides: list[str], client: str = "a", round: int = 2, targets: bo
         client=client,
     )
     if targets:
-        one.mixed_training()
+        mixed_training(one)
     else:
         one.local_training()
     return weights(one.model)
@@ -396,7 +410,7 @@ def test_mixed_training_corrects_for_both_parts(monkeypatch: pytest.MonkeyPatch)
     skewed = replace(site_data(), train_parts=(np.array([0, 2, 4, 1]),))
     targets = np.log(np.array([[0.05, 0.95], [0.15, 0.85]], dtype=np.float32))
     one = learner(order=order(targets), site=skewed)
-    one.mixed_training()
+    mixed_training(one)
     one.local_training()
     torch.testing.assert_close(priors, [torch.tensor([0.425, 0.575]), torch.tensor([0.75, 0.25])])
 

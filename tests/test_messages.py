@@ -53,7 +53,7 @@ def distributions(draw: st.DrawFn) -> np.ndarray:
 def wire(content: RecordDict) -> RecordDict:
     """What the other side gets."""
     enter_run()
-    return over_the_wire(Message(content, 7, "train.mutual")).content
+    return over_the_wire(Message(content, 7, "train.round")).content
 
 
 def a_report(**changes: Any) -> Report:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import plain_loop
 import pytest
 import torch
 from local_grid import TINY, play
@@ -15,21 +13,6 @@ from safetensors.torch import load_file
 from fedmutual.settings import compose
 
 CASE = ("rounds=2", "strategy.wire_dtype=float32", "strategy.mutual_epochs=2")
-
-
-def benchmark(name: str) -> ModuleType:
-    """A module of the folder ``benchmarks``, which is no package."""
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-plain_loop = benchmark("plain_loop")
 
 
 @pytest.mark.parametrize(

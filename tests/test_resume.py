@@ -13,7 +13,6 @@ import torch
 from flwr.app import Message
 from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
 
-from fedmutual.learner import Learner
 from fedmutual.messages import REPORT
 from fedmutual.results import RunDirectory
 
@@ -61,21 +60,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Playe
         return runs[overrides]
 
     return run
-
-
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Every local or mixed training, and every separate mutual step of the closing order: (client, round)."""
-    done: list[tuple[str, int]] = []
-    for name in ("local_training", "mixed_training"):
-        original = getattr(Learner, name)
-
-        def counted(self: Learner, original: Any = original) -> None:
-            done.append((self.client, self.order.round))
-            original(self)
-
-        monkeypatch.setattr(Learner, name, counted)
-    return done
 
 
 def after_checkpoint(monkeypatch: pytest.MonkeyPatch, round: int) -> dict[str, Any]:

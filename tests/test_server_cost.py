@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import server_cost
 
 from fedmutual.learning.consensus import MeanConsensus
 
-
-def benchmark(name: str) -> ModuleType:
-    """A module of the folder ``benchmarks``, which is no package."""
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-server_cost = benchmark("server_cost")
 SAMPLES, CLASSES = 1_000, 10
 ONE_ARRAY = 4 * SAMPLES * CLASSES
 

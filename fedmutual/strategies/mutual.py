@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -21,15 +21,27 @@ from fedmutual.data.site import SharedData
 from fedmutual.distributions import WIRE_DTYPES, FloatArray
 from fedmutual.exchange import Exchange, Reply, as_reply, messages_to
 from fedmutual.learning.consensus import MeanConsensus
-from fedmutual.messages import Expected, IndexArray, Order, order_record, read_report
+from fedmutual.messages import (
+    Expected,
+    IndexArray,
+    Order,
+    Report,
+    order_record,
+    read_report,
+    report_record,
+)
 from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings, StrategySettings, setting
 from fedmutual.strategies.averaging import average
+from fedmutual.strategies.interface import MESSAGE_TYPE
 from fedmutual.strategies.roster import Roster, StrategyError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-MESSAGE_TYPE = "train.mutual"
+    from fedmutual.learner import Answer, Learner
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -68,9 +80,32 @@ class MutualSettings(StrategySettings):
 
     def build(
         self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None
-    ) -> Strategy:
+    ) -> MutualLearning:
         """Make the strategy of a run."""
         return MutualLearning(settings, shared, run, journal)
+
+    def learn(self, learner: Learner) -> Answer:
+        """In the paper's order: mutual step of the round before, local training, predictions."""
+        order = learner.order
+        mutual = len(order.target_indices) > 0  # with a target, or at least with labels
+        public = learner.public(self.divergence, self.temperature) if mutual else None
+        if public and self.phase == "separate":
+            learner.separate_mutual_step(public, self.mutual_epochs)
+        elif public and order.closing:  # no private training follows that a public phase could harm
+            learner.separate_mutual_step(public, self.public_epochs)
+        if order.closing:
+            return learner.close()
+        if public and self.phase == "mixed":
+            learner.mixed_training(public, self.public_epochs)
+        else:
+            learner.local_training()
+        return learner.report()
+
+    def pack(self, report: Report, weights: Mapping[str, Tensor]) -> RecordDict:
+        """Predictions and measurements; weights only for the ablation."""
+        if self.average_weights:
+            report = replace(report, model=ArrayRecord(dict(weights)))
+        return report_record(report, self.wire_dtype, self.probability_floor)
 
     def weight(self, round: int) -> float:
         """Lambda of the mutual step that belongs to a round: 0 during the burn-in, then a linear ramp."""
