@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fedmutual
 
@@ -23,6 +24,16 @@ examples:
 
 An override is Hydra's: group=choice takes conf/<group>/<choice>.yaml, key=value sets one value.
 exit codes: 0 completed, 1 the run failed, 2 a setting was refused, 130 stopped by Ctrl-C.
+"""
+
+_COMPARE_EXAMPLES = """\
+examples:
+  fedmutual compare experiment=smoke                     a study: conf/experiment/smoke.yaml
+  fedmutual compare strategy.kl_weight=0,1 seed=0,1,2 partition=iid,pathological
+  fedmutual compare experiment=smoke seed=range(5) study.reference=alone --jobs 4
+
+Sweeps are Hydra's. Repeating the command goes on with what is missing.
+exit codes: 0 all runs completed, 1 some failed, 2 a setting was refused, 130 stopped by Ctrl-C.
 """
 
 
@@ -46,7 +57,12 @@ def main(argv: Sequence[str] | None = None, app_dir: Path = APP_DIR) -> int:
     unknown = [item for item in rest if item.startswith("-")]
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
-    return _run([*arguments.overrides, *rest], arguments.verbose, app_dir)
+    overrides = [*arguments.overrides, *rest]
+    if arguments.command == "compare":
+        from fedmutual.compare.command import compare
+
+        return compare(overrides, arguments.engine, arguments.jobs, Path.cwd())
+    return _run(overrides, arguments.verbose, app_dir)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +85,34 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--verbose", action="store_true", help="show the log of the server and the clients as well"
     )
+    _add_compare(commands)
     return parser
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        allow_abbrev=False,
+        help="run strategies x conditions x seeds and compare them",
+        description="Run variants under the same conditions and seeds, and write one table of all.",
+        epilog=_COMPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("overrides", nargs="*", metavar="key=value", help="settings; a,b,c runs each")
+    compare.add_argument("--jobs", type=_at_least_one, help="runs at a time (default: one a core)")
+    compare.add_argument(
+        "--engine",
+        choices=("inprocess", "flwr"),
+        default="inprocess",
+        help="inprocess: a process a run, clients take turns; flwr: as `fedmutual run`, for the wall time",
+    )
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 def _run(overrides: Sequence[str], verbose: bool, app_dir: Path) -> int:

@@ -1,11 +1,10 @@
-"""An in-process Grid: no Ray and no sockets, but real serialisation, error replies and drops.
+"""The in-process engine's grid with faults: lost, late and changed messages, nodes that come and go.
 
 :func:`play` drives a whole run on it, with three clients on 120 generated faces of 20x20 pixels.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 import tempfile
@@ -17,15 +16,13 @@ from typing import Any
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.common.constant import ErrorCode
 
+from fedmutual.local.inprocess import FIRST_NODE, InProcessGrid, enter_run, node_context, over_the_wire
 from fedmutual.messages import Order, read_order
 from fedmutual.results import read_history
+
+__all__ = ["FIRST_NODE", "LocalGrid", "enter_run", "over_the_wire", "play", "trains"]
 
 Tamper = Callable[[int, Message], Message | None]
 
@@ -47,37 +44,23 @@ TINY = (
     "train.local_epochs=1",
     f"cache_dir={CACHE.name}",
 )
-FIRST_NODE = 1000
 
 
-def enter_run() -> None:
-    """Messages can only be made inside a run."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SUPERLINK_NODE_ID, 1
-
-
-def over_the_wire(message: Message) -> Message:
-    """A copy that went through Flower's serialisation."""
-    objects = get_all_nested_objects(message)
-    copy = inflate_object_from_contents(message.object_id, {k: o.deflate() for k, o in objects.items()})
-    copy.metadata.__dict__["_message_id"] = message.metadata.message_id or message.object_id
-    return copy
-
-
-class LocalGrid(Grid):
-    """Runs ``client_app`` at once when an order is pushed.
+class LocalGrid(InProcessGrid):
+    """The engine's grid, with an order carried out at once when it is pushed, and with faults.
 
     Parameters
     ----------
-    client_app : ClientApp
-    num_nodes : int
-    run_config : dict
-    node_config : callable
-        Node configuration of the i-th node; by default its partition.
     tamper : callable
         Sees every reply on its way to the server and may change it; None loses it. What it raises ends the
         server.
     before : callable
         Sees every order before its client does; what it raises is the client's failure.
+
+    Attributes
+    ----------
+    offline : set of int
+        Nodes that are not connected; an order that is on its way to one is never answered.
     """
 
     def __init__(
@@ -90,86 +73,50 @@ class LocalGrid(Grid):
         tamper: Tamper | None = None,
         before: Callable[[int, Message], None] | None = None,
     ) -> None:
-        enter_run()
-        self.client_app = client_app
+        super().__init__(client_app, num_nodes, run_config, node_config)
         self.tamper = tamper or (lambda node, reply: reply)
         self.before = before or (lambda node, order: None)
-        configure = node_config or (lambda i: {"partition-id": i, "num-partitions": num_nodes})
-        self.contexts = {
-            FIRST_NODE + i: self._context(FIRST_NODE + i, run_config, configure(i)) for i in range(num_nodes)
-        }
         self.offline: set[int] = set()
         self.orders: list[Message] = []
         self.replies: list[Message] = []
-        self._run = Run.create_empty(run_id=1)
-        self._ready: dict[str, Message] = {}
-        self._ids = itertools.count()
-
-    @staticmethod
-    def _context(node: int, run_config: dict[str, Any], node_config: dict[str, Any]) -> Context:
-        return Context(
-            run_id=1, node_id=node, state=RecordDict(), run_config=dict(run_config), node_config=node_config
-        )
 
     def rename_node(self, old: int, new: int) -> None:
         """What a restart does to a SuperNode without a key: the same configuration, another id."""
         context = self.contexts.pop(old)
-        self.contexts[new] = self._context(new, context.run_config, context.node_config)
+        self.contexts[new] = node_context(new, context.run_config, context.node_config)
 
     def add_node(self, node: int, node_config: dict[str, Any]) -> None:
         """A SuperNode that connects later."""
         run_config = next(iter(self.contexts.values())).run_config
-        self.contexts[node] = self._context(node, run_config, node_config)
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise NotImplementedError("legacy")
+        self.contexts[node] = node_context(node, run_config, node_config)
 
     def get_node_ids(self) -> Iterable[int]:
         return [node for node in self.contexts if node not in self.offline]
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        if not isinstance(messages, list | tuple):
-            raise TypeError("HttpGrid iterates twice: pass a list, not a generator")
-        return [self._push(message) for message in messages]
-
     def _push(self, message: Message) -> str:
-        node = message.metadata.dst_node_id
-        if node not in self.contexts:
-            return ""
-        name = f"m{next(self._ids)}"
-        message.metadata.__dict__["_message_id"] = name
-        self.orders.append(message)
-        if node in self.offline:
-            return name
-        inbound = over_the_wire(message)
+        name = super()._push(message)
+        if name:
+            self.orders.append(message)
+            if message.metadata.dst_node_id in self.offline:
+                del self._pending[name]
+            self._carry_out(name)
+        return name
+
+    def _answer(self, order: Message) -> Message | None:
+        node = order.metadata.dst_node_id
         try:
-            self.before(node, inbound)
-            reply = self.client_app(inbound, self.contexts[node])
-            reply = None if reply is None else over_the_wire(reply)
-        except Exception as error:  # as flwr-clientapp does
+            self.before(node, order)
+        except Exception as error:
             reason = f"{type(error)}:<'{error}'>"
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=inbound)
+            reply: Message | None = Message(
+                Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=order
+            )
+        else:
+            reply = super()._answer(order)
         changed = None if reply is None else self.tamper(node, reply)
         if changed is not None:
             self.replies.append(changed)
-            self._ready[name] = changed
-        return name
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._ready.pop(name) for name in list(message_ids) if name in self._ready]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        names = list(self.push_messages(list(messages)))
-        return self.pull_messages(names)
+        return changed
 
 
 @dataclass

@@ -26,7 +26,7 @@ class FolderSettings(DataSettings):
     """
 
     root: str | None = setting("folder that holds train/, public/, test/; absolute")
-    classes: list[str] | None = setting(  # noqa: RUF009
+    classes: list[str] | None = setting(
         "class names in order; null: the folder names of train and public, sorted"
     )
 

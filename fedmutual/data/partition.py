@@ -56,9 +56,7 @@ class Pathological(PartitionSettings):
 class Size(PartitionSettings):
     """Quantity skew: shares of different size, drawn at random."""
 
-    weights: list[float] = setting(  # noqa: RUF009
-        "a client's share, one number a client; empty: client i has i + 1"
-    )
+    weights: list[float] = setting("a client's share, one number a client; empty: client i has i + 1")
 
     def check(self) -> str | None:
         """Weights must be positive."""

@@ -69,7 +69,7 @@ def write_plots(history: Sequence[Record], output_dir: Path) -> list[Path]:
     ):
         with matplotlib.rc_context(STYLE):
             figure = draw(history)
-            files += _save(figure, output_dir / name) if figure is not None else []
+            files += save_figure(figure, output_dir / name) if figure is not None else []
     return files
 
 
@@ -277,7 +277,8 @@ def _round_axis(axes: Axes, history: Sequence[Record]) -> None:
         first.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as ``<stem>.png`` and ``<stem>.svg``; equal figures give equal files."""
     files = []
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         buffer = io.BytesIO()

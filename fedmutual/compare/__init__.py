@@ -1,0 +1,1 @@
+"""``fedmutual compare``: strategies x conditions x seeds, run side by side and compared in pairs."""

@@ -1,0 +1,82 @@
+"""``fedmutual compare`` from the command line to the tables."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedmutual.compare.plan import Plan, make_plan
+from fedmutual.compare.settings import Study, load_study
+from fedmutual.settings import SettingsError
+
+
+def compare(arguments: Sequence[str], engine: str, jobs: int | None, cwd: Path) -> int:
+    """Do what is missing of a study and write its tables and plots.
+
+    Parameters
+    ----------
+    arguments : Sequence[str]
+        Hydra overrides, sweeps among them.
+    engine : str
+        "inprocess" or "flwr".
+    jobs : int | None
+        Runs at a time; None: as many as fit the cores (flwr: one).
+
+    Returns
+    -------
+    int
+        0: all runs completed; 1: some failed; 2: a setting was refused; 128 + n: stopped by signal n.
+    """
+    try:
+        study = load_study(arguments)
+        plan = make_plan(study, cwd)
+        return _compare(study, plan, _folder(study, cwd), arguments, engine, jobs)
+    except SettingsError as error:
+        print(f"fedmutual: {error}", file=sys.stderr)
+        return 2
+
+
+def _folder(study: Study, cwd: Path) -> Path:
+    """The same for the same command, so that repeating it goes on."""
+    if study.output_dir is not None:
+        return cwd / Path(study.output_dir).expanduser()
+    given = hashlib.sha256(shlex.join(study.given).encode()).hexdigest()[:8]
+    return cwd / "outputs" / "compare" / (study.name or given)
+
+
+def _compare(
+    study: Study, plan: Plan, folder: Path, arguments: Sequence[str], engine: str, jobs: int | None
+) -> int:
+    from rich.console import Console
+
+    from fedmutual.compare.outcome import read_outcome
+    from fedmutual.compare.report import write_report
+    from fedmutual.compare.runner import Runner, alone
+    from fedmutual.local.interrupts import Interrupted, Interrupts
+    from fedmutual.local.request import available_cores
+
+    console = Console()
+    cpus = max(run.cpus for run in plan.runs)
+    jobs = jobs or (1 if engine == "flwr" else max(1, available_cores() // cpus))
+    with alone(folder), Interrupts() as interrupts:
+        runner = Runner(folder, engine, jobs, console)
+        try:
+            runner.run(plan.runs, interrupts)
+        except Interrupted as interruption:
+            done = sum(runner.completed(run) for run in plan.runs)
+            print(f"Stopped: {done} of {len(plan.runs)} runs are done; repeat the command to go on: {folder}")
+            return interruption.exit_code
+        outcomes = [
+            read_outcome(run, runner.path(run), runner.reasons.get(run.digest, "")) for run in plan.runs
+        ]
+        command = shlex.join(["fedmutual", "compare", *arguments])
+        table = write_report(plan, outcomes, study.settings.thresholds, command, study.name, folder)
+    print(table.read_text(encoding="utf-8"))
+    print(f"Results: {folder}")
+    failed = sum(bool(outcome.failure) for outcome in outcomes)
+    if failed:
+        print(f"fedmutual: {failed} of {len(outcomes)} runs failed", file=sys.stderr)
+    return 1 if failed else 0

@@ -1,0 +1,138 @@
+"""What came of one run, read from its folder: final figures, and how accuracy grew with its price."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedmutual.compare.plan import PlannedRun
+from fedmutual.diagnostics import number
+from fedmutual.results import SUMMARY, read_history
+from fedmutual.summary import mean
+
+Record = Mapping[str, Any]
+MEASURES = ("mean", "worst", "ensemble")
+
+
+@dataclass(frozen=True)
+class Point:
+    """The clients at one moment of a run.
+
+    Attributes
+    ----------
+    round : int
+    accuracy : float
+        Mean over the clients of what each last measured on the unseen set.
+    bytes : float
+        Payload that a client has sent and received so far, mean over the clients.
+    seconds : float
+        Since the start, as a federation would take whose clients learn side by side: of each round, the
+        client that took longest; where the strategy keeps a clock of its own (history key ``clock``), that.
+    """
+
+    round: int
+    accuracy: float
+    bytes: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of a study, done or failed.
+
+    Attributes
+    ----------
+    failure : str
+        Why there are no figures; empty where there are.
+    mean, worst, ensemble : float or None
+        Final accuracy on the whole unseen set; None where the run has none.
+    up, down : float
+        Bytes a client and round, the closing message included.
+    seconds : float
+        Of learning, as :class:`Point` counts them.
+    """
+
+    run: PlannedRun
+    failure: str = ""
+    mean: float | None = None
+    worst: float | None = None
+    ensemble: float | None = None
+    up: float = 0.0
+    down: float = 0.0
+    seconds: float = 0.0
+    curve: tuple[Point, ...] = field(default=())
+
+    def price(self, threshold: float) -> Point | None:
+        """The first moment at which the clients were, in the mean, as accurate as this; None: never."""
+        return next((point for point in self.curve if point.accuracy >= threshold), None)
+
+
+def read_outcome(run: PlannedRun, path: Path, reason: str = "") -> Outcome:
+    """Read a run's folder; ``reason`` is why it ended, for a run that could not say it itself."""
+    summary = read_summary(path)
+    if summary is None or summary["status"] != "completed":
+        return Outcome(run, failure=(summary or {}).get("reason") or reason or "it left no summary.json")
+    unseen = summary["unseen"] or {}
+    messages = len(summary["clients"]) * max(1, summary["rounds_completed"])
+    history = read_history(path)
+    return Outcome(
+        run,
+        mean=unseen.get("mean_accuracy"),
+        worst=unseen.get("worst_accuracy"),
+        ensemble=unseen.get("ensemble_accuracy"),
+        up=summary["traffic"]["uplink_bytes"] / messages,
+        down=summary["traffic"]["downlink_bytes"] / messages,
+        seconds=_moments(history)[-1][1] if history else 0.0,
+        curve=tuple(curve(history)),
+    )
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of a run; None where it left none."""
+    try:
+        return dict(json.loads((path / SUMMARY).read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def curve(history: Sequence[Record]) -> list[Point]:
+    """A point after every round (of an asynchronous run: every arrival) that measured the unseen set.
+
+    The first point comes when every client has measured it; a client's last measurement holds on.
+    """
+    clients = {line["client"] for line in history if number(line, "unseen_accuracy") is not None}
+    last: dict[str, float] = {}
+    points: list[Point] = []
+    sent = 0.0
+    for lines, seconds in _moments(history):
+        sent += sum(_payload(line) for line in lines)
+        measured = {
+            line["client"]: value for line in lines if (value := number(line, "unseen_accuracy")) is not None
+        }
+        last |= measured
+        if measured and len(last) == len(clients):
+            accuracy = mean(last.values())
+            assert accuracy is not None
+            points.append(Point(lines[-1]["round"], accuracy, sent / len(clients), seconds))
+    return points
+
+
+def _moments(history: Sequence[Record]) -> list[tuple[list[Record], float]]:
+    """Lines that belong together, and the seconds from the start to their end."""
+    moments: list[tuple[list[Record], float]] = []
+    elapsed = 0.0
+    for _, group in itertools.groupby(history, key=lambda line: (line["round"], line.get("clock"))):
+        lines = list(group)
+        clock = number(lines[-1], "clock")
+        slowest = max((number(line, "seconds") or 0.0 for line in lines), default=0.0)
+        elapsed = elapsed + slowest if clock is None else clock
+        moments.append((lines, elapsed))
+    return moments
+
+
+def _payload(line: Record) -> float:
+    return sum(number(line, key) or 0.0 for key in ("uplink_bytes", "downlink_bytes"))

@@ -1,0 +1,171 @@
+"""From a study to its runs, all of them checked before the first one starts."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from fedmutual.compare.settings import Study, parsed
+from fedmutual.local.request import prepare
+from fedmutual.settings import GROUP_KEYS, SettingsError, as_container
+
+SEED = "seed"
+# where a run's files are says nothing about what it computes
+_NOWHERE = ".fedmutual-plan"  # a run's own folder has the digest of the checked settings in its name
+_PLACES = ("output_dir", "state_dir", "cache_dir", "resume")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study.
+
+    Attributes
+    ----------
+    variant : str
+        What is compared: the name in the study, or the values of the axes that are compared.
+    condition : str
+        Under which: the values of the condition axes; empty where there is none.
+    seed : int
+    overrides : tuple[str, ...]
+        Complete, without the folders.
+    rounds : int
+    cpus : int
+        Threads that it trains with.
+    digest : str
+        Of its resolved settings.
+    """
+
+    variant: str
+    condition: str
+    seed: int
+    overrides: tuple[str, ...]
+    rounds: int
+    cpus: int
+    digest: str
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return ", ".join(part for part in (self.variant, self.condition, f"seed {self.seed}") if part)
+
+    @property
+    def folder(self) -> str:
+        """Below the study's folder. The last part has one length: it travels as the name of the run."""
+        words = re.sub(r"[^A-Za-z0-9.=+-]+", "_", self.label.replace(", ", "-")).strip("_")
+        return f"{words[:100]}/{self.digest}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a study, and the order of its variants and conditions in tables."""
+
+    runs: tuple[PlannedRun, ...]
+    variants: tuple[str, ...]
+    conditions: tuple[str, ...]
+    reference: str
+
+
+def make_plan(study: Study, cwd: Path) -> Plan:
+    """Expand a study and check every run's settings.
+
+    Raises
+    ------
+    SettingsError
+        With the name of the run that has a bad setting.
+    """
+    shared = _parsed_for("study.overrides", study.settings.overrides)
+    given = parsed(study.given)
+    axes = dict(study.settings.axes)
+    axes |= {o.key_or_group: str(o.get_value_element_as_str()) for o in given if o.is_sweep_override()}
+    fixed = {o.key_or_group for o in given if not o.is_sweep_override()}
+    swept = _points({key: sweep for key, sweep in axes.items() if key not in fixed})
+    plain = [o.input_line or "" for o in given if not o.is_sweep_override()]
+    runs = []
+    named = (_named("variants", study.settings.variants), _named("conditions", study.settings.conditions))
+    for variant, condition, point in itertools.product(*named, swept):
+        text = [*(o.input_line or "" for o in shared), *condition[1], *variant[1], *point, *plain]
+        runs.append(_planned(study, variant[0], condition[0], point, text, cwd))
+    _refuse_twins(runs)
+    variants = tuple(dict.fromkeys(run.variant for run in runs))
+    reference = study.settings.reference or variants[0]
+    if reference not in variants:
+        raise SettingsError(f"study.reference: {reference!r} is none of {', '.join(variants)}")
+    return Plan(tuple(runs), variants, tuple(dict.fromkeys(run.condition for run in runs)), reference)
+
+
+def _named(kind: str, choices: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
+    """Names and overrides; one without either where the study names none."""
+    for name, own in choices.items():
+        _parsed_for(f"study.{kind}.{name}", own)
+    return list(choices.items()) or [("", [])]
+
+
+def _parsed_for(where: str, overrides: Sequence[str]) -> list[Override]:
+    result = parsed(overrides)
+    for override in result:
+        if override.is_sweep_override():
+            raise SettingsError(f"{where}: {override.input_line}: sweeps belong to study.axes")
+    return result
+
+
+def _points(axes: dict[str, str]) -> list[list[str]]:
+    """Hydra's own product of all sweeps: a list of overrides each."""
+    overrides = parsed([f"{key}={sweep}" for key, sweep in axes.items()])
+    try:
+        (points,) = BasicSweeper.split_arguments(overrides, None)
+    except HydraException as error:
+        raise SettingsError(f"study.axes: {error}") from error
+    return points
+
+
+def _planned(
+    study: Study, variant: str, condition: str, point: Sequence[str], overrides: list[str], cwd: Path
+) -> PlannedRun:
+    compared, conditions = ([variant] if variant else []), ([condition] if condition else [])
+    for text in point:
+        key, _, value = text.lstrip("+").partition("=")
+        if key != SEED:
+            names = conditions if key.split(".")[0] in study.settings.condition_groups else compared
+            # a group's choice speaks for itself: "dirichlet", but "partition.alpha=0.3"
+            names.append(value if key in GROUP_KEYS else text)
+    try:
+        request = prepare([*overrides, f"output_dir={_NOWHERE}"], cwd)
+    except SettingsError as error:
+        where = ", ".join([*compared, *conditions]) or "the study"
+        raise SettingsError(f"{where}: {error}") from error
+    settings = request.settings
+    return PlannedRun(
+        variant=", ".join(compared) or settings.strategy.name,
+        condition=", ".join(conditions),
+        seed=settings.seed,
+        overrides=tuple(
+            o for o in request.overrides if o.partition("=")[0] not in ("output_dir", "state_dir")
+        ),
+        rounds=settings.rounds,
+        cpus=settings.simulation.client_cpus,
+        digest=digest(as_container(settings)),
+    )
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """16 hexadecimal digits of all settings but the folders: equal digests, equal results."""
+    content = {key: value for key, value in settings.items() if key not in _PLACES}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _refuse_twins(runs: Sequence[PlannedRun]) -> None:
+    seen: dict[str, PlannedRun] = {}
+    for run in runs:
+        twin = seen.setdefault(run.digest, run)
+        if twin is not run:
+            raise SettingsError(f"{twin.label} and {run.label} have the same settings: leave one out")

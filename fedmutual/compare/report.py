@@ -1,0 +1,33 @@
+"""Everything that a study leaves beside its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedmutual.atomic import atomic_write
+from fedmutual.compare import tables
+from fedmutual.compare.outcome import Outcome
+from fedmutual.compare.plan import Plan
+from fedmutual.compare.plots import write_plots
+
+
+def write_report(
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    thresholds: Sequence[float],
+    command: str,
+    name: str,
+    folder: Path,
+) -> Path:
+    """Write ``table.md``, ``table.csv``, ``differences.csv``, ``runs.csv`` and plots; return the first."""
+    texts = {
+        "table.csv": tables.as_csv(tables.result_rows(plan, outcomes, thresholds)),
+        "differences.csv": tables.as_csv(tables.difference_rows(plan, outcomes)),
+        "runs.csv": tables.as_csv(tables.run_rows(outcomes)),
+        "table.md": tables.markdown(plan, outcomes, thresholds, command, name or "Comparison"),
+    }
+    for file, text in texts.items():
+        atomic_write(folder / file, text.encode())
+    write_plots(plan, outcomes, folder)
+    return folder / "table.md"

@@ -1,0 +1,216 @@
+"""The tables of a study: Markdown for people, CSV for programs; both from the same rows.
+
+Everything but the columns whose name holds "seconds" is the same for every repetition on one machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedmutual.compare.outcome import MEASURES, Outcome
+from fedmutual.compare.plan import Plan
+from fedmutual.compare.statistics import Difference, Spread, paired, paired_over_conditions, spread
+from fedmutual.report.tables import human_bytes
+from fedmutual.summary import mean
+
+Row = dict[str, Any]
+ALL = "(all)"
+
+
+def result_rows(plan: Plan, outcomes: Sequence[Outcome], thresholds: Sequence[float]) -> list[Row]:
+    """A row a condition and variant; accuracies are shares, Spread or None."""
+    rows = []
+    for condition in plan.conditions:
+        for variant in plan.variants:
+            planned = _those(outcomes, variant, condition)
+            done = [outcome for outcome in planned if not outcome.failure]
+            if not planned:
+                continue
+            row: Row = {"condition": condition, "variant": variant, "runs": len(done), "failed": 0}
+            row["failed"] = len(planned) - len(done)
+            row |= {m: spread(v for o in done if (v := getattr(o, m)) is not None) for m in MEASURES}
+            row |= {key: mean(getattr(o, key) for o in done) for key in ("up", "down")}
+            row |= _prices(done, thresholds)
+            row["seconds"] = mean(o.seconds for o in done)
+            rows.append(row)
+    return rows
+
+
+def _prices(done: Sequence[Outcome], thresholds: Sequence[float]) -> Row:
+    """What it took to get as far as the thresholds: the mean over the runs that did, and how many did."""
+    row: Row = {}
+    for threshold in thresholds:
+        points = [point for outcome in done if (point := outcome.price(threshold)) is not None]
+        name = f"{100 * threshold:g} %"
+        row[f"reached {name}"] = len(points)
+        row[f"rounds to {name}"] = mean(float(point.round) for point in points)
+        row[f"bytes to {name}"] = mean(point.bytes for point in points)
+        row[f"seconds to {name}"] = mean(point.seconds for point in points)
+    return row
+
+
+def difference_rows(plan: Plan, outcomes: Sequence[Outcome]) -> list[Row]:
+    """A row a condition and variant: mean paired difference from the reference, of each measure."""
+    rows = []
+    for variant in plan.variants:
+        if variant == plan.reference:
+            continue
+        for condition in plan.conditions:
+            row: Row = {"condition": condition, "variant": variant}
+            for measure in MEASURES:
+                values, reference = (
+                    _by_seed(outcomes, name, condition, measure) for name in (variant, plan.reference)
+                )
+                row[measure] = paired(values, reference)
+            rows.append(row)
+        if len(plan.conditions) > 1:
+            row = {"condition": ALL, "variant": variant}
+            for measure in MEASURES:
+                both = [
+                    [_by_seed(outcomes, name, condition, measure) for condition in plan.conditions]
+                    for name in (variant, plan.reference)
+                ]
+                row[measure] = paired_over_conditions(*both)
+            rows.append(row)
+    return rows
+
+
+def _those(outcomes: Iterable[Outcome], variant: str, condition: str) -> list[Outcome]:
+    return [o for o in outcomes if (o.run.variant, o.run.condition) == (variant, condition)]
+
+
+def _by_seed(outcomes: Sequence[Outcome], variant: str, condition: str, measure: str) -> dict[int, float]:
+    values = {o.run.seed: getattr(o, measure) for o in _those(outcomes, variant, condition) if not o.failure}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def markdown(
+    plan: Plan, outcomes: Sequence[Outcome], thresholds: Sequence[float], command: str, title: str
+) -> str:
+    """The whole report of a study."""
+    results = result_rows(plan, outcomes, thresholds)
+    parts = [f"# {title}", "", f"    {command}", "", _EXPLAINED, ""]
+    parts += _grid([_cells(row, thresholds) for row in results], plan)
+    differences = difference_rows(plan, outcomes)
+    if differences:
+        parts += ["", f"## Differences from {plan.reference}", "", _DIFFERENCES, ""]
+        parts += _grid([_difference_cells(row) for row in differences], plan)
+    failures = [outcome for outcome in outcomes if outcome.failure]
+    if failures:
+        parts += ["", "## Failed", ""]
+        parts += [f"- {o.run.label}: {_inline(o.failure)} (`runs/{o.run.folder}.log`)" for o in failures]
+    return "\n".join([*parts, ""])
+
+
+_EXPLAINED = """\
+Accuracy on the whole unseen set in per cent, mean over the runs (seeds) ± standard deviation: of the mean
+of the clients, of the worst client (in brackets: the lowest of all runs), and of their mean-logit ensemble.
+Bytes are payload: up and down a client and round; to a threshold, both ways and a client. Seconds are those
+of clients that learn side by side, each at the pace that it had here. Rounds, bytes and seconds to a
+threshold are means over the runs that reached it; where not all did, it says how many."""
+
+_DIFFERENCES = f"""\
+In points, paired by seed (same data, same partition, same start), with Student's 95 % interval over the
+seeds. {ALL}: each seed's mean over the conditions."""
+
+
+def _cells(row: Row, thresholds: Sequence[float]) -> Row:
+    runs = f"{row['runs']}" if not row["failed"] else f"{row['runs']} ({row['failed']} failed)"
+    worst: Spread | None = row["worst"]
+    lowest = f" ({100 * worst.lowest:.1f})" if worst else ""
+    cells: Row = {"condition": row["condition"], "variant": row["variant"], "runs": runs}
+    cells |= {"mean": _spread(row["mean"]), "worst client": _spread(worst) + lowest}
+    cells["ensemble"] = _spread(row["ensemble"])
+    cells |= {key: _bytes(row[key]) for key in ("up", "down")}
+    for name in (f"{100 * threshold:g} %" for threshold in thresholds):
+        reached = row[f"reached {name}"]
+        of = f" ({reached} of {row['runs']})" if 0 < reached < row["runs"] else ""
+        cells[f"rounds to {name}"] = _number(row[f"rounds to {name}"]) + of
+        cells[f"bytes to {name}"] = _bytes(row[f"bytes to {name}"])
+        cells[f"seconds to {name}"] = _number(row[f"seconds to {name}"])
+    cells["seconds"] = _number(row["seconds"])
+    return cells
+
+
+def _difference_cells(row: Row) -> Row:
+    pairs = max((row[m].pairs for m in MEASURES if row[m] is not None), default=0)
+    cells: Row = {"condition": row["condition"], "variant": row["variant"], "pairs": pairs}
+    names = {"mean": "mean", "worst": "worst client", "ensemble": "ensemble"}
+    return cells | {names[measure]: _difference(row[measure]) for measure in MEASURES}
+
+
+def _grid(rows: Sequence[Row], plan: Plan) -> list[str]:
+    """A Markdown table; without the column of conditions where there is one only."""
+    names = [name for name in rows[0] if name != "condition" or len(plan.conditions) > 1]
+    table = [names, ["---"] * len(names)] + [[_inline(str(row[name])) for name in names] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in table]
+
+
+def _inline(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _spread(value: Spread | None) -> str:
+    if value is None:
+        return "-"
+    deviation = "" if value.deviation is None else f" ± {100 * value.deviation:.2f}"
+    return f"{100 * value.mean:.2f}{deviation}"
+
+
+def _difference(value: Difference | None) -> str:
+    if value is None:
+        return "-"
+    interval = (
+        "" if value.interval is None else " [{:+.2f}, {:+.2f}]".format(*(100 * v for v in value.interval))
+    )
+    return f"{100 * value.mean:+.2f}{interval}"
+
+
+def _bytes(value: float | None) -> str:
+    return "-" if value is None else human_bytes(value)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Rows as CSV, every figure in a column of its own at full precision."""
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def _flat(row: Mapping[str, Any]) -> Row:
+    flat: Row = {}
+    for name, value in row.items():
+        if isinstance(value, Spread):
+            figures = {"": value.mean, "_sd": value.deviation, "_min": value.lowest, "_max": value.highest}
+            flat |= {f"{name}{key}": figure for key, figure in figures.items()}
+        elif isinstance(value, Difference):
+            low, high = value.interval or (None, None)
+            flat |= {name: value.mean, f"{name}_low": low, f"{name}_high": high, "pairs": value.pairs}
+        else:
+            flat[name] = value
+    return flat
+
+
+def run_rows(outcomes: Sequence[Outcome]) -> list[Row]:
+    """A row a run."""
+    return [
+        {
+            **{key: getattr(outcome.run, key) for key in ("condition", "variant", "seed")},
+            "failure": outcome.failure,
+            **{key: getattr(outcome, key) for key in (*MEASURES, "up", "down")},
+            "folder": outcome.run.folder,
+            "seconds": outcome.seconds,
+        }
+        for outcome in outcomes
+    ]
