@@ -349,6 +349,8 @@ def _explain(error: Exception) -> str:
     key = getattr(cause or error, "full_key", None)
     text = " ".join(line.strip() for line in str(cause or error).splitlines()[:1])
     head = str(error).splitlines()[0]
+    if "Key 'study' not in 'Settings'" in str(error):
+        return f"experiment: {head.split(chr(39))[1]} is a study of several runs: use `fedmutual compare`"
     return f"{key}: {text}" if key and key not in text else f"{head}: {text}" if cause else head
 
 

@@ -11,6 +11,7 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from fedmutual.compare.settings import is_study
 from fedmutual.models.build import build_model
 from fedmutual.settings import (
     CONF_DIR,
@@ -26,8 +27,11 @@ from fedmutual.settings import (
 )
 
 GROUPS = {"strategy", "model", "data", "partition", "public", "optimizer", "experiment"}
+STUDIES = {
+    path.stem for path in CONF_DIR.glob("experiment/*.yaml") if is_study(path.stem)
+}  # several runs each
 OPTIONS = sorted(
-    (path.parent.name, path.stem) for path in CONF_DIR.glob("*/*.yaml")
+    (path.parent.name, path.stem) for path in CONF_DIR.glob("*/*.yaml") if path.stem not in STUDIES
 )  # (group, name of the file)
 
 
@@ -191,7 +195,7 @@ def test_an_override_wins_over_an_experiment() -> None:
         ("+train.epochs=1", "train.epochs: no such setting"),
         ("+strategy.nosuch=1", "strategy.nosuch"),
         ("model=nosuch", "model: 'nosuch' is none of .*visionnet"),
-        ("experiment=papre", "experiment: 'papre' is none of architectures, paper"),
+        ("experiment=papre", "experiment: 'papre' is none of ablations, architectures, "),
         ("strategy._target_=no_package.Class", "strategy._target_: no class 'no_package.Class'"),
         ("strategy._target_=fedmutual.data.faces.FacesSettings", "strategy._target_: .* no StrategySettings"),
         # missing
@@ -364,3 +368,8 @@ def test_the_saved_form_composes_to_the_same_settings() -> None:
     saved = as_container(settings)
     assert saved["strategy"]["divergence"] == "own_peer"
     assert OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(saved))) == saved
+
+
+def test_a_study_is_no_settings_of_a_run() -> None:
+    with pytest.raises(SettingsError, match=r"experiment: .*smoke is a study .* `fedmutual compare`"):
+        compose(["experiment=smoke"])

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,33 @@ def make_plan(study: Study, cwd: Path) -> Plan:
     """
     shared = _parsed_for("study.overrides", study.settings.overrides)
     given = parsed(study.given)
-    axes = dict(study.settings.axes)
-    axes |= {o.key_or_group: str(o.get_value_element_as_str()) for o in given if o.is_sweep_override()}
     fixed = {o.key_or_group for o in given if not o.is_sweep_override()}
-    swept = _points({key: sweep for key, sweep in axes.items() if key not in fixed})
+    axes = {key: axis for key, axis in _axes(study).items() if key not in fixed}
+    axes |= {o.key_or_group: o for o in given if o.is_sweep_override()}
+    seeds = _seeds(axes.pop(SEED, None))
+    swept = _points(list(axes.values()))
     plain = [o.input_line or "" for o in given if not o.is_sweep_override()]
     runs = []
-    named = (_named("variants", study.settings.variants), _named("conditions", study.settings.conditions))
+    named = (_named("variants", _chosen(study)), _named("conditions", study.settings.conditions))
     for variant, condition, point in itertools.product(*named, swept):
         text = [*(o.input_line or "" for o in shared), *condition[1], *variant[1], *point, *plain]
-        runs.append(_planned(study, variant[0], condition[0], point, text, cwd))
+        runs += _planned(study, variant[0], condition[0], point, text, seeds, cwd)
     _refuse_twins(runs)
     variants = tuple(dict.fromkeys(run.variant for run in runs))
+    conditions = tuple(dict.fromkeys(run.condition for run in runs))
     reference = study.settings.reference or variants[0]
     if reference not in variants:
         raise SettingsError(f"study.reference: {reference!r} is none of {', '.join(variants)}")
-    return Plan(tuple(runs), variants, tuple(dict.fromkeys(run.condition for run in runs)), reference)
+    # seed by seed: what is there of a study that was stopped early can be compared
+    return Plan(tuple(sorted(runs, key=lambda run: run.seed)), variants, conditions, reference)
+
+
+def _chosen(study: Study) -> dict[str, list[str]]:
+    variants, only = study.settings.variants, study.settings.only
+    unknown = [name for name in only if name not in variants]
+    if unknown:
+        raise SettingsError(f"study.only: {unknown[0]!r} is none of {', '.join(variants) or 'no variants'}")
+    return {name: own for name, own in variants.items() if name in (only or variants)}
 
 
 def _named(kind: str, choices: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
@@ -118,43 +129,67 @@ def _parsed_for(where: str, overrides: Sequence[str]) -> list[Override]:
     return result
 
 
-def _points(axes: dict[str, str]) -> list[list[str]]:
+def _axes(study: Study) -> dict[str, Override]:
+    """The study's own axes by key, in Hydra's syntax of a sweep; one value is a sweep as well."""
+    return {key: parsed([f"{key}={sweep}"])[0] for key, sweep in study.settings.axes.items()}
+
+
+def _points(axes: list[Override]) -> list[list[str]]:
     """Hydra's own product of all sweeps: a list of overrides each."""
-    overrides = parsed([f"{key}={sweep}" for key, sweep in axes.items()])
     try:
-        (points,) = BasicSweeper.split_arguments(overrides, None)
-    except HydraException as error:
+        (points,) = BasicSweeper.split_arguments(axes, None)
+    except (HydraException, AssertionError) as error:
         raise SettingsError(f"study.axes: {error}") from error
     return points
 
 
+def _seeds(axis: Override | None) -> list[int]:
+    """The seeds of the study; none where they are no axis."""
+    if axis is None:
+        return []
+    values = [text.partition("=")[2] for (text,) in _points([axis])]
+    wrong = [value for value in values if not value.isdecimal()]
+    if wrong:
+        raise SettingsError(f"seed: {wrong[0]!r} is no whole number from 0 on")
+    return [int(value) for value in values]
+
+
 def _planned(
-    study: Study, variant: str, condition: str, point: Sequence[str], overrides: list[str], cwd: Path
-) -> PlannedRun:
+    study: Study,
+    variant: str,
+    condition: str,
+    point: Sequence[str],
+    overrides: list[str],
+    seeds: list[int],
+    cwd: Path,
+) -> list[PlannedRun]:
+    """The runs of one variant under one condition: their settings differ by the seed, and compose once."""
     compared, conditions = ([variant] if variant else []), ([condition] if condition else [])
     for text in point:
         key, _, value = text.lstrip("+").partition("=")
-        if key != SEED:
-            names = conditions if key.split(".")[0] in study.settings.condition_groups else compared
-            # a group's choice speaks for itself: "dirichlet", but "partition.alpha=0.3"
-            names.append(value if key in GROUP_KEYS else text)
+        names = conditions if key.split(".")[0] in study.settings.condition_groups else compared
+        # a group's choice speaks for itself: "dirichlet", but "partition.alpha=0.3"
+        names.append(value if key in GROUP_KEYS else text)
     try:
         request = prepare([*overrides, f"output_dir={_NOWHERE}"], cwd)
     except SettingsError as error:
         where = ", ".join([*compared, *conditions]) or "the study"
         raise SettingsError(f"{where}: {error}") from error
     settings = request.settings
-    return PlannedRun(
-        variant=", ".join(compared) or settings.strategy.name,
-        condition=", ".join(conditions),
-        seed=settings.seed,
-        overrides=tuple(
-            o for o in request.overrides if o.partition("=")[0] not in ("output_dir", "state_dir")
-        ),
-        rounds=settings.rounds,
-        cpus=settings.simulation.client_cpus,
-        digest=digest(as_container(settings)),
-    )
+    places = ("output_dir", "state_dir", SEED)
+    shared = [o for o in request.overrides if o.partition("=")[0] not in places]
+    return [
+        PlannedRun(
+            variant=", ".join(compared) or settings.strategy.name,
+            condition=", ".join(conditions),
+            seed=seed,
+            overrides=(*shared, f"{SEED}={seed}"),
+            rounds=settings.rounds,
+            cpus=settings.simulation.client_cpus,
+            digest=digest(as_container(replace(settings, seed=seed))),
+        )
+        for seed in seeds or [settings.seed]
+    ]
 
 
 def digest(settings: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ class StudySettings:
     condition_groups: list[str] = setting(
         "axes of these groups (partition: also partition.alpha) are conditions, all others but seed variants"
     )
+    only: list[str] = setting("the variants to run; empty: all")
     reference: str | None = setting("the variant that the others are compared with; null: the first")
     thresholds: list[float] = setting("accuracies whose price is reported: rounds, bytes, seconds")
 
@@ -68,6 +69,8 @@ def load_study(arguments: Sequence[str]) -> Study:
     for argument, override in zip(arguments, parsed(arguments), strict=True):
         key = override.key_or_group
         if key.startswith(PREFIX):
+            if override.is_sweep_override():
+                raise SettingsError(f"{argument}: give a sweep as the key's own value, such as seed=0,1")
             own.append(override)
         elif key == "experiment" and is_study(str(override.value())):
             name = str(override.value())
