@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import fedmutual
+from fedmutual.appfolder import app_folder
 
-APP_DIR = Path(__file__).resolve().parents[1]
+APP_DIR = app_folder()
 
 _EXAMPLES = """\
 examples:
@@ -120,9 +121,7 @@ def _run(overrides: Sequence[str], verbose: bool, app_dir: Path) -> int:
     from fedmutual.settings import SettingsError
 
     if not (app_dir / "server_app.py").is_file():
-        return _refuse(
-            f"no Flower app in {app_dir}: run from a checkout that was installed with pip install -e ."
-        )
+        return _refuse(f"no Flower app in {app_dir}: install fedmutual again, or run from a whole checkout")
     try:
         request = prepare(overrides, Path.cwd())
     except SettingsError as error:

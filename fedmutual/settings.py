@@ -27,6 +27,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedmutual.appfolder import app_folder
+
 if TYPE_CHECKING:  # only what reads its settings imports torch or Flower
     from flwr.app import RecordDict
     from torch import Tensor
@@ -37,7 +39,7 @@ if TYPE_CHECKING:  # only what reads its settings imports torch or Flower
     from fedmutual.results import RunDirectory
     from fedmutual.strategies.interface import RunnableStrategy
 
-CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
+CONF_DIR = app_folder() / "conf"
 
 # Keys of `[tool.flwr.app.config]` that choose a Hydra group; an empty string means "as in conf/".
 GROUP_KEYS = ("experiment", "strategy", "model", "data", "partition", "public", "optimizer")

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedmutual.appfolder import runnable_app
 from fedmutual.local.interrupts import Interrupted, Interrupts
 from fedmutual.local.progress import Display, HistoryTail
 from fedmutual.local.request import RunRequest
@@ -31,7 +32,8 @@ class LocalRun:
     request : RunRequest
         The checked settings.
     app_dir : Path
-        The Flower app: the folder of ``pyproject.toml``, ``server_app.py`` and ``client_app.py``.
+        The Flower app: the folder of ``pyproject.toml``, ``server_app.py`` and ``client_app.py``; that of a
+        wheel is put together first.
     console : Console
         Where the run is shown.
     verbose : bool
@@ -60,10 +62,10 @@ class LocalRun:
         self._log_offset = self._log.stat().st_size if self._log.exists() else 0
         self._shown = self._log_offset
         self._old_summary = _identity(self._output / "summary.json")
-        with self._interrupts:
+        with self._interrupts, runnable_app(self._app_dir) as app_dir:
             self._display = Display(self._console, self._request.num_clients, self._request.settings.rounds)
             gpu_index = self._request.settings.device.startswith("cuda:")
-            self._superlink = SuperLink(self._app_dir, self._output / "superlink.log", gpu_index)
+            self._superlink = SuperLink(app_dir, self._output / "superlink.log", gpu_index)
             try:
                 reason = self._simulate()
             except Interrupted as interruption:

@@ -1,0 +1,159 @@
+"""What is handed on: the app bundle, the source archive and the wheel, and that the wheel needs no checkout."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from fedmutual.appfolder import app_folder, runnable_app
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE_LIMIT = 400_000  # bytes; Flower's own limit is 10 MiB
+APP_FILES = ("server_app.py", "client_app.py", "pyproject.toml", "README.md", "LICENSE")
+
+pytestmark = pytest.mark.slow
+
+
+def command(arguments: list[str], cwd: Path, **environment: str) -> str:
+    """Run a program that must succeed; nothing of the checkout is on its path."""
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        arguments, cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def needed() -> set[str]:
+    """The files of an app bundle: the two apps, the package, conf, and what says what it is."""
+    parts = [*ROOT.glob("fedmutual/**/*.py"), *ROOT.glob("conf/**/*.yaml")]
+    return {path.relative_to(ROOT).as_posix() for path in parts} | {
+        name for name in APP_FILES if name != "pyproject.toml"
+    }
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this checkout, with what a working one has lying about."""
+    folder = tmp_path_factory.mktemp("clone") / "fedmutual"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "outputs", "dist", "build", "site", "*.egg-info")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    shutil.copy(ROOT / ".gitignore", folder)
+    for name in ("outputs/2026-01-31/run/config.yaml", "photos/train/a/labels.json", "notes.md", "my.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("stray: 1\n")
+    return folder
+
+
+def bundle(folder: Path, home: Path) -> bytes:
+    """What ``flwr build`` makes of an app's folder."""
+    program = shutil.which("flwr", path=sysconfig.get_path("scripts"))
+    assert program is not None
+    home.mkdir(parents=True, exist_ok=True)
+    quiet = {"FLWR_HOME": str(home / "flwr"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    shown = command([program, "build", "--app", str(folder)], home, **quiet)
+    assert "missing the following" not in shown  # Flower's advice on pyproject.toml
+    return next(home.glob("fedmutual.fedmutual.*.fab")).read_bytes()
+
+
+def names(archive: bytes) -> set[str]:
+    return {name for name in zipfile.ZipFile(io.BytesIO(archive)).namelist() if not name.startswith(".info/")}
+
+
+def test_the_bundle_holds_the_needed_files_only(checkout: Path, tmp_path: Path) -> None:
+    fab = bundle(checkout, tmp_path)
+    assert names(fab) - {"pyproject.toml"} == needed()
+    assert 0 < len(fab) < BUNDLE_LIMIT
+    with zipfile.ZipFile(io.BytesIO(fab)) as file:
+        assert "fab-format-version = 1" in file.read("pyproject.toml").decode()
+
+
+@pytest.fixture(scope="module")
+def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The source archive, and the wheel that is built from it (not from the checkout)."""
+    out = tmp_path_factory.mktemp("dist")
+    command([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(checkout)], out)
+    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+
+
+def test_the_source_archive_is_whole_and_clean(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[0]) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert needed() | set(APP_FILES) | {"Makefile", "tests/conftest.py", "docs/METHOD.md"} <= held
+    assert not {name for name in held if name.startswith(("outputs", "photos", "notes", "my.py"))}
+
+
+@pytest.fixture(scope="module")
+def installed(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and nothing of the checkout; returns its folder of programs.
+
+    What the wheel depends on is large: it comes from this environment, behind the new one's own packages. A
+    path in a .pth file is searched, but its own .pth files, such as an editable installation's, are not read.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    command([*pip, "install", "--quiet", "--no-deps", "--no-index", str(distributions[1])], folder)
+    own = Path(
+        command([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder)[:-1]
+    )
+    (own / "dependencies.pth").write_text(
+        f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n"
+    )
+    for entry in metadata.distribution("flwr").entry_points.select(group="console_scripts"):
+        program = folder / "bin" / entry.name
+        program.write_text(
+            f"#!{python}\nimport sys\nfrom {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n"
+        )
+        program.chmod(0o755)
+    return folder / "bin"
+
+
+def test_the_wheel_finds_its_own_conf(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import fedmutual.settings as s, sys; print(s.CONF_DIR); print(s.compose(['rounds=3']).rounds); "
+        "print([p for p in sys.path if (__import__('pathlib').Path(p) / 'server_app.py').exists()])"
+    )
+    conf, rounds, apps = command([str(installed / "python"), "-I", "-c", code], tmp_path).splitlines()
+    assert Path(conf).is_relative_to(installed.parent)
+    assert (rounds, apps) == ("3", "[]")
+
+
+def test_the_wheel_gives_the_bundle_of_the_checkout(installed: Path, checkout: Path, tmp_path: Path) -> None:
+    package = next(installed.parent.glob("lib/python*/site-packages/fedmutual"))
+    with runnable_app(app_folder(package), package) as folder:
+        from_wheel = bundle(folder, tmp_path / "wheel")
+    assert not folder.exists()
+    assert from_wheel == bundle(checkout, tmp_path / "checkout")
+
+
+def test_a_checkout_is_run_as_it_is() -> None:
+    with runnable_app(app_folder()) as folder:
+        assert folder == ROOT
+
+
+def test_the_wheel_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    command(
+        [
+            str(installed / "fedmutual"), "run", "num_clients=2", "rounds=1", "data.image_size=24",
+            "data.pool_size=120", "data.unseen_size=40", "train.local_epochs=1", "strategy.public_epochs=1",
+            "output_dir=out", "cache_dir=cache",
+        ],
+        tmp_path,
+    )  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "cache"}
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["status"], len(summary["clients"])) == ("completed", 2)
