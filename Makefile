@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: run test lint clean
+.PHONY: run test test-docker lint clean
 .DEFAULT_GOAL := run
 
 run: $(STAMP)
@@ -15,6 +15,10 @@ run: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Needs a Docker engine with compose; builds the image, which takes several GB. TORCH_INDEX: see docker/Dockerfile.
+test-docker: $(STAMP)
+	$(BIN)/python -m pytest tests/docker --timeout=5400 -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

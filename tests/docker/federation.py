@@ -1,0 +1,201 @@
+"""A server and sites in containers, made of the files in docker/ and driven as docs/deployment.md says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+DOCKER = ROOT / "docker"
+IMAGE = "fedmutual:test"
+HOME = "/var/lib/fedmutual"
+SITES = ("site-a", "site-b", "site-c")
+
+
+def call(*command: str, timeout: float = 600, check: bool = True, **options: Any) -> str:
+    """Run a command and return what it printed; its errors are part of the failure's message."""
+    done = subprocess.run(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, **options
+    )
+    if check and done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout if check else done.stdout + done.stderr
+
+
+def missing_engine() -> str:
+    """Why containers cannot be run here; empty where they can."""
+    if shutil.which("docker") is None:
+        return "there is no docker command: install Docker"
+    done = subprocess.run(["docker", "info"], capture_output=True, text=True)
+    return "" if done.returncode == 0 else f"the Docker engine does not answer: {done.stderr.strip()[-500:]}"
+
+
+def compose_command() -> list[str]:
+    """``docker compose`` (2.x) where there is one, else ``docker-compose`` (1.29)."""
+    if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
+        return ["docker", "compose"]
+    return ["docker-compose"]
+
+
+def build_image() -> None:
+    """Build the image of docker/Dockerfile; the environment's TORCH_INDEX chooses PyTorch's build."""
+    command = ["docker", "build", "-q", "-t", IMAGE, "-f", str(DOCKER / "Dockerfile")]
+    command += ["--build-arg", f"TORCH_INDEX={os.environ.get('TORCH_INDEX', '')}", str(ROOT)]
+    call(*command, timeout=3600)
+
+
+class Federation:
+    """The containers; every site is a compose project of its own, with its own network.
+
+    Parameters
+    ----------
+    folder : Path
+        Receives certificates and keys, a folder for the server and one for each site.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # the host's address on Docker's default network: every site leaves its own network to reach it
+        self.address = call(
+            "docker", "network", "inspect", "bridge", "-f", "{{(index .IPAM.Config 0).Gateway}}"
+        ).strip()
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            self.port = listener.getsockname()[1]
+        self.user = "1000:1000" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}"
+        self._prefix = f"fedmutual-test-{os.getpid()}"
+        self._projects: dict[str, dict[str, str]] = {}
+
+    # keys ------------------------------------------------------------------------------------------
+
+    def keys(self, *arguments: str) -> None:
+        """Run docker/keys.sh with FOLDER below this federation's."""
+        command, folder, *rest = arguments
+        call("sh", str(DOCKER / "keys.sh"), command, str(self.folder / folder), *rest)
+        self._give_away()
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy one file of a folder into another, as an operator does with public keys and the CA."""
+        (self.folder / target).parent.mkdir(exist_ok=True)
+        shutil.copy(self.folder / source, self.folder / target)
+        self._give_away()
+
+    def _give_away(self) -> None:
+        if os.getuid() == 0:  # the containers run as another user
+            call("chown", "-R", self.user, str(self.folder))
+
+    # containers ------------------------------------------------------------------------------------
+
+    def compose(self, name: str, *arguments: str, check: bool = True, timeout: float = 900) -> str:
+        """Call compose for "server" or a site."""
+        files = ["-f", str(DOCKER / ("server" if name == "server" else "client") / "compose.yaml")]
+        if name != "server":
+            files += ["-f", str(HERE / "one_thread.compose.yaml")]
+        command = [*compose_command(), "-p", f"{self._prefix}-{name}", *files, *arguments]
+        environment = {**os.environ, **self._projects[name]}
+        return call(*command, check=check, timeout=timeout, env=environment)
+
+    def define(self, name: str, **settings: str) -> None:
+        """Set what its .env would hold."""
+        (self.folder / "data").mkdir(exist_ok=True)
+        secrets, data = str(self.folder / name), str(self.folder / "data")
+        common = {"FEDMUTUAL_IMAGE": IMAGE, "RUN_AS": self.user, "SECRETS": secrets, "DATA_DIR": data}
+        self._projects[name] = common | settings
+
+    def define_site(self, name: str, number: int = 0) -> None:
+        """A site on generated faces: share ``number`` of the three."""
+        share = f"partition-id={number} num-partitions={len(SITES)}"
+        self.define(name, SERVER=f"{self.address}:{self.port}", SITE=name, NODE_CONFIG=share)
+
+    def start(self) -> None:
+        """Make all keys, start the server, register the sites' keys and start the sites."""
+        self.keys("ca", "server")
+        self.keys("server", "server", self.address)
+        self.define("server", PORT=str(self.port))
+        self.compose("server", "up", "-d")
+        for number, site in enumerate(SITES):
+            self.keys("site", site, site)
+            self.copy("server/ca.crt", f"{site}/ca.crt")
+            self.copy(f"{site}/{site}.pub", f"server/{site}.pub")
+            self.flwr("supernode", "register", f"/secrets/{site}.pub", "server", "--name", site)
+            self.define_site(site, number)
+            self.compose(site, "up", "-d")
+
+    def stop(self) -> None:
+        """Remove every container, network and volume of this federation."""
+        for name in self._projects:
+            self.compose(name, "down", "-v", "-t", "2", check=False)
+
+    def container(self, name: str, service: str) -> str:
+        """Id of a service's container."""
+        return self.compose(name, "ps", "-q", service).split()[0]
+
+    def flwr(self, *arguments: str) -> str:
+        """Run the ``flwr`` command beside the SuperLink."""
+        return self.compose("server", "run", "--rm", "-T", "flwr", *arguments)
+
+    # runs ------------------------------------------------------------------------------------------
+
+    def run(self, output: str, *overrides: str) -> str:
+        """Start a run whose results go to ``output`` on the server's volume; returns its id."""
+        config = f"output_dir='{HOME}/{output}' overrides='{' '.join(overrides)}'"
+        answer = self.flwr("run", "/app", "server", "--format", "json", "--run-config", config)
+        return str(json.loads(answer[answer.index("{") :])["run-id"])
+
+    def status(self, run_id: str) -> str:
+        """The run's status as Flower has it, such as "finished:completed"."""
+        answer = self.flwr("list", "server", "--run-id", run_id, "--format", "json")
+        return str(json.loads(answer[answer.index("{") :])["runs"][0]["status"])
+
+    def result(self, output: str, file: str) -> str:
+        """A file of a run's results; empty while there is none."""
+        script = f"cat {HOME}/{output}/{file} 2>/dev/null || true"
+        return self.compose("server", "exec", "-T", "superexec", "sh", "-c", script)
+
+    def history(self, output: str) -> list[dict[str, Any]]:
+        """The complete lines of a run's history."""
+        text = self.result(output, "history.jsonl")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def at_site(self, site: str, script: str) -> str:
+        """Run a shell script in a site's container."""
+        return self.compose(site, "exec", "-T", "supernode", "sh", "-c", script)
+
+    @contextmanager
+    def captured(self) -> Iterator[dict[str, Any]]:
+        """Measure all that passes the server's door; the dict is filled at the end (see sniffer.py)."""
+        name, measured = f"{self._prefix}-sniffer", dict[str, Any]()
+        command = ["docker", "run", "-d", "--name", name, "--user", "0", "--cap-add", "NET_RAW"]
+        command += ["--network", f"container:{self.container('server', 'gateway')}"]
+        call(*command, "-v", f"{HERE / 'sniffer.py'}:/sniffer.py:ro", IMAGE, "python", "/sniffer.py", "8443")
+        try:
+            wait_for(lambda: "ready" in call("docker", "logs", name), 60, "the sniffer")
+            yield measured
+            call("docker", "stop", "-t", "30", name)
+            measured.update(json.loads(call("docker", "logs", name).splitlines()[-1]))
+        finally:
+            call("docker", "rm", "-f", name, check=False)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until something is so.
+
+    Raises
+    ------
+    TimeoutError
+        It was not within the time.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        time.sleep(1.0)

@@ -1,0 +1,164 @@
+"""A server and three sites in containers, with TLS and keys: faults change nothing, and no weight travels.
+
+    make test-docker        (needs a Docker engine and compose; some 10 minutes on 2 free cores)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from federation import HOME, SITES, Federation, build_image, missing_engine, wait_for
+
+pytestmark = pytest.mark.docker
+
+ROUNDS = 3
+RUN = (
+    f"rounds={ROUNDS}", f"num_clients={len(SITES)}", "exchange.min_clients=3", "exchange.return_timeout=600",
+    "data.image_size=40", "data.pool_size=160", "data.unseen_size=60",
+    "train.local_epochs=1", "strategy.public_epochs=1",
+)  # fmt: skip
+PATIENCE = 1500.0  # seconds; a busy machine is slow, not wrong
+
+
+@dataclass
+class Outcome:
+    """What a run left: its summary, its history, each site's files and the capture of its traffic."""
+
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    models: dict[str, str]
+    model_bytes: int
+    state: dict[str, int]
+    traffic: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """Image, keys, server and sites."""
+    if problem := missing_engine():
+        pytest.fail(f"make test-docker needs a Docker engine; {problem}", pytrace=False)
+    build_image()
+    federation = Federation(tmp_path_factory.mktemp("federation"))
+    try:
+        federation.start()
+        yield federation
+    finally:
+        federation.stop()
+
+
+def completed(federation: Federation, output: str, run_id: str) -> Outcome:
+    """Wait for a run's end and gather what it left."""
+    wait_for(lambda: federation.status(run_id).startswith("finished"), PATIENCE, f"the run {output}")
+    log = federation.flwr("log", run_id, "server", "--show")
+    assert federation.status(run_id) == "finished:completed", log
+    folder = f"{HOME}/state/{output}-*/$SITE"
+    models, sizes, state = {}, set(), {}
+    for site in SITES:
+        here = folder.replace("$SITE", site)
+        models[site] = federation.at_site(site, f"sha256sum < {here}/model.safetensors").split()[0]
+        sizes.add(int(federation.at_site(site, f"wc -c < {here}/model.safetensors")))
+        state[site] = int(json.loads(federation.at_site(site, f"cat {here}/model.json"))["rounds"])
+    summary = json.loads(federation.result(output, "summary.json"))
+    return Outcome(summary, federation.history(output), models, min(sizes), state, {})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federation: Federation) -> Outcome:
+    """A run to which nothing happens."""
+    with federation.captured() as traffic:
+        outcome = completed(federation, "undisturbed", federation.run("undisturbed", *RUN))
+    outcome.traffic = traffic
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def disturbed(federation: Federation) -> Outcome:
+    """The same run; a site and the SuperLink are killed while their work is going on."""
+    with federation.captured() as traffic:
+        run_id = federation.run("disturbed", *RUN)
+        working = f"ls {HOME}/state | grep -q disturbed && echo yes || true"
+        wait_for(lambda: "yes" in federation.at_site(SITES[1], working), PATIENCE, "the first order")
+        before = restarts(federation)
+        # every process of the site but the container's first, which ends with them: Docker restarts it
+        federation.compose(SITES[1], "exec", "-T", "supernode", "sh", "-c", "kill -9 -1", check=False)
+        wait_for(lambda: restarts(federation) > before, 120, "the restart of the killed site")
+
+        wait_for(lambda: rounds_done(federation) >= 1, PATIENCE, "round 1")
+        federation.compose("server", "kill", "-s", "SIGKILL", "superlink")
+        federation.compose("server", "start", "superlink")
+        outcome = completed(federation, "disturbed", run_id)
+    outcome.traffic = traffic
+    return outcome
+
+
+def restarts(federation: Federation) -> int:
+    """How often Docker has restarted the second site."""
+    from federation import call
+
+    container = federation.container(SITES[1], "supernode")
+    return int(call("docker", "inspect", "-f", "{{.RestartCount}}", container))
+
+
+def rounds_done(federation: Federation) -> int:
+    """The last round of the disturbed run that is in its history."""
+    return max((int(line["round"]) for line in federation.history("disturbed")), default=0)
+
+
+def test_a_node_without_a_registered_key_is_refused(federation: Federation) -> None:
+    federation.keys("site", "stranger", "stranger")
+    federation.copy("server/ca.crt", "stranger/ca.crt")
+    federation.define_site("stranger")
+    said = federation.compose("stranger", "run", "--rm", "-T", "supernode", check=False)
+    assert "Exit Code: 305" in said
+    assert "Failed to activate SuperNode" in said
+
+
+def test_a_node_with_a_foreign_ca_refuses_the_server(federation: Federation) -> None:
+    federation.keys("ca", "foreign")
+    federation.copy("site-a/site-a.key", "foreign/foreign.key")  # a key that the server knows
+    federation.define_site("foreign")
+    said = federation.compose("foreign", "run", "--rm", "-T", "supernode", check=False)
+    assert "CERTIFICATE_VERIFY_FAILED" in said
+
+
+def test_runs_cannot_be_started_from_outside(federation: Federation) -> None:
+    config = f'[superlink.out]\naddress = "{federation.address}:{federation.port}"\n'
+    config += 'root-certificates = "/secrets/ca.crt"\n'
+    script = f"printf '{config}' > $FLWR_HOME/config.toml; flwr run /app out"
+    said = federation.compose("site-a", "run", "--rm", "-T", "supernode", "sh", "-c", script, check=False)
+    assert "404 Not Found" in said
+    assert "control/start-run" in said
+
+
+def test_faults_change_nothing(undisturbed: Outcome, disturbed: Outcome) -> None:
+    assert disturbed.models == undisturbed.models  # byte for byte
+    assert len(set(disturbed.models.values())) == len(SITES)  # and they are three models
+    assert disturbed.summary["unseen"] == undisturbed.summary["unseen"]
+
+
+def test_no_round_and_no_state_is_lost(undisturbed: Outcome, disturbed: Outcome) -> None:
+    for outcome in (undisturbed, disturbed):
+        reported = sorted((line["round"], line["client"]) for line in outcome.history if "num_examples" in line)
+        assert reported == [(r, site) for r in range(1, ROUNDS + 2) for site in SITES]
+        assert outcome.state == dict.fromkeys(SITES, ROUNDS)
+
+
+@pytest.mark.parametrize("name", ["undisturbed", "disturbed"])
+def test_no_weight_travels(name: str, request: pytest.FixtureRequest) -> None:
+    outcome = request.getfixturevalue(name)
+    up, down = outcome.traffic["up"], outcome.traffic["down"]
+    assert outcome.traffic["dropped"] == 0  # the capture is complete
+    ledger = outcome.summary["traffic"]
+    print(
+        f"\n{name}: model {outcome.model_bytes} B; largest payload up {max(up)} B, down {max(down)} B;"
+        f" captured up {sum(up)} B in {len(up)} requests on {outcome.traffic['connections']} connections,"
+        f" down {sum(down)} B; ledger up {ledger['uplink_bytes']} B, down {ledger['downlink_bytes']} B"
+    )
+    print(sorted(up)[-40:], sorted(down)[-40:])
+    assert max(up) < outcome.model_bytes / 10
+    assert max(down) < outcome.model_bytes
