@@ -1,6 +1,6 @@
 """Exit 0 if a Flower process answers at URL/health; the container's health check.
 
-    python healthcheck.py URL [CA]
+python healthcheck.py URL [CA]
 """
 
 import ssl

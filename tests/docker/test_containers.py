@@ -1,6 +1,6 @@
 """A server and three sites in containers, with TLS and keys: faults change nothing, and no weight travels.
 
-    make test-docker        (needs a Docker engine and compose; some 10 minutes on 2 free cores)
+make test-docker        (needs a Docker engine and compose; some 10 minutes on 2 free cores)
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ def test_faults_change_nothing(undisturbed: Outcome, disturbed: Outcome) -> None
 
 def test_no_round_and_no_state_is_lost(undisturbed: Outcome, disturbed: Outcome) -> None:
     for outcome in (undisturbed, disturbed):
-        reported = sorted((line["round"], line["client"]) for line in outcome.history if "num_examples" in line)
+        reported = sorted(
+            (line["round"], line["client"]) for line in outcome.history if "num_examples" in line
+        )
         assert reported == [(r, site) for r in range(1, ROUNDS + 2) for site in SITES]
         assert outcome.state == dict.fromkeys(SITES, ROUNDS)
 
