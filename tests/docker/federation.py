@@ -23,9 +23,7 @@ SITES = ("site-a", "site-b", "site-c")
 
 def call(*command: str, timeout: float = 600, check: bool = True, **options: Any) -> str:
     """Run a command and return what it printed; its errors are part of the failure's message."""
-    done = subprocess.run(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, **options
-    )
+    done = subprocess.run(command, text=True, capture_output=True, timeout=timeout, **options)
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(command)}: code {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout if check else done.stdout + done.stderr

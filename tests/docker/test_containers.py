@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import HOME, SITES, Federation, build_image, missing_engine, wait_for
+from federation import HOME, SITES, Federation, build_image, call, missing_engine, wait_for
 
 pytestmark = pytest.mark.docker
 
@@ -98,8 +97,6 @@ def disturbed(federation: Federation) -> Outcome:
 
 def restarts(federation: Federation) -> int:
     """How often Docker has restarted the second site."""
-    from federation import call
-
     container = federation.container(SITES[1], "supernode")
     return int(call("docker", "inspect", "-f", "{{.RestartCount}}", container))
 
