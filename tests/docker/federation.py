@@ -51,6 +51,13 @@ def build_image() -> None:
     call(*command, timeout=3600)
 
 
+def host_address() -> str:
+    """The host as containers see it: every site leaves its own network to reach the server there."""
+    route = call("docker", "run", "--rm", IMAGE, "cat", "/proc/net/route")
+    gateways = [line.split()[2] for line in route.splitlines()[1:] if line.split()[1] == "00000000"]
+    return socket.inet_ntoa(bytes.fromhex(gateways[0])[::-1])
+
+
 class Federation:
     """The containers; every site is a compose project of its own, with its own network.
 
@@ -62,10 +69,7 @@ class Federation:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # the host's address on Docker's default network: every site leaves its own network to reach it
-        self.address = call(
-            "docker", "network", "inspect", "bridge", "-f", "{{(index .IPAM.Config 0).Gateway}}"
-        ).strip()
+        self.address = host_address()
         with socket.socket() as listener:
             listener.bind(("", 0))
             self.port = listener.getsockname()[1]

@@ -3,7 +3,7 @@
     python sniffer.py PORT      until SIGTERM; then one line of JSON
 
 A burst is what flows one way on one connection until something flows the other way: with HTTP/1.1 over TLS,
-one request or one response with its headers and records. ``up`` is towards PORT. Retransmitted bytes count once.
+one request or response with its headers. ``up`` is towards PORT. Retransmitted bytes count once.
 """
 
 from __future__ import annotations
