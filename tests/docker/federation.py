@@ -76,6 +76,7 @@ class Federation:
         self.user = "1000:1000" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}"
         self._prefix = f"fedmutual-test-{os.getpid()}"
         self._projects: dict[str, dict[str, str]] = {}
+        self._containers: dict[tuple[str, str], str] = {}
 
     # keys ------------------------------------------------------------------------------------------
 
@@ -138,8 +139,10 @@ class Federation:
             self.compose(name, "down", "-v", "-t", "2", check=False)
 
     def container(self, name: str, service: str) -> str:
-        """Id of a service's container."""
-        return self.compose(name, "ps", "-q", service).split()[0]
+        """Id of a service's container, which a restart does not change."""
+        if (name, service) not in self._containers:
+            self._containers[name, service] = self.compose(name, "ps", "-q", service).split()[0]
+        return self._containers[name, service]
 
     def flwr(self, *arguments: str) -> str:
         """Run the ``flwr`` command beside the SuperLink."""
@@ -154,14 +157,18 @@ class Federation:
         return str(json.loads(answer[answer.index("{") :])["run-id"])
 
     def status(self, run_id: str) -> str:
-        """The run's status as Flower has it, such as "finished:completed"."""
-        answer = self.flwr("list", "server", "--run-id", run_id, "--format", "json")
-        return str(json.loads(answer[answer.index("{") :])["runs"][0]["status"])
+        """The run's status as Flower has it, such as "finished:completed"; else what was said instead."""
+        command = ["run", "--rm", "-T", "flwr", "list", "server", "--run-id", run_id, "--format", "json"]
+        said = self.compose("server", *command, check=False)
+        try:
+            answer, _ = json.JSONDecoder().raw_decode(said[said.index("{") :])
+            return str(answer["runs"][0]["status"])
+        except (ValueError, LookupError):  # the SuperLink is starting
+            return said
 
     def result(self, output: str, file: str) -> str:
         """A file of a run's results; empty while there is none."""
-        script = f"cat {HOME}/{output}/{file} 2>/dev/null || true"
-        return self.compose("server", "exec", "-T", "superexec", "sh", "-c", script)
+        return self._read("server", "superexec", f"cat {HOME}/{output}/{file} 2>/dev/null || true")
 
     def history(self, output: str) -> list[dict[str, Any]]:
         """The complete lines of a run's history."""
@@ -170,7 +177,10 @@ class Federation:
 
     def at_site(self, site: str, script: str) -> str:
         """Run a shell script in a site's container."""
-        return self.compose(site, "exec", "-T", "supernode", "sh", "-c", script)
+        return self._read(site, "supernode", script)
+
+    def _read(self, name: str, service: str, script: str) -> str:
+        return call("docker", "exec", self.container(name, service), "sh", "-c", script)
 
     @contextmanager
     def captured(self) -> Iterator[dict[str, Any]]:
@@ -200,4 +210,4 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(1.0)
+        time.sleep(2.0)

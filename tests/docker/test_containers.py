@@ -52,16 +52,17 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
 
 def completed(federation: Federation, output: str, run_id: str) -> Outcome:
     """Wait for a run's end and gather what it left."""
-    wait_for(lambda: federation.status(run_id).startswith("finished"), PATIENCE, f"the run {output}")
-    log = federation.flwr("log", run_id, "server", "--show")
-    assert federation.status(run_id) == "finished:completed", log
-    folder = f"{HOME}/state/{output}-*/$SITE"
+    wait_for(lambda: bool(federation.result(output, "summary.json")), PATIENCE, f"the run {output}")
+    wait_for(lambda: federation.status(run_id).startswith("finished"), 300, f"the end of {output}")
+    assert federation.status(run_id) == "finished:completed", federation.flwr(
+        "log", run_id, "server", "--show"
+    )
     models, sizes, state = {}, set(), {}
     for site in SITES:
-        here = folder.replace("$SITE", site)
-        models[site] = federation.at_site(site, f"sha256sum < {here}/model.safetensors").split()[0]
-        sizes.add(int(federation.at_site(site, f"wc -c < {here}/model.safetensors")))
-        state[site] = int(json.loads(federation.at_site(site, f"cat {here}/model.json"))["rounds"])
+        folder = f"{HOME}/state/{output}-*/{site}"
+        models[site] = federation.at_site(site, f"cat {folder}/model.safetensors | sha256sum").split()[0]
+        sizes.add(int(federation.at_site(site, f"cat {folder}/model.safetensors | wc -c")))
+        state[site] = int(json.loads(federation.at_site(site, f"cat {folder}/model.json"))["rounds"])
     summary = json.loads(federation.result(output, "summary.json"))
     return Outcome(summary, federation.history(output), models, min(sizes), state, {})
 
