@@ -1,4 +1,4 @@
-"""What is handed on: the app bundle, the source archive and the wheel, and that the wheel needs no checkout."""
+"""What is handed on: the app bundle, the source archive and the wheel; the wheel needs no checkout."""
 
 from __future__ import annotations
 
