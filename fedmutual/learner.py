@@ -185,7 +185,10 @@ class Learner:
     def _train(self, trainer: Trainer, steps: int, private: Private | None, public: Public | None) -> float:
         self._known.clear()
         with _timed(self.metrics, "train-seconds"):
-            return trainer.train(steps, private, public)
+            loss = trainer.train(steps, private, public)
+            if self.settings.train.recompute_norm:
+                trainer.recompute_norm_statistics(private, public)
+            return loss
 
     def _measure_kl(self, name: str, public: Public) -> None:
         if public.log_target is None:

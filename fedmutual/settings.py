@@ -84,6 +84,9 @@ class TrainSettings:
     prior_correction: bool = setting(
         "train on logits + log(own class prior), share and predict plain logits (arXiv:2007.07314)"
     )
+    recompute_norm: bool = setting(
+        "before predicting, measure the statistics of batch normalisation anew (arXiv:2105.07576)"
+    )
     common_start: bool = setting(
         "every client of one architecture starts from the same seeded initial weights"
     )

@@ -339,3 +339,23 @@ def test_batch_normalisation_refuses_a_single_image_by_name() -> None:
     images = torch.zeros((1, 3, 1, 1), dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"one image at a time: raise train\.batch_size"):
         trainer(model).train(1, Private(images, torch.tensor([0])), None)
+
+
+def test_norm_statistics_are_those_of_the_weights_as_they_are() -> None:
+    """However slowly the running average follows, and whatever dropout does before it."""
+    model = nn.Sequential(
+        nn.Dropout(0.9), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.01), nn.Flatten(), nn.Linear(16, 2)
+    )
+    images = torch.randint(0, 255, (8, 3, 2, 2), dtype=torch.uint8)
+    private = Private(images, torch.arange(8) % 2)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.5), "fp32", 8, torch.Generator())
+    trainer.train(3, private, None)
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+    trainer.recompute_norm_statistics(private, None)
+    with torch.no_grad():
+        inner = model[1](images / 255)
+    torch.testing.assert_close(model[2].running_mean, inner.mean((0, 2, 3)))
+    torch.testing.assert_close(model[2].running_var, inner.var((0, 2, 3)))
+    assert model[2].momentum == 0.01
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=0)

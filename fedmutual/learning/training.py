@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from fedmutual.learning.divergence import as_logits, mutual_loss
 
+NORM_BATCHES = 32
+
 
 @dataclass(frozen=True)
 class Private:
@@ -128,6 +130,37 @@ class Trainer:
         for _ in range(steps):
             total += self._step(private, next(private_batches), public, next(public_batches))
         return float(total) / max(steps, 1)
+
+    @torch.no_grad()
+    def recompute_norm_statistics(self, private: Private | None, public: Public | None) -> None:
+        """Set the running statistics of batch normalisation to those of the weights as they are now.
+
+        A running average lags behind weights that took a few hundred steps only (torchvision's MobileNetV3
+        keeps 99 % of it a step), and evaluation mode then predicts nonsense. The statistics are averaged
+        over up to ``NORM_BATCHES`` batches composed like those of training (Precise-BN, arXiv:2105.07576).
+        """
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = [norm for norm in norms if norm.track_running_stats]
+        if not norms:
+            return
+        momenta = [norm.momentum for norm in norms]
+        self.model.eval()  # no dropout
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over the batches
+        mixed = torch.Generator().manual_seed(0)  # any order will do, but not class by class
+        parts = [part.images for part in (private, public) if part is not None]
+        orders = [torch.randperm(len(images), generator=mixed) for images in parts]
+        batches = [torch.split(order, self.batch_size) for order in orders]
+        for step in range(min(max(map(len, batches)), NORM_BATCHES)):
+            chosen = [own[step % len(own)] for own in batches]
+            images = torch.cat([part[index] for part, index in zip(parts, chosen, strict=True)])
+            if len(images) > 1:  # the variance of one image is none
+                with self._autocast():
+                    self.model(to_input(images, self.device))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
     def _refuse_single_images(self, private: Private | None, public: Public | None) -> None:
         parts = [part for part in (private, public) if part is not None and len(part.images)]
