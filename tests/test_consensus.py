@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedmutual.distributions import decode, encode
 from fedmutual.learning.consensus import MeanConsensus, Target, log_softmax, prediction_shares
-from fedmutual.learning.divergence import own_peer
+from fedmutual.learning.divergence import mutual_loss, own_peer
 
 DIRECTIONS = ("own_peer", "peer_own")
 
@@ -40,6 +40,29 @@ def explicit(peers: list[np.ndarray], direction: str, temperature: float) -> tup
     if direction == "own_peer":
         return np.mean(soft, axis=0), entropies
     return np.log(np.mean([np.exp(p) for p in soft], axis=0)), entropies
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_weighted_peers_give_the_weighted_mean_of_all_divergences(direction: str) -> None:
+    """Against every pair written down: sum_j w_j KL(i, j) / sum_j w_j."""
+    predictions = random_predictions(4, 6, 3, 0)
+    weights = {"c0": 5.0, "c1": 0.5, "c2": 0.0, "c3": 2.0}
+    own = torch.from_numpy(log_softmax(np.random.default_rng(1).normal(size=(6, 3))))
+    target = target_of(MeanConsensus(predictions, direction, weights=weights), "c0")
+    entropies = None if target.entropies is None else torch.from_numpy(target.entropies)
+    loss = mutual_loss(direction, own, torch.from_numpy(target.log_probabilities), entropies, 1.0)
+    pairs = 0.0
+    for name in ("c1", "c2", "c3"):
+        p, q = own.double(), torch.from_numpy(predictions[name]).double()
+        kl = (p.exp() * (p - q)) if direction == "own_peer" else (q.exp() * (q - p))
+        pairs += weights[name] * float(kl.sum(dim=1).mean())
+    assert float(loss) == pytest.approx(pairs / 2.5, rel=1e-5)
+
+
+def test_peers_without_weight_teach_nobody() -> None:
+    consensus = MeanConsensus(random_predictions(2, 4, 2, 0), "peer_own", weights={"c0": 1.0, "c1": 0.0})
+    assert consensus.target("c0") is None
+    assert consensus.target("c1") is not None
 
 
 def test_two_clients_get_each_other() -> None:

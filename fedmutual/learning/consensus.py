@@ -63,21 +63,30 @@ class MeanConsensus:
         ``own_peer`` (also for ``published_code``) averages log-probabilities, ``peer_own`` probabilities.
     temperature : float
         Every distribution is softened to ``softmax(log P / temperature)`` first.
+    weights : Mapping[str, float] or None
+        Weight w_j >= 0 of each client, see :mod:`fedmutual.learning.competence`; None: all equal. The target
+        is ``(sum_j w_j x_j - own) / (sum_j w_j - w_own)``, and the loss against it is exactly the weighted
+        mean of the KL divergences, since each of them is linear in the peer's part.
     """
 
     def __init__(
-        self, predictions: Mapping[str, npt.NDArray[np.floating]], divergence: str, temperature: float = 1.0
+        self,
+        predictions: Mapping[str, npt.NDArray[np.floating]],
+        divergence: str,
+        temperature: float = 1.0,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         self._predictions = predictions
+        self._weights = {name: 1.0 if weights is None else weights[name] for name in predictions}
         self._averages_probabilities = divergence == "peer_own"
         self._temperature = np.float32(temperature)
         self._shape = next(iter(predictions.values())).shape if predictions else (0, 1)
         # float64: what is taken out of the sum again is lost to rounding otherwise
         self._sum = np.zeros(self._shape, np.float64)
         self._entropy_sum = np.zeros(self._shape[0], np.float64)
-        for values in predictions.values():
+        for name, values in predictions.items():
             for rows in self._chunks():
-                contribution, entropies = self._contribution(values[rows])
+                contribution, entropies = self._contribution(values[rows], self._weights[name])
                 self._sum[rows] += contribution
                 if entropies is not None:
                     self._entropy_sum[rows] += entropies
@@ -85,10 +94,10 @@ class MeanConsensus:
     def target(self, client: str | None) -> Target | None:
         """Target of ``client``: the mean of its peers, or of everyone for a client that sent nothing.
 
-        Returns None where there is no peer.
+        Returns None where there is no peer, or none with a weight.
         """
         own = self._predictions.get(client) if client is not None else None
-        peers = len(self._predictions) - (own is not None)
+        peers = sum(weight for name, weight in self._weights.items() if name != client)
         if peers == 0:
             return None
         mean = np.empty(self._shape, np.float32)
@@ -96,7 +105,7 @@ class MeanConsensus:
         for rows in self._chunks():
             total, entropies = self._sum[rows], self._entropy_sum[rows]
             if own is not None:
-                own_contribution, own_entropies = self._contribution(own[rows])
+                own_contribution, own_entropies = self._contribution(own[rows], self._weights[str(client)])
                 total = total - own_contribution
                 entropies = entropies if own_entropies is None else entropies - own_entropies
             np.divide(total, peers, out=mean[rows], casting="same_kind")
@@ -112,14 +121,15 @@ class MeanConsensus:
         return (slice(start, start + size) for start in range(0, samples, size))
 
     def _contribution(
-        self, values: npt.NDArray[np.floating]
+        self, values: npt.NDArray[np.floating], weight: float
     ) -> tuple[npt.NDArray[np.floating], FloatArray | None]:
-        """What a client adds to the sum [N, C], and its entropies [N] in nats where they are needed."""
+        """What a client adds to the sums: [N, C], and its entropies [N] in nats where they are needed."""
         log_p = values
         if self._temperature != 1:
             log_p = log_softmax(np.divide(values, self._temperature, dtype=np.float32))
         if not self._averages_probabilities:
-            return log_p, None
+            return (log_p if weight == 1 else log_p.astype(np.float64) * weight), None
         log_p = log_p.astype(np.float32, copy=False)
         p = np.exp(log_p)
-        return p, -np.einsum("nc,nc->n", p, log_p)
+        entropies = -np.einsum("nc,nc->n", p, log_p)
+        return (p, entropies) if weight == 1 else (p * np.float64(weight), entropies * np.float64(weight))

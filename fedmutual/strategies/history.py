@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmutual.exchange import Reply
 from fedmutual.learning.consensus import prediction_shares
-from fedmutual.messages import Report, unseen_payload_bytes
+from fedmutual.messages import Metrics, Report, unseen_payload_bytes
 
 Line = dict[str, Any]
 
@@ -53,14 +53,19 @@ class History:
         return line
 
 
+def balanced_accuracy(metrics: Metrics, split: str = "validation") -> float | None:
+    """Mean recall of the classes that occur in a split; None where it was not measured."""
+    recall = metrics.get(f"{split}-recall")
+    return fmean(value for value in recall if value >= 0) if isinstance(recall, list) else None
+
+
 def _figures(report: Report) -> Line:
     figures: Line = {key.replace("-", "_"): value for key, value in report.metrics.items()}
     for split in ("validation", "unseen"):
         recall = figures.get(f"{split}_recall")
         if recall is not None:
-            known = [value for value in recall if value >= 0]
             figures[f"{split}_recall"] = [value if value >= 0 else None for value in recall]
-            figures[f"{split}_balanced_accuracy"] = fmean(known)
+            figures[f"{split}_balanced_accuracy"] = balanced_accuracy(report.metrics, split)
     if len(report.predictions):
         figures["prediction_shares"] = prediction_shares(report.predictions)
     return figures

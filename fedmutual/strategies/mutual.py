@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedmutual.data.site import SharedData
 from fedmutual.distributions import WIRE_DTYPES, FloatArray
 from fedmutual.exchange import Exchange, Reply, as_reply, messages_to
+from fedmutual.learning.competence import log_odds_weights
 from fedmutual.learning.consensus import MeanConsensus
 from fedmutual.messages import (
     Expected,
@@ -33,6 +34,7 @@ from fedmutual.messages import (
 from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings, StrategySettings, setting
 from fedmutual.strategies.averaging import average
+from fedmutual.strategies.history import balanced_accuracy
 from fedmutual.strategies.interface import MESSAGE_TYPE
 from fedmutual.strategies.roster import Roster, StrategyError
 
@@ -59,6 +61,11 @@ class MutualSettings(StrategySettings):
         choices=("own_peer", "peer_own", "published_code"),
     )
     temperature: float = setting("softens every distribution in the mutual loss", above=0)
+    peer_weights: str = setting(
+        "equal; validation: a peer counts by its balanced accuracy on its own validation images, one at "
+        "chance not at all (for different architectures; no use where clients lack classes)",
+        choices=("equal", "validation"),
+    )
     kl_weight: float = setting("lambda, the weight of the mean KL; 0: no mutual learning", minimum=0)
     burn_in: int = setting("first rounds whose mutual step is left out", minimum=0)
     ramp: int = setting("rounds over which lambda then grows to kl_weight", minimum=0)
@@ -140,6 +147,7 @@ class MutualLearning(Strategy):
         self.unseen_predictions: dict[str, FloatArray] = {}
         self._predictions: dict[str, FloatArray] = {}
         self._predicted: IndexArray = np.zeros(0, np.int32)
+        self._validated: dict[str, float | None] = {}  # balanced accuracies, of those that predicted
         self._model: ArrayRecord | None = None
         self._rounds_done = 0
         if self.options.divergence == "published_code" and len(shared.classes) != 2:
@@ -239,7 +247,12 @@ class MutualLearning(Strategy):
         arrays["predicted"] = self._predicted
         if self._model is not None:
             arrays |= {f"model.{k}": v.numpy() for k, v in self._model.items()}
-        return {"run": self.run, "round": self._rounds_done, "roster": self.roster.as_dict()}, arrays
+        return {
+            "run": self.run,
+            "round": self._rounds_done,
+            "roster": self.roster.as_dict(),
+            "validated": self._validated,
+        }, arrays
 
     def restore(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Continue a run from what :meth:`checkpoint` gave."""
@@ -247,6 +260,7 @@ class MutualLearning(Strategy):
 
         self.run, self._rounds_done = meta["run"], meta["round"]
         self.roster.restore(meta["roster"])
+        self._validated = meta["validated"]
         self._predicted = arrays["predicted"]
         self._predictions = _below("predictions.", arrays)
         model = {name: Array(values) for name, values in _below("model.", arrays).items()}
@@ -257,7 +271,12 @@ class MutualLearning(Strategy):
     def _orders(
         self, current: int, grid: Grid, *, closing: bool = False, evaluate_unseen: bool = False
     ) -> list[Message]:
-        consensus = MeanConsensus(self._predictions, self.options.divergence, self.options.temperature)
+        weights = None
+        if self.options.peer_weights == "validation":
+            weights = log_odds_weights(self._validated, len(self.shared.classes))
+        consensus = MeanConsensus(
+            self._predictions, self.options.divergence, self.options.temperature, weights
+        )
         weight = self.options.weight(current - 1)
         indices = np.zeros(0, np.int32) if closing else self._indices(current)
         # known labels of the public samples are trained on also where there is nothing to hear from peers
@@ -309,6 +328,7 @@ class MutualLearning(Strategy):
         else:
             self._predicted = self._indices(current)
             self._predictions = {name: report.predictions for name, report in reports.items()}
+            self._validated = {name: balanced_accuracy(r.metrics) for name, r in reports.items()}
             self._model = average(reports) if self.options.average_weights else None
             self._rounds_done = current
         return MetricRecord({"clients": len(reports), "rejected": len(replies) - len(reports)})
