@@ -153,8 +153,14 @@ class Federation:
     def run(self, output: str, *overrides: str) -> str:
         """Start a run whose results go to ``output`` on the server's volume; returns its id."""
         config = f"output_dir='{HOME}/{output}' overrides='{' '.join(overrides)}'"
-        answer = self.flwr("run", "/app", "server", "--format", "json", "--run-config", config)
-        return str(json.loads(answer[answer.index("{") :])["run-id"])
+        command = ["run", "/app", "server", "--format", "json", "--run-config", config]
+        for _ in range(5):  # a machine that is too busy for a TLS handshake in time
+            said = self.compose("server", "run", "--rm", "-T", "flwr", *command, check=False)
+            if '"run-id"' in said:
+                answer, _ = json.JSONDecoder().raw_decode(said[said.index("{") :])
+                return str(answer["run-id"])
+            time.sleep(10)
+        raise RuntimeError(f"flwr run: {said}")
 
     def status(self, run_id: str) -> str:
         """The run's status as Flower has it, such as "finished:completed"; else what was said instead."""

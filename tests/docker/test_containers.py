@@ -153,12 +153,25 @@ def test_no_weight_travels(name: str, request: pytest.FixtureRequest) -> None:
     outcome = request.getfixturevalue(name)
     up, down = outcome.traffic["up"], outcome.traffic["down"]
     assert outcome.traffic["dropped"] == 0  # the capture is complete
+    # the app's code is the one thing of size: each site fetches it once a run
+    code = [size for size in down if size > outcome.model_bytes / 10]
+    assert max(up) < outcome.model_bytes / 100
+    assert max(down) < outcome.model_bytes
+    assert len(code) <= len(SITES) + (name == "disturbed")  # the killed one may fetch it again
+    assert max(code) - min(code) < 100
+    assert sum(up) < outcome.model_bytes * len(
+        SITES
+    )  # all of it, polls and heartbeats too, for the whole run
+
     ledger = outcome.summary["traffic"]
+    over_up = (sum(up) - ledger["uplink_bytes"]) / len(up)
+    over_down = (sum(down) - sum(code) - ledger["downlink_bytes"]) / len(down)
     print(
         f"\n{name}: model {outcome.model_bytes} B; largest payload up {max(up)} B, down {max(down)} B;"
-        f" captured up {sum(up)} B in {len(up)} requests on {outcome.traffic['connections']} connections,"
-        f" down {sum(down)} B; ledger up {ledger['uplink_bytes']} B, down {ledger['downlink_bytes']} B"
+        f" captured up {sum(up)} B, down {sum(down)} B in {len(up)} requests on"
+        f" {outcome.traffic['connections']} connections; ledger up {ledger['uplink_bytes']} B, down"
+        f" {ledger['downlink_bytes']} B; overhead a request: up {over_up:.0f} B, down {over_down:.0f} B"
     )
-    print(sorted(up)[-40:], sorted(down)[-40:])
-    assert max(up) < outcome.model_bytes / 10
-    assert max(down) < outcome.model_bytes
+    # HTTP headers, the node's signature, TLS records and handshakes; nothing else is in the difference
+    assert 300 < over_up < 1500
+    assert 100 < over_down < 1500
