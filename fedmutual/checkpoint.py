@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from fedmutual.atomic import atomic_write
+from fedmutual.atomic import atomic_write, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,34 @@ def save_checkpoint(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, np
     ------
     TypeError
         ``meta`` holds something that is no JSON, or an array has another dtype.
+    OSError
+        The disk is full, say; both generations are as they were.
     """
-    data = _pack(meta, arrays)
-    if path.exists():
-        os.replace(path, previous_path(path))
-    atomic_write(path, data)
+    atomic_write(path, _pack(meta, arrays), keep=previous_path(path))
+
+
+def step_back(path: Path) -> None:
+    """Make the previous generation the current one, which is lost.
+
+    Raises
+    ------
+    CheckpointError
+        There is no previous generation, or it cannot be read; nothing has changed.
+    """
+    load_previous(path)
+    os.replace(previous_path(path), path)
+    sync_folder(path.parent)
+
+
+def load_previous(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """Return the generation before the current one.
+
+    Raises
+    ------
+    CheckpointError
+        It is not there, or cannot be read.
+    """
+    return _unpack(previous_path(path))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], Arrays]:

@@ -63,6 +63,8 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     folder = StateFolder(Path(settings.state_dir or user_runs_dir().parent / "state"), order.run, name)
     with folder.locked():
         state = folder.load()
+        if state is not None and state.report.round > order.round:
+            state = _step_back(folder, state.report.round, order.round)
         if state is None or state.report.round < order.round:
             state = _learn(order, settings, context.node_config, name, folder, state, start)
             record = _packed(state, settings)
@@ -71,11 +73,6 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
             folder.save(replace(state, ledger=Ledger(received, sent)))
             logger.info("%s: %d bytes received and %d sent in this run", name, received, sent)
             return record
-    if state.report.round > order.round:
-        raise StateError(
-            f"{folder.path} is at round {state.report.round}, the order is for round {order.round}: "
-            "resume the run from its newest results folder, or start a new run"
-        )
     logger.warning("%s: round %d was done before; sending its report again", name, order.round)
     return _packed(state, settings)
 
@@ -83,6 +80,24 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
 def _packed(state: ClientState, settings: Settings) -> RecordDict:
     strategy: StrategySettings = settings.strategy
     return strategy.pack(state.report, state.weights)
+
+
+def _step_back(folder: StateFolder, done: int, asked: int) -> ClientState:
+    """The server has lost its last round; the client goes back to where it was before its own last one."""
+    state = folder.step_back(asked)
+    if state is None:
+        raise StateError(
+            f"{folder.path} is at round {done}, the order is for round {asked}: "
+            "resume the run from its newest results folder, or start a new run"
+        )
+    logger.warning(
+        "%s: back from round %d to round %d: the server asks for %d again",
+        folder.path,
+        done,
+        state.report.round,
+        asked,
+    )
+    return state
 
 
 def _name_for_errors(context: Context) -> str:

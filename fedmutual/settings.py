@@ -150,9 +150,28 @@ class ExchangeSettings:
     min_clients: int | None = setting(
         "reports that a round needs; null: half of the clients, at least one", minimum=1
     )
+    enough_clients: int | None = setting(
+        "reports with which a round goes on without waiting for the others, which join again when they have "
+        "answered; null: wait for all",
+        minimum=1,
+    )
     join_timeout: float = setting("seconds to wait for the clients to connect", above=0)
     round_timeout: float = setting("seconds after which a round goes on with the reports it has", above=0)
+    return_timeout: float = setting(
+        "seconds that a round waits for a client whose process or SuperNode died, to send its order again; "
+        "0: it is out for that round",
+        minimum=0,
+    )
     poll_interval: float = setting("seconds between two looks for reports", above=0)
+
+    def check(self) -> str | None:
+        """A round cannot go on with fewer reports than it needs."""
+        if self.enough_clients is not None and self.enough_clients < (self.min_clients or 1):
+            return (
+                f"enough_clients: {self.enough_clients} is below exchange.min_clients={self.min_clients}: "
+                "raise it, or set it to null"
+            )
+        return None
 
 
 @dataclass(kw_only=True)

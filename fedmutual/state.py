@@ -21,7 +21,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedmutual.atomic import atomic_write
-from fedmutual.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from fedmutual.checkpoint import (
+    Arrays,
+    CheckpointError,
+    has_checkpoint,
+    load_checkpoint,
+    load_previous,
+    save_checkpoint,
+    step_back,
+)
 from fedmutual.messages import Report
 
 _OPTIMIZER_GROUPS = "optimizer-groups"
@@ -92,23 +100,30 @@ class StateFolder:
 
     def load(self) -> ClientState | None:
         """The client's state, or None before its first report."""
-        if not has_checkpoint(self._file):
+        return _state(*load_checkpoint(self._file)) if has_checkpoint(self._file) else None
+
+    def step_back(self, round: int) -> ClientState | None:
+        """Return to the previous generation where that is of ``round`` or earlier; None where it is not.
+
+        A server whose last checkpoint is damaged goes on from the one before, and asks for that round again.
+        """
+        try:
+            state = _state(*load_previous(self._file))
+        except CheckpointError:
             return None
-        meta, arrays = load_checkpoint(self._file)
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        weights = _below("weights.", tensors)
-        unseen = arrays.get("report.unseen_predictions")
-        report = Report(**meta["report"], predictions=arrays["report.predictions"], unseen_predictions=unseen)
-        return ClientState(
-            architecture=meta["architecture"],
-            weights=weights,
-            optimizer=_optimizer_from(meta, _below("optimizer.", tensors)),
-            report=report,
-            ledger=Ledger(**meta["ledger"]),
-        )
+        if state.report.round > round:
+            return None
+        step_back(self._file)
+        return state
 
     def save(self, state: ClientState) -> None:
-        """Replace the state atomically; the one before it is kept as the previous generation."""
+        """Replace the state atomically; the one before it is kept as the previous generation.
+
+        Raises
+        ------
+        StateError
+            The disk is full or cannot be written; both generations are as they were.
+        """
         report = state.report
         meta: dict[str, Any] = {
             "architecture": state.architecture,
@@ -133,7 +148,14 @@ class StateFolder:
         arrays["report.predictions"] = report.predictions
         if report.unseen_predictions is not None:
             arrays["report.unseen_predictions"] = report.unseen_predictions
-        save_checkpoint(self._file, meta, arrays)
+        try:
+            save_checkpoint(self._file, meta, arrays)
+        except OSError as error:
+            size = sum(array.nbytes for array in arrays.values()) / 1e6
+            raise StateError(
+                f"{self.path}: the state of round {report.round} cannot be written ({error.strerror}); the "
+                f"client goes on from the one before, which is intact: make room for {size:.1f} MB there"
+            ) from error
 
     def export_model(self, weights: dict[str, Tensor], card: dict[str, Any]) -> Path:
         """Write ``model.safetensors`` and ``model.json`` (what rebuilds it), and return the folder."""
@@ -141,6 +163,18 @@ class StateFolder:
         atomic_write(self.path / "model.safetensors", save(tensors))
         atomic_write(self.path / "model.json", json.dumps(card, indent=2).encode())
         return self.path
+
+
+def _state(meta: dict[str, Any], arrays: Arrays) -> ClientState:
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    unseen = arrays.get("report.unseen_predictions")
+    return ClientState(
+        architecture=meta["architecture"],
+        weights=_below("weights.", tensors),
+        optimizer=_optimizer_from(meta, _below("optimizer.", tensors)),
+        report=Report(**meta["report"], predictions=arrays["report.predictions"], unseen_predictions=unseen),
+        ledger=Ledger(**meta["ledger"]),
+    )
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

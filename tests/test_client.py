@@ -179,13 +179,38 @@ def test_a_diverged_round_is_an_error_and_not_kept(tmp_path: Path) -> None:
 
 def test_an_older_order_is_refused_with_the_remedy(tmp_path: Path) -> None:
     context = a_context(tmp_path)
-    do(an_order(1), context)
-    do(an_order(2), context)
+    for round in (1, 2, 3):
+        do(an_order(round), context)
     with pytest.raises(
-        StateError, match=r"is at round 2, the order is for round 1: resume .* new run"
+        StateError, match=r"is at round 3, the order is for round 1: resume .* new run"
     ) as error:
         do(an_order(1), context)
     assert str(tmp_path / "run-1" / "client-0") in str(error.value)
+    assert state_of(tmp_path).report.round == 3
+
+
+def test_a_server_that_lost_its_last_round_is_followed_one_round_back(
+    tmp_path: Path, trainings: list[Any]
+) -> None:
+    context, other = a_context(tmp_path / "back"), a_context(tmp_path / "undisturbed")
+    for each in (context, other):
+        first, second = (do(an_order(round), each) for round in (1, 2))
+    trained = len(trainings)
+    assert do(an_order(1), context)["report"] == first["report"]
+    assert len(trainings) == trained  # its report was kept
+    assert do(an_order(2), context)["report"] == second["report"]
+    assert len(trainings) == trained + 1  # the order may have been another: it is learned again
+    for key, value in state_of(tmp_path / "back").weights.items():
+        assert torch.equal(value, state_of(tmp_path / "undisturbed").weights[key])
+
+
+def test_a_client_that_missed_the_lost_round_learns_it_from_the_one_before(tmp_path: Path) -> None:
+    context, other = a_context(tmp_path / "back"), a_context(tmp_path / "undisturbed")
+    for round in (1, 3, 2):
+        late = do(an_order(round), context)
+    for round in (1, 2):
+        expected = do(an_order(round), other)
+    assert late["report"] == expected["report"]
 
 
 def test_rounds_that_were_missed_are_no_obstacle(tmp_path: Path) -> None:
@@ -248,7 +273,7 @@ def test_other_classes_are_refused_with_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("node_config", "problem"),
     [
-        ({}, "client-0: StateError: .*at round 2"),
+        ({}, "client-0: StateError: .*at round 3"),
         ({"client_name": "hospital a"}, r"node 5: IdentityError: client-name 'hospital a'"),
         ({"client_name": "a", "device": "cuda:99"}, "a: ValueError: device=cuda:99: torch sees"),
         ({"client_name": "a", "device": "abacus"}, "a: .*abacus"),
@@ -259,8 +284,8 @@ def test_other_classes_are_refused_with_the_remedy(tmp_path: Path) -> None:
 def test_what_goes_wrong_is_an_error_reply_that_names_the_client(
     tmp_path: Path, node_config: dict[str, Any], problem: str
 ) -> None:
-    do(an_order(1), a_context(tmp_path))
-    do(an_order(2), a_context(tmp_path))
+    for round in (1, 2, 3):
+        do(an_order(round), a_context(tmp_path))
     enter_run()
     order = over_the_wire(Message(order_record(an_order(1), "float16"), 5, "train.round"))
     reply = handle(order, a_context(tmp_path, **node_config))

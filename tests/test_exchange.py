@@ -12,7 +12,15 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from local_grid import enter_run, over_the_wire
 
-from fedmutual.exchange import SETTLE_SECONDS, Exchange, ExchangeError, as_reply, explain, messages_to
+from fedmutual.exchange import (
+    CLOCK_SKEW,
+    SETTLE_SECONDS,
+    Exchange,
+    ExchangeError,
+    as_reply,
+    explain,
+    messages_to,
+)
 from fedmutual.messages import payload_bytes
 from fedmutual.settings import ExchangeSettings
 
@@ -97,6 +105,8 @@ class FakeGrid(Grid):
 def an_exchange(grid: FakeGrid, **changes: float) -> Exchange:
     values: dict[str, Any] = {
         "min_clients": None,
+        "enough_clients": None,
+        "return_timeout": 0.0,
         "join_timeout": 10.0,
         "round_timeout": 20.0,
         "poll_interval": POLL,
@@ -193,8 +203,8 @@ def test_no_orders_no_replies() -> None:
     assert an_exchange(FakeGrid(Clock(), {})).send_and_collect([]) == []
 
 
-def test_messages_expire_with_the_round() -> None:
-    assert [m.metadata.ttl for m in orders(4, 5)] == [20.0, 20.0]
+def test_messages_expire_after_the_round_by_any_sensible_clock() -> None:
+    assert [m.metadata.ttl for m in orders(4, 5)] == [20.0 + CLOCK_SKEW] * 2
     assert [m.metadata.dst_node_id for m in orders(4, 5)] == [4, 5]
     assert {m.metadata.message_type for m in orders(4, 5)} == {"train.round"}
 
@@ -210,8 +220,8 @@ WORDS = {
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "expired on the way",
     ErrorCode.NODE_UNAVAILABLE: "the node is gone",
     ErrorCode.CLIENT_APP_CRASHED: "process died (out of memory? killed?)",
-    ErrorCode.MOD_FAILED_PRECONDITION: "Flower error 6",
-    ErrorCode.INVALID_FAB: "Flower error 7",
+    ErrorCode.MOD_FAILED_PRECONDITION: "a Flower mod of its ClientApp refused the order",
+    ErrorCode.INVALID_FAB: "takes signed apps only",
 }
 
 
@@ -247,6 +257,105 @@ def test_a_message_that_somebody_else_pulled() -> None:
     failed = as_reply(grid._reply(order, 3))
     assert failed.content is None
     assert "gone" in failed.error
+
+
+# ---------------------------------------------------------------------------------------------------
+# Nodes that die and come back, and nodes that are slow
+
+
+class DyingGrid(FakeGrid):
+    """The first orders of some nodes end in errors; ``dies[node]`` holds them, the next one first."""
+
+    def __init__(
+        self, clock: Clock, delays: dict[int, float], dies: dict[int, list[int]], **more: Any
+    ) -> None:
+        super().__init__(clock, delays, **more)
+        self.dies = dies
+
+    def _reply(self, order: Message, node: int) -> Message:
+        codes = self.dies.get(node)
+        self.errors = {node: Error(codes.pop(0), "")} if codes else {}
+        return super()._reply(order, node)
+
+
+def test_a_dead_process_gets_its_order_again_within_the_round() -> None:
+    grid = DyingGrid(Clock(), {1: 0.0, 2: 3.0}, {2: [ErrorCode.CLIENT_APP_CRASHED]})
+    messages = orders(1, 2)
+    replies = an_exchange(grid, return_timeout=10.0).send_and_collect(messages)
+    assert said(replies) == [1, 2]
+    assert [m.metadata.dst_node_id for m in grid.pushed] == [1, 2, 2]
+    assert grid.pushed[2].content == messages[1].content
+    assert replies[1].downlink_bytes == 2 * payload_bytes(messages[1].content)
+    assert replies[1].seconds == 6.0 + POLL
+
+
+def test_a_dead_node_gets_its_order_again_when_it_is_back() -> None:
+    grid = DyingGrid(
+        Clock(), {1: 0.0, 2: 1.0}, {2: [ErrorCode.NODE_UNAVAILABLE]},
+        online=lambda now: [1] if now < 106 else [1, 2],
+    )  # fmt: skip
+    replies = an_exchange(grid, return_timeout=10.0).send_and_collect(orders(1, 2))
+    assert said(replies) == [1, 2]
+    assert 107 <= grid.clock.now <= 109
+
+
+@pytest.mark.parametrize(("return_timeout", "end"), [(5.0, 106.0), (0.0, 101.0)])
+def test_a_node_that_does_not_come_back_is_out_for_the_round(return_timeout: float, end: float) -> None:
+    grid = DyingGrid(Clock(), {1: 0.0, 2: 1.0}, {2: [ErrorCode.NODE_UNAVAILABLE]}, online=lambda now: [1])
+    replies = an_exchange(grid, return_timeout=return_timeout).send_and_collect(orders(1, 2))
+    assert said(replies) == [1, None]
+    assert replies[1].error.startswith("the node is gone")
+    assert ("exchange.return_timeout" in replies[1].error) == (return_timeout > 0)
+    assert end <= grid.clock.now <= end + 2 * POLL
+
+
+def test_an_order_that_kills_its_process_is_not_sent_for_ever() -> None:
+    grid = DyingGrid(Clock(), {1: 0.0, 2: 0.0}, {2: [ErrorCode.CLIENT_APP_CRASHED] * 9})
+    replies = an_exchange(grid, return_timeout=10.0).send_and_collect(orders(1, 2))
+    assert said(replies) == [1, None]
+    assert len(grid.pushed) == 1 + 3
+
+
+def test_an_error_of_the_client_itself_is_final() -> None:
+    grid = DyingGrid(Clock(), {1: 0.0, 2: 0.0}, {2: [ErrorCode.CLIENT_APP_RAISED_EXCEPTION]})
+    assert said(an_exchange(grid, return_timeout=10.0).send_and_collect(orders(1, 2))) == [1, None]
+    assert len(grid.pushed) == 2
+
+
+def test_enough_reports_end_the_round_and_the_slow_node_joins_when_it_has_answered() -> None:
+    grid = FakeGrid(Clock(), {1: 0.0, 2: 0.0, 3: 4.0})
+    exchange = an_exchange(grid, enough_clients=2)
+    first = exchange.send_and_collect(orders(1, 2, 3))
+    assert said(first) == [1, 2, None]
+    assert "exchange.enough_clients" in first[2].error
+    assert grid.clock.now == 100.0
+    grid.delays = {1: 0.0, 2: 3.0, 3: 1.0}
+    second = exchange.send_and_collect(orders(1, 2, 3))  # 2 is slower than 3 now, 3 still has the first order
+    assert said(second) == [1, 2, None]
+    assert grid.clock.now == 103.0
+    assert [m.metadata.dst_node_id for m in grid.pushed] == [1, 2, 3, 1, 2]
+    assert second[2].downlink_bytes == 0
+    grid.delays = {1: 0.0, 2: 3.0, 3: 1.0}
+    # the old answer of 3 comes at 104, the new one a second after the new order
+    third = exchange.send_and_collect(orders(1, 2, 3))
+    assert said(third) == [1, None, 3]
+    assert grid.clock.now == 105.0 + POLL
+
+
+def test_a_node_that_never_answers_is_ordered_again_after_the_rounds_time() -> None:
+    grid = FakeGrid(Clock(), {1: 0.0})
+    exchange = an_exchange(grid, enough_clients=1)
+    exchange.send_and_collect(orders(1, 2))
+    exchange.send_and_collect(orders(1, 2))
+    assert [m.metadata.dst_node_id for m in grid.pushed] == [1, 2, 1]
+    grid.clock.now += 20
+    exchange.send_and_collect(orders(1, 2))
+    assert [m.metadata.dst_node_id for m in grid.pushed] == [1, 2, 1, 1, 2]
+
+
+def test_everyone_means_everyone() -> None:
+    grid = FakeGrid(Clock(), {1: 0.0, 2: 4.0})
+    assert said(an_exchange(grid, enough_clients=1).send_and_collect(orders(1, 2), everyone=True)) == [1, 2]
 
 
 # ---------------------------------------------------------------------------------------------------

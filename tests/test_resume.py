@@ -216,6 +216,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_round_before(
     assert_same(play(tmp_path / "run", *MIXED, resume=True), undisturbed(*MIXED))
 
 
+def test_a_damaged_checkpoint_after_a_kill_within_the_next_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Callable[..., Played]
+) -> None:
+    with monkeypatch.context() as patch:
+        play(tmp_path / "run", *MIXED, **between_two_clients(patch, 3))
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-30])
+    # the server is back at round 1, and two clients have done round 3: they step back to round 2
+    assert_same(play(tmp_path / "run", *MIXED, resume=True), undisturbed(*MIXED))
+
+
 def test_a_run_without_a_checkpoint_cannot_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

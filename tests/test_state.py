@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -190,22 +191,57 @@ def test_a_damaged_first_state_is_an_error_and_no_fresh_start(folder: StateFolde
         folder.load()
 
 
+def test_a_full_disk_is_an_error_and_leaves_both_generations(folder: StateFolder) -> None:
+    first, second = a_state(1, seed=1), a_state(2, seed=2)
+    folder.save(first)
+    folder.save(second)
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # the system refuses to write any further
+    try:
+        with pytest.raises(StateError, match=r"state of round 3 cannot be written .*make room") as error:
+            folder.save(a_state(3, seed=3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(folder.path) in str(error.value)
+    assert {
+        path.name: path.read_bytes() for path in folder.path.iterdir()
+    } == before  # and nothing else is left
+
+
+def test_a_step_back_goes_to_the_generation_before(folder: StateFolder) -> None:
+    first, second = a_state(1, seed=1), a_state(2, seed=2)
+    folder.save(first)
+    assert folder.step_back(1) is None  # there is none
+    folder.save(second)
+    assert folder.step_back(0) is None
+    unchanged = folder.load()
+    assert unchanged is not None
+    assert unchanged.report.round == 2
+    back = folder.step_back(1)
+    assert back is not None
+    assert_equal(back.weights, first.weights)
+    again = folder.load()
+    assert again is not None
+    assert again.report.round == 1
+
+
 class Killed(BaseException):
     """What no handler catches."""
 
 
-@pytest.mark.parametrize("when", ["before the rename", "after the rename"])
+@pytest.mark.parametrize("when", ["before the rename", "between the renames", "after the rename"])
 def test_killed_while_saving(folder: StateFolder, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     first, second = a_state(1, seed=1), a_state(2, seed=2)
     folder.save(first)
     rename = os.replace
 
     def killed(source: Any, target: Any) -> None:
-        if str(source).endswith(".tmp"):
-            if when == "after the rename":
-                rename(source, target)
+        if when == "before the rename":
             raise Killed
         rename(source, target)
+        if when == "between the renames" or str(source).endswith(".tmp"):
+            raise Killed
 
     monkeypatch.setattr(fedmutual.atomic.os, "replace", killed)
     with pytest.raises(Killed):

@@ -198,7 +198,7 @@ class MutualLearning(Strategy):
             self._save(current)
         self.roster.identify(exchange)
         orders = list(self.configure_evaluate(rounds + 1, nobody, nothing, grid))
-        metrics = self._gather(rounds + 1, exchange.send_and_collect(orders), closing=True)
+        metrics = self._gather(rounds + 1, exchange.send_and_collect(orders, everyone=True), closing=True)
         result.evaluate_metrics_clientapp[rounds] = metrics
         return result
 

@@ -68,7 +68,8 @@ class Roster:
         if not self._begun or not strangers:
             return
         asked = {node: RecordDict({"identify": ConfigRecord()}) for node in strangers}
-        for reply in exchange.send_and_collect(messages_to(asked, IDENTIFY, IDENTIFY_SECONDS)):
+        questions = messages_to(asked, IDENTIFY, IDENTIFY_SECONDS)
+        for reply in exchange.send_and_collect(questions, everyone=True):
             name = claimed_client(reply.content) if reply.content is not None else None
             if name is None:
                 continue  # it is ordered as a newcomer, and its report names it

@@ -1,0 +1,368 @@
+"""A whole deployment on this machine: SuperLink, its SuperExec and a SuperNode a site, over loopback.
+
+With TLS, node keys, a database and process isolation, as it runs on separate machines; every site has its
+own FLWR_HOME, state and cache. Each part can be killed as if its power went, and started again. The tests and
+the other benchmarks use it; nothing of it is needed to run fedmutual.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import ipaddress
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from fedmutual.local.superlink import environment, program
+
+APP_DIR = Path(__file__).resolve().parents[1]
+CONNECTION = "loopback"
+MARK = "FEDMUTUAL_LOOPBACK"  # in the environment of every process that is started here
+RESTART_SECONDS = 2.0  # between two attempts to start a part again, as a restart policy makes them
+COMMAND_TIMEOUT = 180.0
+
+
+class Loopback:
+    """The deployment.
+
+    Parameters
+    ----------
+    folder : Path
+        Everything it writes: keys, database, logs, and ``site-<i>`` with FLWR_HOME and state.
+    sites : int
+    secure : bool
+        TLS and node keys.
+    app_dir : Path
+        The Flower app that is submitted.
+    """
+
+    def __init__(self, folder: Path, sites: int = 3, secure: bool = True, app_dir: Path = APP_DIR) -> None:
+        self.folder = folder.resolve()
+        self.sites = sites
+        self.secure = secure
+        self.app_dir = app_dir
+        self.address = f"127.0.0.1:{free_port()}"
+        self._ports = [free_port() for _ in range(sites)]
+        self._id = uuid.uuid4().hex[:12]
+        self._keepers: dict[str, _Keeper] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Loopback:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -----------------------------------------------------------------------------------------------
+    # Parts
+
+    def start(self) -> None:
+        """Make the keys, start everything, and return when all sites are connected."""
+        if self.secure:
+            make_certificates(self.folder)
+        self._write_connection()
+        self.start_part("superlink")
+        self.start_part("superexec")
+        wait_for(self._answers, 60, "the SuperLink does not answer")
+        for site in range(self.sites):
+            if self.secure:
+                self._register(site)
+            self.start_part(f"site-{site}")
+        wait_for(lambda: self.online() == self.sites, 120, "the sites do not connect")
+
+    def start_part(self, part: str) -> None:
+        """Start a part and keep it running, like a container that is restarted whenever it ends."""
+        self._keepers[part] = _Keeper(
+            self._command(part), self._environment(part), self.folder / f"{part}.log"
+        )
+
+    def kill_part(self, part: str) -> None:
+        """SIGKILL to all processes of a part at once, and no restart: its power is gone."""
+        keeper = self._keepers.pop(part, None)
+        if keeper is not None:
+            keeper.stop()
+        for process in self.processes(part):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        wait_for(lambda: not self.processes(part), 30, f"{part} does not end")
+
+    def processes(self, part: str, name: str = "") -> list[psutil.Process]:
+        """Running processes of a part, or those among them that run a program of that name."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                marked = process.environ().get(MARK) == f"{self._id}:{part}"
+                if (
+                    marked
+                    and process.status() != psutil.STATUS_ZOMBIE
+                    and name in " ".join(process.cmdline()[:2])
+                ):
+                    found.append(process)
+        return found
+
+    def kill_process(self, part: str, name: str, since: float = 0.0, timeout: float = 120.0) -> None:
+        """Wait for a process of that name within a part, and SIGKILL it.
+
+        ``flwr-clientapp`` of a site, ``flwr-serverapp`` of the superexec; only one that was started after
+        ``since`` (Unix time).
+        """
+        self.wait_for_process(part, name, since, timeout)
+        for process in self.processes(part, name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+
+    def wait_for_process(self, part: str, name: str, since: float = 0.0, timeout: float = 120.0) -> None:
+        """Wait until a part has a process of that name that was started after ``since`` (Unix time)."""
+
+        def there() -> bool:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                return any(process.create_time() > since for process in self.processes(part, name))
+            return False
+
+        wait_for(there, timeout, f"{part} starts no {name}")
+
+    def close(self) -> None:
+        """End everything."""
+        for part in list(self._keepers):
+            with contextlib.suppress(TimeoutError):
+                self.kill_part(part)
+
+    # -----------------------------------------------------------------------------------------------
+    # Runs
+
+    def submit(self, *overrides: str, **run_config: str) -> str:
+        """Start a run with these settings; returns its id."""
+        config = dict(run_config)
+        if overrides:
+            config["overrides"] = shlex.join(overrides)
+        file = self.folder / "run-config.toml"
+        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
+        command = ["run", str(self.app_dir), CONNECTION, "--format", "json"]
+        answer = self.flwr(*command, *(["--run-config", str(file)] if config else []))
+        if not answer.get("success"):
+            raise RuntimeError(f"flwr run: {answer}")
+        return str(answer["run-id"])
+
+    def status(self, run_id: str) -> str:
+        """Flower's status of a run, such as ``finished:completed``."""
+        return str(self.flwr("ls", CONNECTION, "--run-id", run_id, "--format", "json")["runs"][0]["status"])
+
+    def online(self) -> int:
+        """Number of connected SuperNodes."""
+        answer = self.flwr("supernode", "list", CONNECTION, "--format", "json")
+        return sum(node["status"] == "online" for node in answer.get("nodes", []))
+
+    def flwr(self, *arguments: str) -> dict[str, Any]:
+        """Run a ``flwr`` command and return its JSON answer."""
+        done = subprocess.run(
+            [program("flwr"), *arguments],
+            env=self._environment("commands"), cwd=self.folder, capture_output=True, text=True,
+            timeout=COMMAND_TIMEOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        start = done.stdout.find("{")
+        if start < 0:
+            raise RuntimeError(f"flwr {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        answer: dict[str, Any] = json.loads(done.stdout[start:])
+        return answer
+
+    def site_settings(self, site: int) -> dict[str, str]:
+        """The site's node configuration."""
+        return {
+            "partition-id": str(site),
+            "num-partitions": str(self.sites),
+            "state-dir": f'"{self.folder}/site-{site}/state"',
+        }
+
+    # -----------------------------------------------------------------------------------------------
+
+    def _command(self, part: str) -> list[str]:
+        tls = ["--root-certificates", str(self.folder / "ca.crt")] if self.secure else ["--insecure"]
+        host, port = self.address.split(":")
+        if part == "superlink":
+            command = ["flower-superlink", "--host", host, "--port", port, "--isolation", "process"]
+            command += ["--database", str(self.folder / "superlink.db")]
+            command += ["--disable-runtime-dependency-installation"]
+            if not self.secure:
+                return [*command, "--insecure"]
+            for option, file in (
+                ("certfile", "server.crt"),
+                ("keyfile", "server.key"),
+                ("ca-certfile", "ca.crt"),
+            ):
+                command += [f"--ssl-{option}", str(self.folder / file)]
+            return [*command, "--enable-supernode-auth"]
+        if part == "superexec":
+            return ["flower-superexec", "--runtime-api-address", self.address, *tls]
+        site = int(part.removeprefix("site-"))
+        config = " ".join(f"{key}={value}" for key, value in self.site_settings(site).items())
+        command = ["flower-supernode", "--superlink", self.address, *tls]
+        command += ["--host", host, "--port", str(self._ports[site]), "--node-config", config]
+        if self.secure:
+            command += ["--auth-supernode-private-key", str(self.folder / f"site-{site}" / "key")]
+        return command
+
+    def _environment(self, part: str) -> dict[str, str]:
+        home = self.folder / part / "flwr"
+        home.mkdir(parents=True, exist_ok=True)
+        return environment(os.environ, home) | {
+            MARK: f"{self._id}:{part}",
+            "XDG_CACHE_HOME": str(self.folder),
+        }
+
+    def _write_connection(self) -> None:
+        text = (
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{self.address}"\n'
+        )
+        text += f'root-certificates = "{self.folder}/ca.crt"\n' if self.secure else "insecure = true\n"
+        home = self.folder / "commands" / "flwr"
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "config.toml").write_text(text)
+
+    def _register(self, site: int) -> None:
+        key = make_node_key(self.folder / f"site-{site}")
+        answer = self.flwr("supernode", "register", str(key), CONNECTION, "--format", "json")
+        if not answer.get("success"):
+            raise RuntimeError(f"flwr supernode register: {answer}")
+
+    def _answers(self) -> bool:
+        host, port = self.address.split(":")
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2.0):
+            return True
+        return False
+
+
+class _Keeper:
+    """Keeps one command running until it is stopped."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self._command, self._environment, self._log = [program(command[0]), *command[1:]], environment, log
+        self._stopped = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Start it no more, and kill it."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            if self._process is not None:
+                self._process.kill()
+            self._thread.join(0.1)
+
+    def _keep(self) -> None:
+        while not self._stopped.is_set():
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._command, env=self._environment, cwd=self._log.parent, stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+            self._process.wait()
+            self._stopped.wait(RESTART_SECONDS)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, problem: str, interval: float = 0.1) -> None:
+    """Wait until a condition holds.
+
+    Raises
+    ------
+    TimeoutError
+        With the problem.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{problem} within {seconds:g} s")
+        time.sleep(interval)
+
+
+def free_port() -> int:
+    """A port that nobody listens on at present."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def make_certificates(folder: Path, host: str = "127.0.0.1") -> None:
+    """Write ``ca.crt``, ``server.crt`` and ``server.key`` for a day."""
+    authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback CA")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    usage = dict.fromkeys(
+        ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only",
+         "decipher_only"), False,
+    )  # fmt: skip
+    sign = x509.KeyUsage(digital_signature=False, key_cert_sign=True, crl_sign=True, **usage)
+    serve = x509.KeyUsage(digital_signature=True, key_cert_sign=False, crl_sign=False, **usage)
+    ca = _certificate(issuer, issuer, authority, authority, [x509.BasicConstraints(True, None), sign])
+    names = x509.SubjectAlternativeName(
+        [x509.IPAddress(ipaddress.ip_address(host)), x509.DNSName("localhost")]
+    )
+    leaf = _certificate(
+        subject, issuer, server, authority, [x509.BasicConstraints(False, None), serve, names]
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "ca.crt").write_bytes(ca.public_bytes(pem))
+    (folder / "server.crt").write_bytes(leaf.public_bytes(pem))
+    _write_key(folder / "server.key", server, serialization.PrivateFormat.PKCS8)
+
+
+def make_node_key(folder: Path) -> Path:
+    """Write a SuperNode's ``key`` and ``key.pub``; returns the public one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP384R1())
+    _write_key(folder / "key", key, serialization.PrivateFormat.OpenSSH)
+    encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    (folder / "key.pub").write_bytes(key.public_key().public_bytes(encoding, form))
+    return folder / "key.pub"
+
+
+def _write_key(path: Path, key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+
+
+def _certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    authority: ec.EllipticCurvePrivateKey,
+    extensions: list[Any],
+) -> x509.Certificate:
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), False)
+    )
+    for extension in extensions:
+        builder = builder.add_extension(
+            extension, critical=not isinstance(extension, x509.SubjectAlternativeName)
+        )
+    return builder.sign(authority, hashes.SHA256())

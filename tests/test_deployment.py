@@ -1,0 +1,92 @@
+"""On loopback, the real thing: SuperLink with TLS and node keys, three SuperNodes, and what kills them.
+
+benchmarks/loopback.py starts the parts; what they learn is compared with a run that nothing happened to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from local_grid import TINY, play
+from loopback import Loopback, wait_for
+from safetensors.torch import load_file
+
+from fedmutual.results import read_history
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = ("num_clients=3", "strategy.burn_in=0")
+NAMES = ("client-0", "client-1", "client-2")
+ROUND_SECONDS = 300.0  # a node is given up after a minute; a busy machine takes its time
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # as in this process: equal bits
+        with Loopback(tmp_path_factory.mktemp("loopback")) as started:
+            yield started
+
+
+def wait_for_round(deployment: Loopback, output: Path, round: int) -> float:
+    """Wait until a round's reports are written down; returns when they were (Unix time)."""
+    wait_for(
+        lambda: any(line["round"] >= round for line in read_history(output)),
+        ROUND_SECONDS,
+        f"round {round} is not done",
+    )
+    return (output / "history.jsonl").stat().st_mtime
+
+
+def wait_for_end(deployment: Loopback, run: str) -> str:
+    deadline = time.monotonic() + 2 * ROUND_SECONDS
+    while not (status := deployment.status(run)).startswith("finished"):
+        assert time.monotonic() < deadline, status
+        time.sleep(1.0)
+    return status
+
+
+def figures(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """History without what differs from run to run: seconds, node ids, and bytes (of the run's name)."""
+    kept = [
+        {k: v for k, v in line.items() if "seconds" not in k and "bytes" not in k and k != "node_id"}
+        for line in history
+    ]
+    return sorted(kept, key=lambda line: (line["round"], line["client"]))
+
+
+def test_killed_client_site_and_server_end_with_the_same_bits(deployment: Loopback, tmp_path: Path) -> None:
+    output = deployment.folder / "out"
+    settings = (*TINY, *SETTINGS, f"output_dir={output}")
+    deployment.submit(*settings)
+    done = wait_for_round(deployment, output, 1)
+
+    # in round 2 a client process dies, and another site's power goes
+    deployment.kill_process("site-2", "flwr-clientapp", since=done)
+    deployment.wait_for_process("site-1", "flwr-clientapp", since=done)
+    deployment.kill_part("site-1")
+    deployment.start_part("site-1")
+    done = wait_for_round(deployment, output, 2)
+
+    # in round 3 the server dies, and the run is resumed
+    deployment.wait_for_process("site-0", "flwr-clientapp", since=done)
+    deployment.kill_process("superexec", "flwr-serverapp")
+    resumed = deployment.submit(*TINY, *SETTINGS, f"resume={output}")
+    assert wait_for_end(deployment, resumed) == "finished:completed"
+
+    undisturbed = play(tmp_path / "run", *SETTINGS)
+    assert undisturbed.error is None
+    sent = {line["client"]: line["downlink_bytes"] for line in read_history(output) if line["round"] == 2}
+    assert sent["client-1"] == sent["client-2"] == 2 * sent["client-0"]  # the order went out a second time
+    assert figures(read_history(output)) == figures(undisturbed.history)
+    for site, name in enumerate(NAMES):
+        (found,) = (deployment.folder / f"site-{site}" / "state").glob(f"*/{name}/model.safetensors")
+        weights, expected = load_file(found), load_file(undisturbed.states() / name / "model.safetensors")
+        assert weights.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(weights[key], value), (name, key)
