@@ -2,8 +2,8 @@
 
 Three sites, TLS, node keys, 100 short rounds (benchmarks/loopback.py). After every tenth round one of these
 gets SIGKILL, drawn by seed: a client process, a whole site, the ServerApp (its run is then resumed), the
-SuperLink. Memory, files and bytes on disk are taken after every round. At the end the models are compared, bit
-for bit, with those of ``fedmutual run`` with the same settings, to which nothing happened.
+SuperLink. Memory, files and bytes on disk are taken after every round. At the end the models are compared,
+bit for bit, with those of ``fedmutual run`` with the same settings, to which nothing happened.
 
     python benchmarks/soak.py --json soak.json
     python benchmarks/soak.py --rounds 20 --every 5

@@ -37,6 +37,15 @@ Sweeps are Hydra's. Repeating the command goes on with what is missing.
 exit codes: 0 all runs completed, 1 some failed, 2 a setting was refused, 130 stopped by Ctrl-C.
 """
 
+_DOCTOR_EXAMPLES = """\
+examples:
+  fedmutual doctor data=folder --node-config 'client-name="clinic-a" data-dir="/data" state-dir="/state"'
+  fedmutual doctor data=folder --node-config 'client-name="clinic-a" data-dir="/data"' \\
+      --superlink server.example:8000 --root-certificates ca.crt --auth-supernode-private-key keys/clinic-a
+
+exit codes: 0 ready, 1 something is wrong (each line says what to do), 2 an option was refused.
+"""
+
 
 def main(argv: Sequence[str] | None = None, app_dir: Path = APP_DIR) -> int:
     """Run the command line.
@@ -63,6 +72,8 @@ def main(argv: Sequence[str] | None = None, app_dir: Path = APP_DIR) -> int:
         from fedmutual.compare.command import compare
 
         return compare(overrides, arguments.engine, arguments.jobs, Path.cwd())
+    if arguments.command == "doctor":
+        return _doctor(arguments, overrides)
     return _run(overrides, arguments.verbose, app_dir)
 
 
@@ -87,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "--verbose", action="store_true", help="show the log of the server and the clients as well"
     )
     _add_compare(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -114,6 +126,46 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise ValueError(text)
     return number
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        allow_abbrev=False,
+        help="see whether this site is ready for a run",
+        description="See whether this site is ready for a run. Give it what its flower-supernode is given.",
+        epilog=_DOCTOR_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="the run's settings")
+    doctor.add_argument("--node-config", default="", metavar="CONFIG", help="the SuperNode's")
+    doctor.add_argument(
+        "--superlink", metavar="HOST:PORT", help="without it, only the site itself is looked at"
+    )
+    doctor.add_argument("--insecure", action="store_true", help="without TLS")
+    doctor.add_argument("--root-certificates", type=Path, metavar="FILE", help="the server's ca.crt")
+    doctor.add_argument("--auth-supernode-private-key", type=Path, metavar="FILE", help="the node's key")
+    doctor.add_argument(
+        "--public-digest", metavar="HEX", help="the server's: public_digest in its summary.json"
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _doctor(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from fedmutual.doctor.command import Patient, examine, link_of, node_configuration, show
+
+    try:
+        node_config = node_configuration(arguments.node_config)
+    except ValueError as error:
+        return _refuse(str(error))
+    link = link_of(
+        arguments.superlink,
+        arguments.insecure,
+        arguments.root_certificates,
+        arguments.auth_supernode_private_key,
+    )
+    patient = Patient(tuple(overrides), node_config, link, arguments.public_digest)
+    return show(examine(patient), arguments.json)
 
 
 def _run(overrides: Sequence[str], verbose: bool, app_dir: Path) -> int:

@@ -22,6 +22,7 @@ from torch import nn
 import fedmutual
 from fedmutual import messages
 from fedmutual.data.site import SiteData, load_site
+from fedmutual.device import choose_device, describe
 from fedmutual.distributions import MessageError
 from fedmutual.identity import IdentityError, client_name, partition_of
 from fedmutual.learner import Learner, derived_seed, learning_rate, new_optimizer, warm_start
@@ -129,6 +130,8 @@ def _learn(
     site = _site(settings, partition_of(node_config))
     _check_order(order, site)
     device = choose_device(settings.device)
+    if state is None:  # in deployment every order has a process of its own: it is said once in a run
+        logger.info("%s: training on %s", name, describe(device, settings.device))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # use_deterministic_algorithms would import torch's compiler first: 1.3 s in every client process
@@ -227,30 +230,6 @@ def _model(
     else:
         load_weights(model, state.weights)
     return model, arguments
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` takes a GPU where there is one, and says so where there is none.
-
-    Raises
-    ------
-    ValueError
-        If the named device does not exist here.
-    """
-    if name == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-        if chosen == "cpu":
-            _say_once("training on the CPU: torch sees no GPU")
-        return torch.device(chosen)
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs here; use auto or cpu")
-    return device
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    logger.info(text)
 
 
 def _card(settings: Settings, site: SiteData, arguments: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from local_grid import TINY, play
-from loopback import Loopback, wait_for
+from loopback import Loopback, make_node_key, wait_for
 from safetensors.torch import load_file
 
+from fedmutual.doctor.finding import CheckError
+from fedmutual.doctor.link import Link
 from fedmutual.results import read_history
 
 pytestmark = pytest.mark.slow
@@ -58,6 +60,20 @@ def figures(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for line in history
     ]
     return sorted(kept, key=lambda line: (line["round"], line["client"]))
+
+
+def test_the_doctor_tells_a_registered_key_from_a_foreign_one(deployment: Loopback, tmp_path: Path) -> None:
+    certificates = deployment.folder / "ca.crt"
+    known = Link(deployment.address, False, certificates, deployment.folder / "site-1" / "key")
+    for _ in range(2):  # its SuperNode is running: it must not be disturbed
+        assert "is registered" in known.check_key()
+    make_node_key(tmp_path)
+    with pytest.raises(CheckError, match="does not know") as error:
+        Link(deployment.address, False, certificates, tmp_path / "key").check_key()
+    assert "flwr supernode register key.pub" in error.value.remedy
+    assert "1.41" in known.check_version()
+    assert known.check_clock()
+    assert deployment.online() == deployment.sites
 
 
 def test_killed_client_site_and_server_end_with_the_same_bits(deployment: Loopback, tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""The command: all checks of a site, one line each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmutual.doctor.finding import FAILED, OK, Finding, run_check
+from fedmutual.doctor.link import Link
+from fedmutual.settings import Settings
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A site, as its SuperNode is started.
+
+    Attributes
+    ----------
+    overrides : tuple[str, ...]
+        The run's settings that differ from ``conf/``.
+    node_config : Mapping[str, Any]
+    link : Link or None
+        None: the SuperLink is not looked at.
+    public_digest : str or None
+        The server's.
+    """
+
+    overrides: tuple[str, ...]
+    node_config: Mapping[str, Any]
+    link: Link | None
+    public_digest: str | None
+
+
+def examine(patient: Patient) -> list[Finding]:
+    """Do all checks; those that need another one that failed are left out."""
+    from fedmutual.identity import client_name
+    from fedmutual.settings import compose
+
+    findings = [run_check("name", lambda: client_name(patient.node_config))]
+    settings: list[Settings] = []
+
+    def read() -> str:
+        from fedmutual.client import client_settings
+
+        compose(patient.overrides)  # names a wrong key of the run before one of the node
+        settings.append(client_settings(_run_config(patient.overrides), patient.node_config))
+        return "accepted"
+
+    findings.append(run_check("settings", read))
+    if settings:
+        findings += _site(patient, settings[0])
+    return findings + (_link(patient.link) if patient.link else [])
+
+
+def _site(patient: Patient, settings: Settings) -> list[Finding]:
+    from fedmutual.doctor import site as checks
+
+    loaded: list[Any] = []
+
+    def data() -> str:
+        site, text = checks.load_data(settings, patient.node_config)
+        loaded.append(site)
+        return text
+
+    findings = [run_check("data", data)]
+    if loaded:
+        findings.append(
+            run_check("public set", lambda: checks.check_public(loaded[0], patient.public_digest))
+        )
+    sizes = [0]
+
+    def model() -> str:
+        size, text = checks.build(settings, len(loaded[0].classes) if loaded else 2)
+        sizes.append(size)
+        return text
+
+    findings.append(run_check("model", model))
+    findings.append(run_check("device", lambda: checks.check_device(settings)))
+    findings.append(run_check("disk", lambda: checks.check_disk(settings, sizes[-1])))
+    return findings
+
+
+def _link(link: Link) -> list[Finding]:
+    findings = [run_check("SuperLink", link.reach)]
+    if findings[-1].status == OK:
+        findings.append(run_check("TLS", link.check_tls))
+    if findings[-1].status == OK and len(findings) > 1:
+        checks = {"versions": link.check_version, "clock": link.check_clock, "key": link.check_key}
+        findings += [run_check(name, look) for name, look in checks.items()]
+    return findings
+
+
+def _run_config(overrides: Sequence[str]) -> dict[str, str]:
+    import shlex
+
+    return {"overrides": shlex.join(overrides)}
+
+
+def show(findings: Sequence[Finding], as_json: bool) -> int:
+    """Print the findings; returns the exit code: 0 where nothing failed, else 1."""
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.status:<8}{finding.check:<12}{finding.text}")
+            if finding.remedy:
+                print(f"{'':<20}-> {finding.remedy}")
+    return int(any(finding.status == FAILED for finding in findings))
+
+
+def node_configuration(text: str) -> dict[str, Any]:
+    """Read what ``flower-supernode --node-config`` is given, as Flower does.
+
+    Raises
+    ------
+    ValueError
+        It cannot be read.
+    """
+    import click
+    from flwr.common.config import parse_config_args
+
+    try:
+        return dict(parse_config_args([text] if text else None))
+    except (click.ClickException, OSError) as error:
+        raise ValueError(f"--node-config {text!r}: {getattr(error, 'message', error)}") from error
+
+
+def link_of(
+    superlink: str | None, insecure: bool, certificates: Path | None, key: Path | None
+) -> Link | None:
+    """The connection that the options describe; None without an address."""
+    return None if superlink is None else Link(superlink, insecure, certificates, key)

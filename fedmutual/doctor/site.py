@@ -1,0 +1,104 @@
+"""What a site can tell by itself: its name, its data, its device, its disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fedmutual.atomic import atomic_write
+from fedmutual.data.cache import cache_folder
+from fedmutual.data.site import SiteData, load_site
+from fedmutual.device import choose_device, describe
+from fedmutual.doctor.finding import CheckError
+from fedmutual.identity import partition_of
+from fedmutual.models.build import build_model
+from fedmutual.results import user_runs_dir
+from fedmutual.settings import Settings
+
+_GENERATIONS = 3  # of a state on the disk while it is saved: previous, current, and the one being written
+_COPIES = 3  # weights, and Adam's two moments
+
+
+def load_data(settings: Settings, node_config: Mapping[str, Any]) -> tuple[SiteData, str]:
+    """Load the site's data as its client would, and say what was found.
+
+    Raises
+    ------
+    DataError, IdentityError
+        With the remedy.
+    """
+    site = load_site(settings, partition_of(node_config))
+    counts = [(site.private.labels == label).sum() for label in range(len(site.classes))]
+    classes = ", ".join(f"{count} {name}" for name, count in zip(site.classes, counts, strict=True))
+    return site, f"{len(site.private)} private images ({classes}), {len(site.train_indices(1))} to train on"
+
+
+def check_public(site: SiteData, expected: str | None) -> str:
+    """Compare the public set's digest with the server's, where that is given."""
+    digest = site.public.digest
+    if expected is not None and digest != expected:
+        raise CheckError(
+            f"{len(site.public)} images, digest {digest}; the server has {expected}",
+            "copy the server's public images to this site again, unchanged, and give this command the run's "
+            "settings (data, public, seed); or run with public.distribute=true",
+        )
+    same = "the server's" if expected else "must be the server's (public_digest in its summary.json)"
+    return f"{len(site.public)} images, digest {digest}: {same}"
+
+
+def check_device(settings: Settings) -> str:
+    """Find the device, and do a sum on it."""
+    import torch
+
+    device = choose_device(settings.device)
+    torch.ones(8, device=device).sum().item()
+    memory = psutil.virtual_memory()
+    return (
+        f"{describe(device, settings.device)}; memory: {memory.available / 2**30:.1f} of "
+        f"{memory.total / 2**30:.1f} GiB free"
+    )
+
+
+def build(settings: Settings, num_classes: int) -> tuple[int, str]:
+    """Build the site's model; returns what its states take on the disk in bytes, and what was built."""
+    model, _ = build_model(settings.model, num_classes, settings.data.image_size, seed=0)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
+    return size * _GENERATIONS * _COPIES, f"{settings.model.target}: {parameters:,} parameters"
+
+
+def check_disk(settings: Settings, needed: int) -> str:
+    """Write to each folder that a client writes to, and see that the states of a run fit."""
+    flower = os.environ.get("FLWR_HOME") or Path.home() / ".flwr"
+    folders = {
+        "state-dir": Path(settings.state_dir or user_runs_dir().parent / "state"),
+        "cache_dir": cache_folder(settings.cache_dir),
+        "FLWR_HOME": Path(flower),
+        "temporary files": Path(tempfile.gettempdir()),
+    }
+    said = []
+    for name, folder in folders.items():
+        probe = folder / ".fedmutual-doctor"
+        try:
+            atomic_write(probe, b"x" * 4096)
+            probe.unlink()
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise CheckError(
+                f"{name} {folder} cannot be written: {error.strerror}",
+                f"give the SuperNode's user (uid {os.getuid()}) the right to write there, make room, or "
+                "choose another folder",
+            ) from error
+        if free < needed:
+            raise CheckError(
+                f"{name} {folder}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB are needed",
+                "make room, or choose another folder",
+            )
+        said.append(f"{name} {folder}: {free / 1e9:.1f} GB free")
+    return f"{'; '.join(said)} (a run's state takes up to {needed / 1e6:.0f} MB)"
