@@ -165,8 +165,9 @@ class Loopback:
         return str(answer["run-id"])
 
     def status(self, run_id: str) -> str:
-        """Flower's status of a run, such as ``finished:completed``."""
-        return str(self.flwr("ls", CONNECTION, "--run-id", run_id, "--format", "json")["runs"][0]["status"])
+        """Flower's status of a run, such as ``finished:completed``; empty while the SuperLink is away."""
+        runs = self.flwr("ls", CONNECTION, "--run-id", run_id, "--format", "json").get("runs") or [{}]
+        return str(runs[0].get("status", ""))
 
     def online(self) -> int:
         """Number of connected SuperNodes."""

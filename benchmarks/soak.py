@@ -98,6 +98,7 @@ class Soak:
         self.samples: list[Sample] = []
         self.kills: list[dict[str, Any]] = []
         self._random = random.Random(seed)
+        self._next: list[str] = []
         self._settings = (*SETTINGS, f"rounds={rounds}")
         self._start = time.monotonic()
         self._run = ""
@@ -126,7 +127,8 @@ class Soak:
 
     def _kill(self, round: int) -> None:
         since = (self.output / "history.jsonl").stat().st_mtime
-        what, site = self._random.choice(KILLS), f"site-{self._random.randrange(SITES)}"
+        self._next = self._next or self._random.sample(KILLS, len(KILLS))  # each kind before one comes twice
+        what, site = self._next.pop(), f"site-{self._random.randrange(SITES)}"
         self.deployment.wait_for_process(site, "flwr-clientapp", since=since, timeout=ROUND_TIMEOUT)
         time.sleep(self._random.uniform(0.0, 3.0))  # anywhere between its imports and its answer
         if what == "client process":
