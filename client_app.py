@@ -32,3 +32,12 @@ def identify(message: Message, context: Context) -> Message:
     from fedmutual.messages import identification_record
 
     return Message(identification_record(client_name(context.node_config)), reply_to=message)
+
+
+@app.query("public")
+def public(message: Message, context: Context) -> Message:
+    """Say whether this node has the server's public set, or take a part of it."""
+    from fedmutual.client import handle_public
+
+    show_logs()
+    return handle_public(message, context)

@@ -151,14 +151,14 @@ class Loopback:
     # -----------------------------------------------------------------------------------------------
     # Runs
 
-    def submit(self, *overrides: str, **run_config: str) -> str:
-        """Start a run with these settings; returns its id."""
+    def submit(self, *overrides: str, app_dir: Path | None = None, **run_config: str) -> str:
+        """Start a run with these settings, of this app or of another one; returns its id."""
         config = dict(run_config)
         if overrides:
             config["overrides"] = shlex.join(overrides)
         file = self.folder / "run-config.toml"
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
-        command = ["run", str(self.app_dir), CONNECTION, "--format", "json"]
+        command = ["run", str(app_dir or self.app_dir), CONNECTION, "--format", "json"]
         answer = self.flwr(*command, *(["--run-config", str(file)] if config else []))
         if not answer.get("success"):
             raise RuntimeError(f"flwr run: {answer}")

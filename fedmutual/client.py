@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,25 @@ def handle(message: Message, context: Context) -> Message:
     A ClientApp that returns None would block its SuperNode for good, and one that raises would send a
     whole traceback; the traceback stays in the site's own log.
     """
+    return _handle(message, context, answer)
+
+
+def handle_public(message: Message, context: Context) -> Message:
+    """Answer a question for the public set, or take a part of it (public.distribute)."""
+    from fedmutual import distribution
+
+    def take(content: RecordDict, context: Context) -> RecordDict:
+        settings = client_settings(context.run_config, context.node_config)
+        return distribution.answer(content, settings, context.node_config)
+
+    return _handle(message, context, take)
+
+
+def _handle(
+    message: Message, context: Context, respond: Callable[[RecordDict, Context], RecordDict]
+) -> Message:
     try:
-        return Message(answer(message.content, context), reply_to=message)
+        return Message(respond(message.content, context), reply_to=message)
     except Exception as error:
         logger.exception("the order failed")
         reason = f"{_name_for_errors(context)}: {type(error).__name__}: {error}"
@@ -127,7 +144,7 @@ def _learn(
     state: ClientState | None,
     start: float,
 ) -> ClientState:
-    site = _site(settings, partition_of(node_config))
+    site = _site(settings, partition_of(node_config), order.public_digest)
     _check_order(order, site)
     device = choose_device(settings.device)
     if state is None:  # in deployment every order has a process of its own: it is said once in a run
@@ -194,10 +211,12 @@ def _check_order(order: Order, site: SiteData) -> None:
 _SITES: dict[str, SiteData] = {}  # what this process has loaded; in simulation it answers many orders
 
 
-def _site(settings: Settings, partition: tuple[int, int] | None) -> SiteData:
+def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: str) -> SiteData:
+    """Load the data, or reuse what this process has loaded for an earlier order (simulation)."""
     key = repr(
         (
             partition,
+            public_digest if settings.public.distribute else None,
             settings.data,
             settings.partition,
             settings.public,
@@ -208,7 +227,7 @@ def _site(settings: Settings, partition: tuple[int, int] | None) -> SiteData:
         )
     )
     if key not in _SITES:
-        _SITES[key] = load_site(settings, partition)
+        _SITES[key] = load_site(settings, partition, public_digest)
     return _SITES[key]
 
 

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG, HISTORY, SUMMARY = "config.yaml", "history.jsonl", "summary.json"
 OVERRIDES = "overrides.json"
+PUBLIC_DATA = "public_data.json"
 CHECKPOINT = "checkpoint.safetensors"
 
 Record = dict[str, Any]
@@ -186,6 +187,17 @@ class RunDirectory:
         except checkpoint.CheckpointError as error:
             raise ResultsError(f"{error}; this run cannot be resumed") from error
 
+    def count_public_bytes(self, sent: int) -> None:
+        """Add bytes of public images that were sent; the count goes on when the run is resumed."""
+        atomic_write(self.path / PUBLIC_DATA, json.dumps({"bytes": self.public_bytes() + sent}).encode())
+
+    def public_bytes(self) -> int:
+        """Bytes of public images that were sent in this run so far."""
+        try:
+            return int(json.loads((self.path / PUBLIC_DATA).read_bytes())["bytes"])
+        except FileNotFoundError:
+            return 0
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json`` atomically; NaN and inf become null."""
         text = json.dumps(json_safe(summary), indent=2, ensure_ascii=False, allow_nan=False)
@@ -277,7 +289,12 @@ def leave_summary(output_dir: Path, status: str, reason: str) -> Path:
     total, training = max(0.0, time.time() - config.stat().st_mtime), sum(slowest.values())
     seconds = {"total": total, "startup": max(0.0, total - training), "training": training}
     summary = build_summary(
-        settings=directory.config(), status=status, reason=reason, history=history, seconds=seconds
+        settings=directory.config(),
+        status=status,
+        reason=reason,
+        history=history,
+        public_data_bytes=directory.public_bytes(),
+        seconds=seconds,
     )
     directory.write_summary(summary)
     return path

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 
 from fedmutual.data.site import SharedData, load_shared
 from fedmutual.diagnostics import diagnose
+from fedmutual.distribution import Distributor, ServingGrid
 from fedmutual.exchange import Exchange
 from fedmutual.report.plots import write_plots
 from fedmutual.results import RunDirectory, build_summary
@@ -38,13 +39,18 @@ def run(grid: Grid, context: Context) -> None:
     outcome: dict[str, Any] = {"status": "failed", "reason": "the ServerApp was killed"}
     num_classes = 2
     try:
-        nodes = Exchange(grid, settings.exchange).wait_for_clients(settings.num_clients)
+        exchange = Exchange(grid, settings.exchange)
+        nodes = exchange.wait_for_clients(settings.num_clients)
         shared = load_shared(settings, settings.num_clients or len(nodes))
         outcome |= {"public_digest": shared.public.digest}
         num_classes = len(shared.classes)
         strategy = settings.strategy.build(settings, shared, _run_name(journal.path), journal)
         if checkpoint is not None:
             strategy.restore(*checkpoint)
+        if settings.public.distribute:
+            distributor = Distributor(exchange, settings, shared, journal.count_public_bytes)
+            distributor.serve(nodes)
+            grid = ServingGrid(grid, distributor)
         started = time.time()
         strategy.start(grid)
         outcome["seconds"] = {"startup": started - start, "training": time.time() - started}
@@ -100,7 +106,12 @@ def _finish(
     for warning in warnings:
         logger.warning("%s", warning)
     summary = build_summary(
-        settings=as_container(settings), history=history, seconds=seconds, warnings=warnings, **outcome
+        settings=as_container(settings),
+        history=history,
+        public_data_bytes=journal.public_bytes(),
+        seconds=seconds,
+        warnings=warnings,
+        **outcome,
     )
     try:
         write_plots(history, journal.path)

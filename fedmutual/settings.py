@@ -126,6 +126,7 @@ class PublicSettings:
         "images a round for schedule=sample; null: a quarter of the set", minimum=1
     )
     labelled: bool = setting("the public labels are known and trained on")
+    distribute: bool = setting("the server sends the public images to sites that lack them, once")
 
     def check(self) -> str | None:
         """The size of a sample means something for samples only."""
@@ -277,7 +278,8 @@ def compose(overrides: Sequence[str] = (), node_config: Mapping[str, Any] | None
     overrides : Sequence[str]
         Hydra overrides, such as ``["partition=dirichlet", "partition.alpha=0.3"]``.
     node_config : Mapping[str, Any] | None
-        A SuperNode's ``--node-config``; ``data-dir``, ``state-dir``, ``device`` and ``model`` are settings.
+        A SuperNode's ``--node-config``; ``data-dir``, ``state-dir``, ``cache-dir``, ``device`` and ``model``
+        are settings.
 
     Raises
     ------
@@ -320,7 +322,13 @@ def as_container(settings: Settings) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(settings)))
 
 
-_NODE_KEYS = {"data-dir": "data", "state-dir": "state_dir", "device": "device", "model": "model"}
+_NODE_KEYS = {
+    "data-dir": "data",
+    "state-dir": "state_dir",
+    "cache-dir": "cache_dir",
+    "device": "device",
+    "model": "model",
+}
 _FOLDER_KEYS = ("root", "dataset")  # of a data source that reads a folder: what a node's data-dir sets
 
 

@@ -38,7 +38,7 @@ class Source:
 
 
 def public_settings(**changes: Any) -> PublicSettings:
-    values = {"schedule": "static", "size": None, "per_round": None, "labelled": False}
+    values = {"schedule": "static", "size": None, "per_round": None, "labelled": False, "distribute": False}
     return PublicSettings(**{**values, **changes})
 
 

@@ -385,8 +385,8 @@ def test_a_changed_public_set_is_refused_by_name_with_the_remedy(
 
     load = fedmutual.client.load_site
 
-    def load_site(settings: Any, partition: Any) -> Any:
-        site = load(settings, partition)
+    def load_site(settings: Any, partition: Any, public_digest: str) -> Any:
+        site = load(settings, partition, public_digest)
         if partition == (1, 3):
             return dataclasses.replace(site, public=dataclasses.replace(site.public, digest="0123"))
         return site

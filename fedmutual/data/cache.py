@@ -77,12 +77,17 @@ def cached(cache_dir: Path, key: str, build: Callable[[Path], Mapping[str, NDArr
     DataError
         The entry is damaged.
     """
-    folder = cache_dir / "images" / key
+    folder = entry_folder(cache_dir, key)
     if not folder.is_dir():
         with locked(cache_dir / "locks" / key):
             if not folder.is_dir():
                 _make(folder, build)
     return _open(folder)
+
+
+def entry_folder(cache_dir: Path, key: str) -> Path:
+    """Where the images of ``key`` lie; the folder exists when they are complete."""
+    return cache_dir / "images" / key
 
 
 def new_array(folder: Path, num_images: int, image_size: int) -> NDArray[np.uint8]:

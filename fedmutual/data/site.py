@@ -11,6 +11,7 @@ from fedmutual.data.cache import cache_folder
 from fedmutual.data.images import DataError, ImageData, ImageSet
 from fedmutual.data.partition import Stream, split
 from fedmutual.data.public import PublicSet, public_and_private
+from fedmutual.data.received import load_received
 from fedmutual.data.stratify import Positions, generator, hold_out
 from fedmutual.data.stream import StreamFolds
 from fedmutual.settings import Settings
@@ -69,7 +70,9 @@ class SharedData:
     unseen: ImageSet | None
 
 
-def load_site(settings: Settings, partition: tuple[int, int] | None) -> SiteData:
+def load_site(
+    settings: Settings, partition: tuple[int, int] | None, public_digest: str | None = None
+) -> SiteData:
     """Load what one client learns from.
 
     Parameters
@@ -78,6 +81,9 @@ def load_site(settings: Settings, partition: tuple[int, int] | None) -> SiteData
     partition : (partition_id, num_partitions) | None
         Its share of a pool that all clients hold; None: the whole pool is its own, and the data must bring
         its own public set.
+    public_digest : str | None
+        Of the server's public set; where ``public.distribute`` is on, a client that has no such set of its
+        own takes the one that the server has sent.
 
     Raises
     ------
@@ -87,7 +93,7 @@ def load_site(settings: Settings, partition: tuple[int, int] | None) -> SiteData
     cache_dir = cache_folder(settings.cache_dir)
     data = settings.data.load(cache_dir)
     if partition is None:
-        return _own_site(data, settings)
+        return _own_site(data, settings, public_digest)
     partition_id, num_clients = partition
     if not 0 <= partition_id < num_clients:
         raise DataError(f"partition-id: {partition_id} is not below num-partitions {num_clients}")
@@ -130,12 +136,24 @@ def _warn_of_size(data: ImageData, settings: Settings) -> None:
         )
 
 
-def _own_site(data: ImageData, settings: Settings) -> SiteData:
+def own_public_set(settings: Settings) -> PublicSet | None:
+    """The public set that a client with data of its own brings itself; None where it brings none."""
+    data = settings.data.load(cache_folder(settings.cache_dir))
+    return None if data.public is None else public_and_private(data, settings, None)[0]
+
+
+def _own_site(data: ImageData, settings: Settings, public_digest: str | None) -> SiteData:
+    if settings.public.distribute and public_digest is not None:
+        own = None if data.public is None else public_and_private(data, settings, None)[0]
+        if own is None or own.digest != public_digest:
+            own = load_received(cache_folder(settings.cache_dir), public_digest)
+        return _site(data, settings, own, data.pool, 0)
     if data.public is None:
         raise DataError(
-            "a client without partition-id keeps all its images to itself, so its data needs a public set of "
-            "its own: put the images that all clients share into <data.root>/public (data=folder), set "
-            "data.public_split (data=huggingface), or give the node a partition-id and num-partitions"
+            "a client without partition-id keeps all its images to itself, so its data needs a public set "
+            "of its own: put the images that all clients share into <data.root>/public (data=folder), set "
+            "data.public_split (data=huggingface), give the node a partition-id and num-partitions, or let the "
+            "server send it (public.distribute=true)"
         )
     public, _ = public_and_private(data, settings, None)
     return _site(data, settings, public, data.pool, 0)

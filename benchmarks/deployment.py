@@ -1,0 +1,197 @@
+"""Seconds that a round takes beyond its training, in a real deployment on this machine.
+
+Three SuperNodes with TLS and keys (benchmarks/loopback.py) do rounds of fedmutual and, in turn, rounds of a
+bare Flower app whose ClientApp imports torch and answers: what Flower and the import of torch cost by
+themselves. Both servers look for replies at the same interval. A round counts with its slowest client, less
+what that client spent in training steps.
+
+    python benchmarks/deployment.py --rounds 10 --repeat 2 --json deployment.json
+
+Exit code 1: the median round of fedmutual takes more than 1.2 times the bare app's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from loopback import Loopback, wait_for
+from rich.console import Console
+from rich.table import Table
+
+from fedmutual.results import read_history
+
+SITES = 3
+LIMIT = 1.2
+POLL_SECONDS = 0.05
+RUN_SECONDS = 3600.0
+SETTINGS = (
+    f"num_clients={SITES}",
+    "data.pool_size=120",
+    "data.unseen_size=40",
+    "data.image_size=20",
+    "public.size=24",
+    "train.local_epochs=1",
+    "train.batch_size=16",
+    "evaluation.unseen_every=0",
+    "device=cpu",
+    f"exchange.poll_interval={POLL_SECONDS}",
+)
+
+PYPROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "bare"
+version = "1.0.0"
+description = "Imports torch and answers"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "bare"
+
+[tool.flwr.app.components]
+serverapp = "server_app:app"
+clientapp = "client_app:app"
+
+[tool.flwr.app.config]
+out = ""
+rounds = ""
+"""
+CLIENT = """\
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    version = ConfigRecord({"version": str(torch.__version__)})
+    return Message(RecordDict({"report": version}), reply_to=message)
+"""
+SERVER = f"""\
+import json, time
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    while len(nodes := sorted(grid.get_node_ids())) < {SITES}:
+        time.sleep({POLL_SECONDS})
+    seconds = []
+    for _ in range(int(context.run_config["rounds"])):
+        start = time.monotonic()
+        waiting = set()
+        for node in nodes:
+            content = RecordDict({{"order": ConfigRecord({{"x": 1}})}})
+            waiting.update(grid.push_messages([Message(content, node, "train")]))
+        while waiting:
+            waiting -= {{m.metadata.reply_to_message_id for m in grid.pull_messages(list(waiting))}}
+            time.sleep({POLL_SECONDS})
+        seconds.append(time.monotonic() - start)
+    with open(context.run_config["out"], "w") as file:
+        json.dump(seconds, file)
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Seconds a round beyond training, against a bare Flower app."
+    )
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--repeat", type=int, default=2, help="runs of each, in turn")
+    parser.add_argument("--json", type=Path, default=None, help="write all figures there")
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    console = Console()
+    bare: list[float] = []
+    ours: list[float] = []
+    closing: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="fedmutual-deployment-") as folder:
+        app = write_bare_app(Path(folder) / "bare")
+        with Loopback(Path(folder) / "loopback", SITES) as deployment:
+            for number in range(arguments.repeat):
+                bare += run_bare(deployment, app, arguments.rounds)
+                rounds, last = run_fedmutual(deployment, f"out-{number}", arguments.rounds)
+                ours, closing = ours + rounds, [*closing, last]
+                console.print(f"{number + 1} of {arguments.repeat}: load {os.getloadavg()[0]:.1f}")
+    ratio = statistics.median(ours) / statistics.median(bare)
+    show(console, bare, ours, closing)
+    console.print(f"{'ok' if ratio <= LIMIT else 'WRONG'} {ratio:.2f} times the bare app (at most {LIMIT})")
+    if arguments.json is not None:
+        figures = {"bare": bare, "fedmutual": ours, "closing": closing, "ratio": ratio}
+        arguments.json.write_text(json.dumps(figures, indent=2))
+    return int(ratio > LIMIT)
+
+
+def write_bare_app(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in (("pyproject.toml", PYPROJECT), ("client_app.py", CLIENT), ("server_app.py", SERVER)):
+        (folder / name).write_text(text)
+    return folder
+
+
+def run_bare(deployment: Loopback, app: Path, rounds: int) -> list[float]:
+    """Seconds of each round but the first, in which nodes fetch and install the app."""
+    out = deployment.folder / "bare.json"
+    out.unlink(missing_ok=True)
+    run = deployment.submit(app_dir=app, out=str(out), rounds=str(rounds))
+    finish(deployment, run)
+    seconds: list[float] = json.loads(out.read_text())
+    return seconds[1:]
+
+
+def run_fedmutual(deployment: Loopback, name: str, rounds: int) -> tuple[list[float], float]:
+    """Seconds of each round but the first beyond training, and those of the closing message."""
+    output = deployment.folder / name
+    finish(deployment, deployment.submit(*SETTINGS, f"rounds={rounds}", f"output_dir={output}"))
+    beyond = {
+        round: max(
+            line["round_trip_seconds"] - line.get("train_seconds", 0.0)
+            for line in read_history(output)
+            if line["round"] == round
+        )
+        for round in range(2, rounds + 2)
+    }
+    return [beyond[round] for round in range(2, rounds + 1)], beyond[rounds + 1]
+
+
+def finish(deployment: Loopback, run: str) -> None:
+    """Wait for the end of a run; it is asked about rarely, since asking takes the machine's time."""
+    start = time.monotonic()
+    wait_for(
+        lambda: deployment.status(run).startswith("finished"), RUN_SECONDS, f"run {run} does not end", 5.0
+    )
+    status = deployment.status(run)
+    if status != "finished:completed":
+        raise SystemExit(f"run {run} ended as {status} after {time.monotonic() - start:.0f} s")
+
+
+def show(console: Console, bare: Sequence[float], ours: Sequence[float], closing: Sequence[float]) -> None:
+    table = Table(title="Seconds a round beyond training", title_justify="left")
+    for column in ("", "median", "least", "greatest", "rounds"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = (("bare app, import torch", bare), ("fedmutual", ours), ("fedmutual, closing message", closing))
+    for name, values in rows:
+        cells = [statistics.median(values), min(values), max(values)]
+        table.add_row(name, *(f"{value:.2f}" for value in cells), str(len(values)))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
