@@ -5,7 +5,6 @@ Everything that must survive lives in :mod:`fedmutual.state`; the process may be
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import time

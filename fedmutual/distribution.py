@@ -1,8 +1,8 @@
 """Sending the public images to sites that lack them: once, in parts, checked by digest (public.distribute).
 
 The server asks a node whether it has the set; what is missing goes out in parts of about 32 MB, since
-every message starts a process at the site. A site keeps what it has received, so that after a break only the rest is
-sent. Nodes that join later get the set before their first order.
+every message starts a process at the site. A site keeps what it has received, so that after a break only the
+rest is sent. Nodes that join later get the set before their first order.
 """
 
 from __future__ import annotations

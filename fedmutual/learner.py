@@ -16,7 +16,8 @@ from fedmutual.data.site import SiteData
 from fedmutual.distributions import FloatArray
 from fedmutual.learning import evaluation
 from fedmutual.learning.divergence import mutual_loss
-from fedmutual.learning.training import Private, Public, Trainer, log_prior, make_optimizer
+from fedmutual.learning.optimizers import make_optimizer
+from fedmutual.learning.training import Private, Public, Trainer, log_prior
 from fedmutual.messages import Metrics, Order, Report
 from fedmutual.settings import Settings
 

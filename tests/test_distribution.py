@@ -104,7 +104,7 @@ def test_a_late_joiner_gets_it_before_its_first_order(tmp_path: Path, folders: P
     assert played.rejections() == []
     assert [line["round"] for line in played.history if line["client"] == "c"] == [2, 3, 4]
     kinds = [m.metadata.message_type for m in played.grid.orders if m.metadata.dst_node_id == 7]
-    assert kinds[:4] == ["query.identify", "query.public", "query.public", "train.mutual"]
+    assert kinds[:4] == ["query.identify", "query.public", "query.public", "train.round"]
 
 
 def test_what_was_damaged_on_the_way_is_refused_and_sent_again(

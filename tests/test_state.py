@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import fedmutual.atomic
 from fedmutual.checkpoint import CheckpointError
-from fedmutual.learning.training import make_optimizer
+from fedmutual.learning.optimizers import make_optimizer
 from fedmutual.messages import Report
 from fedmutual.state import ClientState, Ledger, StateError, StateFolder
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedmutual.learning import divergence, training
+from fedmutual.learning.optimizers import make_optimizer
+from fedmutual.learning.placement import to_input
 from fedmutual.learning.training import (
     Private,
     Public,
     Trainer,
     _cuts,
     log_prior,
-    make_optimizer,
-    to_input,
 )
 
 

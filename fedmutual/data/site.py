@@ -152,8 +152,8 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None) ->
         raise DataError(
             "a client without partition-id keeps all its images to itself, so its data needs a public set "
             "of its own: put the images that all clients share into <data.root>/public (data=folder), set "
-            "data.public_split (data=huggingface), give the node a partition-id and num-partitions, or let the "
-            "server send it (public.distribute=true)"
+            "data.public_split (data=huggingface), give the node a partition-id and num-partitions, or let "
+            "the server send it (public.distribute=true)"
         )
     public, _ = public_and_private(data, settings, None)
     return _site(data, settings, public, data.pool, 0)

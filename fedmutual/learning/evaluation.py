@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fedmutual.learning.divergence import as_logits
-from fedmutual.learning.training import to_input
+from fedmutual.learning.placement import to_input
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
-    """Log-probabilities [n, C] of uint8 images [n, 3, H, W], in evaluation mode and fp32, on the CPU."""
+    """Log-probabilities [n, C] of uint8 images [n, 3, H, W], in evaluation mode and fp32, on the CPU.
+
+    Where the device's memory does not hold ``batch_size`` images, smaller batches are taken.
+    """
     device = next(model.parameters()).device
     model.eval()
-    parts = [
-        torch.log_softmax(as_logits(model(to_input(batch, device)).float()), dim=1).cpu()
-        for batch in torch.split(images, batch_size)
-    ]
-    return torch.cat(parts)
+    while True:
+        try:
+            parts = [
+                torch.log_softmax(as_logits(model(to_input(batch, device)).float()), dim=1).cpu()
+                for batch in torch.split(images, batch_size)
+            ]
+            return torch.cat(parts)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        batch_size = (batch_size + 1) // 2
+        logger.warning("%s is out of memory: predicting %d images at a time", device, batch_size)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def cross_entropy(log_probabilities: Tensor, labels: Tensor) -> float:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmutual.learning.divergence import as_logits, mutual_loss
+from fedmutual.learning.placement import Placed, place, to_input
 
 NORM_BATCHES = 32
+Part = TypeVar("Part")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self._pieces = 1  # micro-batches a step; more when the device's memory does not hold a whole batch
 
     def train(self, steps: int, private: Private | None, public: Public | None) -> float:
         """Take ``steps`` steps, each on a private and/or a public batch; return the mean loss in nats.
@@ -128,9 +132,13 @@ class Trainer:
         self.model.train()
         private_batches = self._batches(private)
         public_batches = self._batches(public)
+        placed = [None if part is None else place(part.images, self.device) for part in (private, public)]
         total = torch.zeros((), device=self.device)
         for _ in range(steps):
-            total += self._step(private, next(private_batches), public, next(public_batches))
+            total += self._step(
+                _Half(private, placed[0], next(private_batches)),
+                _Half(public, placed[1], next(public_batches)),
+            )
         return float(total) / max(steps, 1)
 
     @torch.no_grad()
@@ -178,29 +186,62 @@ class Trainer:
         """Steps that ``epochs`` passes over ``samples`` images take."""
         return epochs * len(_cuts(samples, self.batch_size))
 
-    def _step(
-        self, private: Private | None, private_index: Tensor, public: Public | None, public_index: Tensor
-    ) -> Tensor:
-        parts = [
-            part.images[index]
-            for part, index in ((private, private_index), (public, public_index))
-            if part is not None
-        ]
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            outputs = self.model(to_input(torch.cat(parts), self.device))
-        logits = as_logits(outputs.float())
-        loss = torch.zeros((), device=self.device)
-        if private is not None:
-            own = logits[: len(private_index)]
-            corrected = own if private.log_prior is None else own + private.log_prior
-            loss = loss + F.cross_entropy(corrected, private.labels[private_index])
-        if public is not None:
-            loss = loss + public.loss(logits[len(private_index) :], public_index)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    def _step(self, private: _Half[Private], public: _Half[Public]) -> Tensor:
+        """One optimiser step; where memory runs out, in twice as many micro-batches, from here on.
+
+        The gradients of the micro-batches are added up with their shares of the batch, which gives the whole
+        batch's gradient, up to rounding, unless the model normalises over the batch.
+        """
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                loss = self._gradients(private, public)
+                break
+            except torch.OutOfMemoryError as error:
+                problem = str(error).splitlines()[0]
+            # not within the handler, whose traceback holds on to the activations
+            self._halve(max(len(private.index), len(public.index)), problem)
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        return loss.detach()
+        return loss
+
+    def _gradients(self, private: _Half[Private], public: _Half[Public]) -> Tensor:
+        total = torch.zeros((), device=self.device)
+        for own, shared in zip(private.cut(self._pieces), public.cut(self._pieces), strict=True):
+            images = [half.images() for half in (own, shared) if half.part is not None and len(half.index)]
+            if not images:
+                continue
+            with self._autocast():
+                outputs = self.model(to_input(torch.cat(images), self.device))
+            logits = as_logits(outputs.float())
+            loss = torch.zeros((), device=self.device)
+            if own.part is not None and len(own.index):
+                scores = logits[: len(own.index)]
+                corrected = scores if own.part.log_prior is None else scores + own.part.log_prior
+                loss = loss + own.share * F.cross_entropy(corrected, own.part.labels[own.index])
+            if shared.part is not None and len(shared.index):
+                loss = loss + shared.share * shared.part.loss(logits[len(own.index) :], shared.index)
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _halve(self, largest: int, problem: str) -> None:
+        """Take twice as many micro-batches, and say so."""
+        if self._pieces >= largest:
+            raise RuntimeError(
+                f"{self.device} has no memory for a single image of a batch ({problem}): choose a smaller "
+                "model or data.image_size, or device=cpu for this node"
+            )
+        self._pieces *= 2
+        normalises = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+        logger.warning(
+            "%s is out of memory: every batch now goes in %d micro-batches, whose gradients are added up%s",
+            self.device,
+            self._pieces,
+            " (batch normalisation now sees a micro-batch at a time: results differ)" if normalises else "",
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _autocast(self) -> Any:
         if self._dtype is None:
@@ -220,6 +261,29 @@ class Trainer:
                 yield order[start:stop]
 
 
+@dataclass(frozen=True)
+class _Half(Generic[Part]):
+    """The private or the public half of a batch: which images of it, and their share of the half."""
+
+    part: Part | None
+    placed: Placed | None
+    index: Tensor
+    share: float = 1.0
+
+    def cut(self, pieces: int) -> list[_Half[Part]]:
+        """Cut it into micro-batches of about one size; a small one leaves some empty."""
+        if pieces == 1:
+            return [self]
+        parts = torch.tensor_split(self.index, pieces)
+        total = max(len(self.index), 1)
+        return [_Half(self.part, self.placed, index, len(index) / total) for index in parts]
+
+    def images(self) -> Tensor:
+        """Its images, uint8 [n, 3, H, W], on the device or on their way to it."""
+        assert self.placed is not None
+        return self.placed.take(self.index)
+
+
 def _cuts(samples: int, batch_size: int) -> list[tuple[int, int]]:
     """Batch boundaries; a last batch of one joins the one before it, since batch norm cannot train on one.
 
@@ -230,16 +294,6 @@ def _cuts(samples: int, batch_size: int) -> list[tuple[int, int]]:
     if len(starts) > 1 and samples - starts[-1] == 1:
         starts.pop()
     return list(itertools.pairwise([*starts, samples]))
-
-
-def to_input(images: Tensor, device: torch.device) -> Tensor:
-    """Scale uint8 images [n, 3, H, W] to float in [0, 1] on ``device``, in channels-last memory."""
-    return (
-        images.to(device, non_blocking=True)
-        .to(torch.float32)
-        .div_(255)
-        .contiguous(memory_format=torch.channels_last)
-    )
 
 
 def log_prior(labels: Tensor, num_classes: int, taught: Tensor | None = None) -> Tensor:
@@ -268,31 +322,3 @@ def log_prior(labels: Tensor, num_classes: int, taught: Tensor | None = None) ->
     if taught is not None:
         shares = (shares + taught.to(shares.device)) / 2
     return shares.log().clamp(min=torch.finfo(torch.float32).min / 2)
-
-
-def make_optimizer(
-    name: str, parameters: Iterator[nn.Parameter], learning_rate: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD by name."""
-    if name == "sgd":
-        lean = _without_compiler(torch.optim.SGD)
-        return lean(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
-    chosen = _without_compiler({"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name])
-    # eps as in Keras, whose Adam the paper's experiment used
-    return chosen(parameters, lr=learning_rate, weight_decay=weight_decay, eps=1e-7)
-
-
-@functools.cache
-def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The same optimiser, which does not import torch's compiler only to tell it to stay away.
-
-    In deployment every order has a process of its own, and that import takes 1.2 s of it. Some methods look
-    an answer up in an attribute before they import anything (torch/_compile.py); ``step`` is wrapped in one
-    that always does (torch/optim/optimizer.py), around the same arithmetic without gradients.
-    """
-    for _, method in inspect.getmembers(torch.optim.Optimizer, inspect.isfunction):
-        plain = getattr(method, "__wrapped__", None)
-        if plain is not None and method.__code__.co_qualname.startswith("_disable_dynamo"):
-            setattr(plain, "__dynamo_disable", plain)  # noqa: B010 (torch reads it by this name)
-    step = inspect.unwrap(kind.step)
-    return type(kind.__name__, (kind,), {"step": torch.no_grad()(step)})

@@ -1,0 +1,108 @@
+"""Where the images of a training lie: on the device when they fit, else in pinned memory, a batch ahead of it."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+RESIDENT_SHARE = 0.3  # of the device's free memory, for the images of one training
+
+logger = logging.getLogger(__name__)
+
+
+class Placed(ABC):
+    """The images of one training."""
+
+    @abstractmethod
+    def take(self, index: Tensor) -> Tensor:
+        """Return the images at these positions (int64 [n], on the CPU): uint8 [n, 3, H, W]."""
+
+
+class Resident(Placed):
+    """All images on the device that computes (or, for a CPU, where they are)."""
+
+    def __init__(self, images: Tensor, device: torch.device) -> None:
+        self._images = images.to(device)
+
+    def take(self, index: Tensor) -> Tensor:
+        return self._images[index.to(self._images.device, non_blocking=True)]
+
+
+class Streamed(Placed):
+    """Images in host memory: each batch is gathered into one of two pinned buffers and copied from there.
+
+    The copy runs on a stream of its own, beside the arithmetic of the batch before it; the host, which is
+    ahead of the device, gathers the next batch meanwhile.
+    """
+
+    def __init__(self, images: Tensor, device: torch.device) -> None:
+        self._images = images
+        self._device = device
+        self._buffers: list[Tensor] = []
+        self._turn = 0
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copied = [torch.cuda.Event() if self._stream else None for _ in range(2)]
+
+    def take(self, index: Tensor) -> Tensor:
+        buffer = self._buffer(len(index))
+        copied = self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()  # the copy before last has left this buffer
+        torch.index_select(self._images, 0, index, out=buffer)
+        if self._stream is None:
+            return buffer.to(self._device, copy=True)
+        with torch.cuda.stream(self._stream):
+            batch = buffer.to(self._device, non_blocking=True)
+            assert copied is not None
+            copied.record(self._stream)
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._stream)
+        batch.record_stream(computing)
+        return batch
+
+    def _buffer(self, size: int) -> Tensor:
+        """The first ``size`` images of the buffer whose turn it is, laid out as the images are."""
+        self._turn = 1 - self._turn
+        if not self._buffers or len(self._buffers[0]) < size:
+            shape, pinned = (size, *self._images.permute(0, 2, 3, 1).shape[1:]), self._stream is not None
+            self._buffers = [
+                torch.empty(shape, dtype=self._images.dtype, pin_memory=pinned).permute(0, 3, 1, 2)
+                for _ in range(2)
+            ]
+        return self._buffers[self._turn][:size]
+
+
+def place(images: Tensor, device: torch.device) -> Placed:
+    """Keep the images on the device where they fit, else stream them.
+
+    Parameters
+    ----------
+    images : uint8 Tensor [n, 3, H, W]
+        In host memory.
+    device : torch.device
+    """
+    if device.type != "cuda":
+        return Resident(images, device)
+    free, _ = torch.cuda.mem_get_info(device)
+    if images.nbytes <= RESIDENT_SHARE * free:
+        try:
+            return Resident(images, device)
+        except torch.OutOfMemoryError:  # another process was faster
+            torch.cuda.empty_cache()
+    logger.info(
+        "%d MB of images stay in host memory: %s has %d MB free", images.nbytes >> 20, device, free >> 20
+    )
+    return Streamed(images, device)
+
+
+def to_input(images: Tensor, device: torch.device) -> Tensor:
+    """Scale uint8 images [n, 3, H, W] to float in [0, 1] on ``device``, in channels-last memory."""
+    return (
+        images.to(device, non_blocking=True)
+        .to(torch.float32)
+        .div_(255)
+        .contiguous(memory_format=torch.channels_last)
+    )
