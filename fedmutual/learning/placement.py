@@ -1,4 +1,4 @@
-"""Where the images of a training lie: on the device when they fit, else in pinned memory, a batch ahead of it."""
+"""Where the images of a training lie: on the device when they fit, else in host memory, streamed to it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ class Streamed(Placed):
         self._device = device
         self._buffers: list[Tensor] = []
         self._turn = 0
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._copied = [torch.cuda.Event() if self._stream else None for _ in range(2)]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._copied: list[torch.cuda.Event | None] = [None, None]
+        if self._stream is not None:
+            self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
 
     def take(self, index: Tensor) -> Tensor:
         buffer = self._buffer(len(index))
@@ -92,9 +94,8 @@ def place(images: Tensor, device: torch.device) -> Placed:
             return Resident(images, device)
         except torch.OutOfMemoryError:  # another process was faster
             torch.cuda.empty_cache()
-    logger.info(
-        "%d MB of images stay in host memory: %s has %d MB free", images.nbytes >> 20, device, free >> 20
-    )
+    sizes = images.nbytes >> 20, free >> 20
+    logger.info("%d MB of images stay in host memory: %s has %d MB free", sizes[0], device, sizes[1])
     return Streamed(images, device)
 
 

@@ -135,10 +135,8 @@ class Trainer:
         placed = [None if part is None else place(part.images, self.device) for part in (private, public)]
         total = torch.zeros((), device=self.device)
         for _ in range(steps):
-            total += self._step(
-                _Half(private, placed[0], next(private_batches)),
-                _Half(public, placed[1], next(public_batches)),
-            )
+            own = _Half(private, placed[0], next(private_batches))
+            total += self._step(own, _Half(public, placed[1], next(public_batches)))
         return float(total) / max(steps, 1)
 
     @torch.no_grad()
