@@ -9,28 +9,33 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedmutual.atomic import atomic_write
-from fedmutual.diagnostics import Lines, number, reports_by_client
+from fedmutual.diagnostics import reports_by_client
+from fedmutual.report.curves import (
+    MOST_LINES,
+    Curve,
+    Curves,
+    Record,
+    carried_on,
+    cumulated,
+    curves_of,
+    over_clients,
+    saw,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
-Curve = dict[float, float]  # position on the round axis -> value
-Curves = dict[str, Curve]  # one a client
-
 # Okabe and Ito's palette, told apart with every common colour blindness; black is kept for the mean.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C7A00")
 MARKERS = ("o", "s", "^")
-# With more clients than this, lines can no longer be followed: quantiles over the clients take their place.
-MOST_LINES = 12
 _STEPS = [digit * 10**power for power in range(9) for digit in (1, 2, 5)]  # rounds between two ticks
 STYLE: Any = {
     "font.size": 10,
@@ -79,7 +84,10 @@ def accuracy_figure(history: Sequence[Record]) -> Figure | None:
     Mean and quantiles take every client's last known accuracy: in an asynchronous run no two report together.
     """
     lines = reports_by_client(history)
-    unseen, validation = _curves(lines, "unseen_accuracy", 100), _curves(lines, "validation_accuracy", 100)
+    unseen, validation = (
+        curves_of(lines, "unseen_accuracy", 100),
+        curves_of(lines, "validation_accuracy", 100),
+    )
     if not unseen and not validation:
         return None
     figure, (axes,) = _figure(1, "Accuracy per client")
@@ -94,7 +102,7 @@ def accuracy_figure(history: Sequence[Record]) -> Figure | None:
             if unseen:
                 _line(axes, validation.get(client, {}), index, linewidth=0.9, markersize=0, alpha=0.6)
         if len(lines) > 1:
-            mean = _over_clients(_carried_on(unseen or validation), np.mean)
+            mean = over_clients(carried_on(unseen or validation), np.mean)
             axes.plot(*_xy(mean), color="black", linewidth=2.2, linestyle="--", label="mean", zorder=4)
         if both:
             axes.plot([], [], color="#777777", linewidth=2.2, label="thick: unseen set")
@@ -110,22 +118,22 @@ def collaboration_figure(history: Sequence[Record]) -> Figure | None:
     training that follows from there to r + 1. A spike at the halves is what collaboration costs a client.
     """
     lines = reports_by_client(history)
-    loss, kl = _saw(lines, "loss_before", "loss_after"), _saw(lines, "kl_before", "kl_after")
+    loss, kl = saw(lines, "loss_before", "loss_after"), saw(lines, "kl_before", "kl_after")
     panels = [
-        (saw, label)
-        for saw, label in ((loss, "validation loss\n(nats)"), (kl, "KL to the peers\n(nats)"))
-        if saw
+        (teeth, label)
+        for teeth, label in ((loss, "validation loss\n(nats)"), (kl, "KL to the peers\n(nats)"))
+        if teeth
     ]
     if not panels:
         return None
     figure, all_axes = _figure(len(panels), "Before and after every mutual step")
-    for axes, (saw, label) in zip(all_axes, panels, strict=True):
+    for axes, (teeth, label) in zip(all_axes, panels, strict=True):
         axes.set_ylabel(label)
-        if len(saw) > MOST_LINES:
-            _steps(axes, _bands(axes, saw), 0, "median")
+        if len(teeth) > MOST_LINES:
+            _steps(axes, _bands(axes, teeth), 0, "median")
         else:
             for index, client in enumerate(lines):
-                _steps(axes, saw.get(client, {}), index, client)
+                _steps(axes, teeth.get(client, {}), index, client)
     axes = all_axes[-1]
     _round_axis(axes, [])
     axes.set_xlabel("round (solid, r to r + ½: mutual step; dotted, on to r + 1: local training)")
@@ -135,7 +143,7 @@ def collaboration_figure(history: Sequence[Record]) -> Figure | None:
 def traffic_figure(history: Sequence[Record]) -> Figure | None:
     """Payload of all clients since the start, each way."""
     scale, unit = 1.0, "bytes"
-    totals = {key: _cumulated(history, f"{key}_bytes") for key in ("uplink", "downlink")}
+    totals = {key: cumulated(history, f"{key}_bytes") for key in ("uplink", "downlink")}
     top = max((max(curve.values()) for curve in totals.values() if curve), default=0.0)
     if top <= 0:
         return None
@@ -154,84 +162,33 @@ def traffic_figure(history: Sequence[Record]) -> Figure | None:
     return figure
 
 
-def _curves(lines: Lines, key: str, scale: float) -> Curves:
-    curves = {
-        client: {float(r["round"]): scale * v for r in reports if (v := number(r, key)) is not None}
-        for client, reports in lines.items()
-    }
-    return {client: curve for client, curve in curves.items() if curve}
-
-
-def _saw(lines: Lines, before: str, after: str) -> Curves:
-    """Curves with the value before the mutual step of round r at r, after it at r + 1/2."""
-    saw: Curves = {}
-    for client, reports in lines.items():
-        for line in reports:
-            start, end = number(line, before), number(line, after)
-            if start is not None and end is not None:
-                saw.setdefault(client, {}).update({line["round"] - 1.0: start, line["round"] - 0.5: end})
-    return saw
-
-
-def _carried_on(curves: Curves) -> Curves:
-    """Every client's last known value at every position."""
-    positions = sorted({x for curve in curves.values() for x in curve})
-    carried: Curves = {}
-    for client, curve in curves.items():
-        last = None
-        carried[client] = {}
-        for x in positions:
-            last = curve.get(x, last)
-            if last is not None:
-                carried[client][x] = last
-    return carried
-
-
-def _over_clients(curves: Curves, reduce: Callable[[list[float]], Any]) -> Curve:
-    """One value a position that has more than half as many clients as the fullest has."""
-    columns: dict[float, list[float]] = {}
-    for curve in curves.values():
-        for x, y in curve.items():
-            columns.setdefault(x, []).append(y)
-    most = max((len(column) for column in columns.values()), default=0)
-    return {x: float(reduce(columns[x])) for x in sorted(columns) if 2 * len(columns[x]) > most}
-
-
-def _cumulated(history: Sequence[Record], key: str) -> Curve:
-    total, curve = 0.0, {}
-    for line in sorted(history, key=lambda line: int(line["round"])):
-        total += number(line, key) or 0.0
-        curve[float(line["round"])] = total
-    return curve
-
-
 def _line(axes: Axes, curve: Curve, index: int, **style: Any) -> None:
     if curve:
         marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
         axes.plot(*_xy(curve), color=COLOURS[index % len(COLOURS)], marker=marker, **style)
 
 
-def _steps(axes: Axes, saw: Curve, index: int, client: str) -> None:
+def _steps(axes: Axes, teeth: Curve, index: int, client: str) -> None:
     """Solid from before to after each mutual step, dotted in between."""
-    _line(axes, saw, index, linewidth=1.0, linestyle=":", markersize=0)
-    for index_of_step, x in enumerate(x for x in saw if x % 1 == 0):
-        step = {x: saw[x], x + 0.5: saw[x + 0.5]}
+    _line(axes, teeth, index, linewidth=1.0, linestyle=":", markersize=0)
+    for index_of_step, x in enumerate(x for x in teeth if x % 1 == 0):
+        step = {x: teeth[x], x + 0.5: teeth[x + 0.5]}
         _line(axes, step, index, linewidth=2.0, markersize=4, label=None if index_of_step else client)
 
 
 def _accuracy_bands(axes: Axes, unseen: Curves, validation: Curves) -> None:
     label = "unseen set" if unseen else "own validation images"
-    middle = _bands(axes, _carried_on(unseen or validation))
+    middle = _bands(axes, carried_on(unseen or validation))
     _line(axes, middle, 0, label=f"median, {label}", linewidth=2.2, markersize=4)
     if unseen and validation:
-        other = _over_clients(_carried_on(validation), np.median)
+        other = over_clients(carried_on(validation), np.median)
         axes.plot(*_xy(other), color=COLOURS[5], linewidth=1.2, label="median, own validation images")
 
 
 def _bands(axes: Axes, curves: Curves) -> Curve:
     """Shade the range and the quartiles over the clients; return the median."""
     low, lower, median, upper, high = (
-        _over_clients(curves, functools.partial(np.quantile, q=q)) for q in (0, 0.25, 0.5, 0.75, 1)
+        over_clients(curves, functools.partial(np.quantile, q=q)) for q in (0, 0.25, 0.5, 0.75, 1)
     )
     colour, x = COLOURS[0], list(median)
     for bottom, top, alpha, label in (

@@ -1,0 +1,68 @@
+"""What a history shows, as curves over the rounds; plots and the HTML report draw them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fedmutual.diagnostics import Lines, number
+
+Record = Mapping[str, Any]
+Curve = dict[float, float]  # position on the round axis -> value
+Curves = dict[str, Curve]  # one a client
+
+# With more clients than this, lines can no longer be followed: quantiles over the clients take their place.
+MOST_LINES = 12
+
+
+def curves_of(lines: Lines, key: str, scale: float = 1.0, shift: float = 0.0) -> Curves:
+    """Every client's values of ``key``, times ``scale``, at its rounds plus ``shift``."""
+    curves = {
+        client: {r["round"] + shift: scale * v for r in reports if (v := number(r, key)) is not None}
+        for client, reports in lines.items()
+    }
+    return {client: curve for client, curve in curves.items() if curve}
+
+
+def saw(lines: Lines, before: str, after: str) -> Curves:
+    """Curves with the value before the mutual step of round r at r, after it at r + 1/2."""
+    teeth: Curves = {}
+    for client, reports in lines.items():
+        for line in reports:
+            start, end = number(line, before), number(line, after)
+            if start is not None and end is not None:
+                teeth.setdefault(client, {}).update({line["round"] - 1.0: start, line["round"] - 0.5: end})
+    return teeth
+
+
+def carried_on(curves: Curves) -> Curves:
+    """Every client's last known value at every position."""
+    positions = sorted({x for curve in curves.values() for x in curve})
+    carried: Curves = {}
+    for client, curve in curves.items():
+        last = None
+        carried[client] = {}
+        for x in positions:
+            last = curve.get(x, last)
+            if last is not None:
+                carried[client][x] = last
+    return carried
+
+
+def over_clients(curves: Curves, reduce: Callable[[list[float]], Any]) -> Curve:
+    """One value a position that has more than half as many clients as the fullest has."""
+    columns: dict[float, list[float]] = {}
+    for curve in curves.values():
+        for x, y in curve.items():
+            columns.setdefault(x, []).append(y)
+    most = max((len(column) for column in columns.values()), default=0)
+    return {x: float(reduce(columns[x])) for x in sorted(columns) if 2 * len(columns[x]) > most}
+
+
+def cumulated(history: Sequence[Record], key: str) -> Curve:
+    """The sum over all clients up to every round."""
+    total, curve = 0.0, {}
+    for line in sorted(history, key=lambda line: int(line["round"])):
+        total += number(line, key) or 0.0
+        curve[float(line["round"])] = total
+    return curve
