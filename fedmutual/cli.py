@@ -10,6 +10,7 @@ from typing import Any
 
 import fedmutual
 from fedmutual.appfolder import app_folder
+from fedmutual.commands import report
 
 APP_DIR = app_folder()
 
@@ -67,14 +68,18 @@ def main(argv: Sequence[str] | None = None, app_dir: Path = APP_DIR) -> int:
     unknown = [item for item in rest if item.startswith("-")]
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
-    overrides = [*arguments.overrides, *rest]
+    overrides = [*getattr(arguments, "overrides", []), *rest]
     if arguments.command == "compare":
         from fedmutual.compare.command import compare
 
         return compare(overrides, arguments.engine, arguments.jobs, Path.cwd())
     if arguments.command == "doctor":
         return _doctor(arguments, overrides)
-    return _run(overrides, arguments.verbose, app_dir)
+    if arguments.command == "run":
+        return _run(overrides, arguments.verbose, app_dir)
+    if rest:
+        parser.error(f"unknown argument {rest[0]}")
+    return int(arguments.call(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_compare(commands)
     _add_doctor(commands)
+    report.add_arguments(commands)
     return parser
 
 

@@ -16,6 +16,7 @@ from fedmutual.data.site import SharedData, load_shared
 from fedmutual.diagnostics import diagnose
 from fedmutual.distribution import Distributor, ServingGrid
 from fedmutual.exchange import Exchange
+from fedmutual.report.leave import keep_evidence, leave_report
 from fedmutual.report.plots import write_plots
 from fedmutual.results import RunDirectory, build_summary
 from fedmutual.settings import Settings, as_container, from_contexts, run_config_overrides
@@ -38,6 +39,7 @@ def run(grid: Grid, context: Context) -> None:
     logger.info("results: %s", journal.path)
     outcome: dict[str, Any] = {"status": "failed", "reason": "the ServerApp was killed"}
     num_classes = 2
+    shared = strategy = None
     try:
         exchange = Exchange(grid, settings.exchange)
         nodes = exchange.wait_for_clients(settings.num_clients)
@@ -60,6 +62,8 @@ def run(grid: Grid, context: Context) -> None:
         raise
     finally:
         seconds = {**outcome.pop("seconds", {}), "total": time.time() - start}
+        if shared is not None and strategy is not None:
+            keep_evidence(journal, shared, strategy.unseen_predictions)
         _finish(journal, settings, outcome, seconds, num_classes)
 
 
@@ -114,6 +118,7 @@ def _finish(
         **outcome,
     )
     try:
+        leave_report(journal.path, summary)
         write_plots(history, journal.path)
     finally:
         journal.write_summary(summary)

@@ -36,7 +36,7 @@ def agreement(predictions: Sequence[Predictions]) -> npt.NDArray[np.float64]:
     for position in range(num_classes):
         votes = (chosen == position).astype(np.float32)
         same += votes @ votes.T
-    return np.rint(same) / num_samples
+    return np.asarray(np.rint(same) / num_samples, dtype=np.float64)
 
 
 def disagreement(predictions: Sequence[Predictions]) -> npt.NDArray[np.float64]:

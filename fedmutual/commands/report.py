@@ -1,0 +1,56 @@
+"""``fedmutual report``: the results of one run, or several side by side, as one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+_EXAMPLES = """\
+examples:
+  fedmutual report outputs/2026-01-31/12-00-00-mutual           (anew: every run leaves one by itself)
+  fedmutual report outputs/2026-01-31/* --output comparison.html
+
+The page needs no network and no script. It shows up to twelve public images, and no folder names.
+exit codes: 0 written, 2 a folder is none of a run or its files are damaged.
+"""
+
+
+def add_arguments(commands: Any) -> None:
+    """Add the subcommand to the parser's."""
+    parser = commands.add_parser(
+        "report",
+        allow_abbrev=False,
+        help="write the HTML report of one run, or of several side by side",
+        description="Write one self-contained HTML page on one run, or on several side by side.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="results folder of a run")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page; default: report.html in the run's folder, for several runs in this folder",
+    )
+    parser.set_defaults(call=call)
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Write the page and say where it is."""
+    from fedmutual.report.page import REPORT, write_report
+    from fedmutual.report.recorded import read_runs
+    from fedmutual.results import ResultsError
+
+    try:
+        runs = read_runs(arguments.runs)
+        single = arguments.runs[0] if len(runs) == 1 else Path()
+        file = (arguments.output or single / REPORT).absolute()
+        write_report(runs, file)
+    except (ResultsError, OSError) as error:
+        print(f"fedmutual report: {error}", file=sys.stderr)
+        return 2
+    print(file)
+    return 0

@@ -1,0 +1,209 @@
+"""What a run keeps for its report beside the history: confusion, agreement, the samples in dispute.
+
+``evidence.npz`` in the run's folder, some dozen kilobytes of plain arrays: neither the unseen images nor all
+public ones are needed to read a report again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmutual.atomic import atomic_write
+from fedmutual.learning.agreement import Predictions, agreement, confusion, disagreement
+from fedmutual.results import ResultsError
+from fedmutual.summary import natural_key
+
+if TYPE_CHECKING:
+    from fedmutual.data.site import SharedData
+
+EVIDENCE = "evidence.npz"
+SAMPLES = 12  # public samples that are shown
+THUMBNAIL = 96  # pixels a side, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A public sample on which the clients disagree.
+
+    Attributes
+    ----------
+    name : str
+        File name or id in the source.
+    label : int
+        Class that the source gives it; -1 where it gives none.
+    divergence : float
+        Jensen-Shannon divergence of the clients' predictions, in nats.
+    probabilities : float array [K, C]
+        Of the clients of :attr:`Evidence.clients`, in their order.
+    thumbnail : uint8 array [h, w, 3]
+    """
+
+    name: str
+    label: int
+    divergence: float
+    probabilities: NDArray[np.floating]
+    thumbnail: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What :func:`gather` finds; a part that the run had no data for is empty.
+
+    Attributes
+    ----------
+    classes : tuple[str, ...]
+    confusions : dict[str, int64 array [C, C]]
+        Of every client that answered the closing order, on the unseen set; rows are the true classes.
+    ensemble : int64 array [C, C] or None
+        Of the mean-logit ensemble of these clients.
+    clients : tuple[str, ...]
+        Those whose predictions of the last round are known.
+    agreement : float64 array [K, K] or None
+        Share of the public samples on which two of them choose the same class.
+    num_public : int
+        Public samples that the last two are measured on.
+    samples : tuple[Sample, ...]
+        The most disputed first.
+    """
+
+    classes: tuple[str, ...]
+    confusions: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    ensemble: NDArray[np.int64] | None = None
+    clients: tuple[str, ...] = ()
+    agreement: NDArray[np.float64] | None = None
+    num_public: int = 0
+    samples: tuple[Sample, ...] = ()
+
+
+def gather(
+    shared: SharedData,
+    unseen_predictions: Mapping[str, Predictions],
+    checkpoint: Mapping[str, NDArray[Any]],
+) -> Evidence:
+    """Compare the clients' predictions with the labels of the unseen set and with each other.
+
+    Parameters
+    ----------
+    unseen_predictions : Mapping[str, array [u, C]]
+        Log-probabilities of the closing reports.
+    checkpoint : Mapping[str, array]
+        Arrays of the server's last checkpoint. A strategy that exchanges predictions has
+        ``predictions.<client>`` [n, C] and ``predicted`` [n], the public samples' positions, in it.
+    """
+    from fedmutual.learning.evaluation import ensemble  # torch: reading a report needs none
+
+    confusions: dict[str, NDArray[np.int64]] = {}
+    together = None
+    if shared.unseen is not None and unseen_predictions:
+        labels = shared.unseen.labels
+        names = sorted(unseen_predictions, key=natural_key)
+        confusions = {name: confusion(unseen_predictions[name], labels) for name in names}
+        together = confusion(ensemble(list(unseen_predictions.values())), labels)
+    known = {k.removeprefix("predictions."): v for k, v in checkpoint.items() if k.startswith("predictions.")}
+    clients = tuple(sorted(known, key=natural_key))
+    predictions = [known[client] for client in clients]
+    if len(clients) < 2 or not len(predictions[0]):
+        return Evidence(shared.classes, confusions, together)
+    return Evidence(
+        classes=shared.classes,
+        confusions=confusions,
+        ensemble=together,
+        clients=clients,
+        agreement=agreement(predictions),
+        num_public=len(predictions[0]),
+        samples=_disputed(shared, checkpoint["predicted"], predictions),
+    )
+
+
+def save(evidence: Evidence, path: Path) -> None:
+    """Write ``evidence.npz``, atomically."""
+    samples = [vars(sample) for sample in evidence.samples]
+    meta = {
+        "classes": evidence.classes,
+        "confusions": list(evidence.confusions),
+        "clients": evidence.clients,
+        "num_public": evidence.num_public,
+        "samples": [{key: s[key] for key in ("name", "label", "divergence")} for s in samples],
+    }
+    arrays: dict[str, NDArray[Any]] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+    # positions, not names: a client may be called anything
+    arrays |= {f"confusion.{i}": matrix for i, matrix in enumerate(evidence.confusions.values())}
+    arrays |= {f"probabilities.{i}": s["probabilities"].astype(np.float16) for i, s in enumerate(samples)}
+    arrays |= {f"thumbnail.{i}": s["thumbnail"] for i, s in enumerate(samples)}
+    for name in ("ensemble", "agreement"):
+        if getattr(evidence, name) is not None:
+            arrays[name] = getattr(evidence, name)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    atomic_write(path / EVIDENCE, buffer.getvalue())
+
+
+def load(path: Path) -> Evidence | None:
+    """Read ``evidence.npz`` of a run's folder; None where the run has left none. Nothing is unpickled.
+
+    Raises
+    ------
+    ResultsError
+        The file is damaged.
+    """
+    file = path / EVIDENCE
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        meta = json.loads(arrays["meta"].tobytes())
+        return Evidence(
+            classes=tuple(meta["classes"]),
+            confusions={name: arrays[f"confusion.{i}"] for i, name in enumerate(meta["confusions"])},
+            ensemble=arrays.get("ensemble"),
+            clients=tuple(meta["clients"]),
+            agreement=arrays.get("agreement"),
+            num_public=meta["num_public"],
+            samples=tuple(
+                Sample(
+                    **sample, probabilities=arrays[f"probabilities.{i}"], thumbnail=arrays[f"thumbnail.{i}"]
+                )
+                for i, sample in enumerate(meta["samples"])
+            ),
+        )
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ResultsError(
+            f"{file} is damaged ({error}): delete it, the report then says what is missing"
+        ) from error
+
+
+def _disputed(
+    shared: SharedData, positions: NDArray[np.integer], predictions: list[Predictions]
+) -> tuple[Sample, ...]:
+    scores = disagreement(predictions)
+    worst = np.argsort(-scores, kind="stable")[:SAMPLES]
+    images = shared.public.images
+    return tuple(
+        Sample(
+            name=images.names[positions[i]],
+            label=int(images.labels[positions[i]]),
+            divergence=float(scores[i]),
+            probabilities=np.exp(np.stack([p[i] for p in predictions])),
+            thumbnail=_thumbnail(images.images[positions[i]]),
+        )
+        for i in worst
+        if scores[i] > 0
+    )
+
+
+def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    picture = Image.fromarray(np.asarray(pixels))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return np.asarray(picture)

@@ -1,0 +1,47 @@
+"""What the server leaves at the end of a run for its report; nothing here can make a run fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmutual.learning.agreement import Predictions
+from fedmutual.results import CHECKPOINT, RunDirectory
+
+if TYPE_CHECKING:
+    from fedmutual.data.site import SharedData
+
+logger = logging.getLogger(__name__)
+
+
+def keep_evidence(
+    journal: RunDirectory, shared: SharedData, unseen_predictions: Mapping[str, Predictions]
+) -> None:
+    """Write ``evidence.npz`` (:func:`fedmutual.report.evidence.gather`); an error is logged only."""
+    try:
+        from fedmutual.checkpoint import has_checkpoint
+        from fedmutual.report import evidence
+
+        arrays = journal.load_checkpoint()[1] if has_checkpoint(journal.path / CHECKPOINT) else {}
+        evidence.save(evidence.gather(shared, unseen_predictions, arrays), journal.path)
+    except Exception:
+        logger.exception("evidence.npz is not written: the report will lack confusion and agreement")
+
+
+def leave_report(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``report.html`` into a run's folder; an error is logged only.
+
+    Parameters
+    ----------
+    summary : Mapping[str, Any]
+        The summary that is about to be written: it comes last, since it says that the run is over.
+    """
+    try:
+        from fedmutual.report.page import REPORT, write_report
+        from fedmutual.report.recorded import read_run
+
+        write_report([read_run(path, summary)], path / REPORT)
+    except Exception:
+        logger.exception("report.html is not written; try `fedmutual report %s`", path)

@@ -1,0 +1,39 @@
+"""The report: one HTML file that needs nothing else, neither a network nor a script."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from fedmutual.atomic import atomic_write
+from fedmutual.report.comparison import comparison_context
+from fedmutual.report.recorded import RecordedRun
+from fedmutual.report.sections import run_context
+from fedmutual.report.style import STYLE
+from fedmutual.report.template import TEMPLATE
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+
+
+def render(runs: Sequence[RecordedRun]) -> str:
+    """Return the page on one run, or on several side by side; what comes from a run is escaped."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    context: Mapping[str, Any] = {
+        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        "style": Markup(STYLE),
+        "together": comparison_context(runs) if len(runs) > 1 else None,
+        "runs": [run_context(run) for run in runs],
+    }
+    return environment.from_string(TEMPLATE).render(context)
+
+
+def write_report(runs: Sequence[RecordedRun], file: Path) -> None:
+    """Write the page, atomically."""
+    atomic_write(file, render(runs).encode())

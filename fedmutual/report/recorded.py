@@ -1,0 +1,99 @@
+"""A run as its folder tells it, whatever state it was left in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmutual.report import evidence as kept
+from fedmutual.report.evidence import Evidence
+from fedmutual.results import CONFIG, SUMMARY, Record, ResultsError, RunDirectory, saved_overrides
+from fedmutual.summary import build_summary
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedRun:
+    """Everything that a report shows of one run.
+
+    Attributes
+    ----------
+    name : str
+        The folder's name; with its parent's where two runs share it.
+    summary : dict
+        ``summary.json``, or what the history allows to say where there is none.
+    history : list of dict
+        Lines of ``history.jsonl``.
+    overrides : list of str
+        What the run was started with.
+    evidence : Evidence or None
+        None where the run has left none.
+    """
+
+    name: str
+    summary: Mapping[str, Any]
+    history: list[Record]
+    overrides: list[str]
+    evidence: Evidence | None
+
+
+def read_run(path: Path, summary: Mapping[str, Any] | None = None) -> RecordedRun:
+    """Read a run's folder.
+
+    Parameters
+    ----------
+    summary : Mapping or None
+        The summary of a run that is about to write it; None: that of the folder.
+
+    Raises
+    ------
+    ResultsError
+        The folder is none of a run, or a file in it is damaged.
+    """
+    path = path.absolute()
+    if not (path / CONFIG).is_file():
+        raise ResultsError(f"{path} holds no {CONFIG}: give the results folder of a run")
+    history = RunDirectory(path).history()
+    return RecordedRun(
+        name=path.name,
+        summary=summary or _summary(path, history),
+        history=history,
+        overrides=saved_overrides(path),
+        evidence=kept.load(path),
+    )
+
+
+def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
+    """Read several folders, each once; runs of one name are told apart by the folder above.
+
+    Raises
+    ------
+    ResultsError
+        As :func:`read_run`.
+    """
+    folders = list(dict.fromkeys(path.resolve() for path in paths))
+    runs = [read_run(folder) for folder in folders]
+    names = [run.name for run in runs]
+    return [
+        run if names.count(run.name) == 1 else RecordedRun(**{**vars(run), "name": _longer(folder)})
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
+def _longer(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _summary(path: Path, history: list[Record]) -> dict[str, Any]:
+    file = path / SUMMARY
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        reason = f"there is no {SUMMARY}: the run is still going on, or was killed"
+        return build_summary(
+            settings=RunDirectory(path).config(), status="stopped", reason=reason, history=history
+        )
+    except ValueError as error:
+        raise ResultsError(f"{file} is no JSON: {error}") from error

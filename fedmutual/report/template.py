@@ -1,0 +1,238 @@
+"""The report's Jinja template. A Python file, because a Flower app bundle holds no .html."""
+
+# ruff: noqa: E501  a cell on one line reads better than one that is broken
+
+TEMPLATE = """\
+{%- macro legend(entries) -%}
+  {%- if entries %}
+  <div class="legend">
+    {%- for entry in entries %}
+    <span class="entry"><svg class="{{ entry.look }}" viewBox="0 0 26 8" aria-hidden="true"><polyline
+      {%- if entry.dash %} stroke-dasharray="{{ entry.dash }}"{% endif %} points="0,4 26,4"/></svg>{{ entry.name }}</span>
+    {%- endfor %}
+  </div>
+  {%- endif %}
+{%- endmacro -%}
+{%- macro charts(entries) -%}
+  <div class="grid">
+    {%- for chart in entries %}
+    <section class="card chart">
+      <h3>{{ chart.title }}</h3>
+      {%- if chart.svg %}
+      <p class="note">{{ chart.note }}</p>
+      {{ chart.svg }}
+      {%- else %}
+      <p class="note missing">{{ chart.missing }}</p>
+      {%- endif %}
+    </section>
+    {%- endfor %}
+  </div>
+{%- endmacro -%}
+{%- macro dot(look) -%}{% if look %}<span class="dot {{ look }}"></span>{% endif %}{%- endmacro -%}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+<main>
+{%- if together %}
+<header id="top">
+  <h1>{{ runs | length }} runs side by side</h1>
+  <nav>{% for run in runs %}<a href="#run-{{ loop.index }}">{{ run.name }}</a> {% endfor %}</nav>
+</header>
+<section id="comparison">
+  <div class="card scroll">
+    <table class="wide">
+      <thead><tr><th>run</th><th class="left">strategy</th><th>clients</th><th>valid.<br>%</th>
+        <th>unseen<br>mean %</th><th>unseen<br>worst %</th><th>ensemble<br>%</th><th>up</th><th>down</th>
+        <th>time</th><th class="left">status</th></tr></thead>
+      <tbody>
+      {%- for row in together.rows %}
+        <tr><td>{{ dot(row.look) }}{{ row.name }}</td><td class="left">{{ row.strategy }}</td>
+          <td>{{ row.clients }}</td>{% for figure in row.figures %}<td>{{ figure }}</td>{% endfor %}
+          <td>{{ row.up }}</td><td>{{ row.down }}</td><td>{{ row.time }}</td>
+          <td class="left {{ row.status }}">{{ row.status }}</td></tr>
+      {%- endfor %}
+      </tbody>
+    </table>
+  </div>
+  <h2>What differs</h2>
+  {%- if together.differences %}
+  <div class="card scroll">
+    <table>
+      <thead><tr><th>setting</th>{% for run in runs %}<th class="left">{{ run.name }}</th>{% endfor %}</tr></thead>
+      <tbody>
+      {%- for key, values in together.differences %}
+        <tr><td><code>{{ key }}</code></td>{% for value in values %}<td class="left">{{ value }}</td>{% endfor %}</tr>
+      {%- endfor %}
+      </tbody>
+    </table>
+  </div>
+  {%- else %}
+  <p class="note missing">No setting differs: these are repetitions.</p>
+  {%- endif %}
+  <h2>Curves</h2>
+  {{ legend(together.legend) }}
+  {{ charts(together.charts) }}
+</section>
+{%- endif %}
+{%- for run in runs %}
+<article class="run" id="run-{{ loop.index }}">
+  <header>
+    <h1>{{ run.name }} <span class="badge {{ run.status }}">{{ run.status }}</span></h1>
+    <p class="soft">{{ run.title }}</p>
+  </header>
+  {%- if run.reason %}
+  <div class="warn"><p>{{ run.reason }}</p></div>
+  {%- endif %}
+  <div class="tiles">
+    {%- for label, value in run.tiles %}
+    <div class="tile"><b>{{ value }}</b><span>{{ label }}</span></div>
+    {%- endfor %}
+  </div>
+  {%- if run.warnings or run.rejected %}
+  <div class="warn">
+    <ul>
+    {%- for warning in run.warnings %}<li>{{ warning }}</li>{% endfor %}
+    {%- for line in run.rejected[:12] %}
+      <li>Round {{ line.round }}, {{ line.client or "node " ~ line.node_id }}: report rejected: {{ line.reason }}</li>
+    {%- endfor %}
+    {%- if run.rejected | length > 12 %}<li>and {{ run.rejected | length - 12 }} more rejected reports</li>{% endif %}
+    </ul>
+  </div>
+  {%- endif %}
+  <pre>{{ run.command }}</pre>
+
+  <h2>Clients</h2>
+  {%- if run.table.rows %}
+  <div class="card scroll{% if run.table.rows | length > 24 %} tall{% endif %}">
+    <table class="wide clients">
+      <thead><tr><th>client</th><th class="left">model</th><th>images</th><th>valid.<br>%</th>
+        <th>unseen<br>%</th><th>balanced<br>%</th><th>AUROC<br>%</th><th>up</th><th>down</th></tr></thead>
+      <tbody>
+      {%- for row in run.table.rows %}
+        <tr{% if not row.finished %} class="unfinished"{% endif %}><td>{{ dot(row.look) }}{{ row.name }}
+          {%- if not row.finished %} (did not finish){% endif %}</td><td class="left">{{ row.model }}</td>
+          <td>{{ row.images }}</td>{% for figure in row.figures %}<td>{{ figure }}</td>{% endfor %}
+          <td>{{ row.up }}</td><td>{{ row.down }}</td></tr>
+      {%- endfor %}
+      </tbody>
+      <tfoot>
+      {%- for label, figures in run.table.feet %}
+        <tr><td>{{ label }}</td><td></td><td></td>{% for figure in figures %}<td>{{ figure }}</td>{% endfor %}
+          <td></td><td></td></tr>
+      {%- endfor %}
+      </tfoot>
+    </table>
+  </div>
+  {%- if run.table.unseen %}
+  <p class="note">Unseen: {{ "{:,}".format(run.table.unseen) }} images that no client has trained on.</p>
+  {%- endif %}
+  {%- else %}
+  <p class="note missing">No client has reported.</p>
+  {%- endif %}
+
+  <h2>Curves</h2>
+  {{ legend(run.legend) }}
+  {{ charts(run.charts) }}
+
+  <h2>Confusion</h2>
+  {%- if "missing" in run.confusion %}
+  <p class="note missing">{{ run.confusion.missing }}</p>
+  {%- else %}
+  <p class="note">{{ run.confusion.note }}</p>
+  <div class="small">
+    {%- for matrix in run.confusion.matrices %}
+    <section class="card">
+      <h3>{{ matrix.name }} <span class="soft">{{ matrix.accuracy }} %</span></h3>
+      <div class="scroll">
+      {%- if run.confusion.many %}
+      <table>{% for actual, chosen, count in matrix.rows %}<tr><td>{{ actual }}</td><td class="left">{{ chosen }}</td><td>{{ count }}</td></tr>{% endfor %}</table>
+      {%- else %}
+      <table class="heat">
+        <thead><tr><th></th>{% for name in run.confusion.classes %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+        <tbody>
+        {%- for actual, cells in matrix.rows %}
+          <tr><th>{{ actual }}</th>{% for count, share in cells %}<td style="--s:{{ share }}">{{ count }}</td>{% endfor %}</tr>
+        {%- endfor %}
+        </tbody>
+      </table>
+      {%- endif %}
+      </div>
+    </section>
+    {%- endfor %}
+  </div>
+  {%- endif %}
+
+  <h2>Agreement between clients</h2>
+  {%- if "missing" in run.agreement %}
+  <p class="note missing">{{ run.agreement.missing }}</p>
+  {%- else %}
+  <p class="note">{{ run.agreement.note }}</p>
+  {%- if "rows" in run.agreement %}
+  <div class="card scroll">
+    <table class="heat">
+      <thead><tr><th></th>{% for name in run.agreement.heads %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+      <tbody>
+      {%- for name, cells in run.agreement.rows %}
+        <tr><th>{{ name }}</th>{% for cell in cells %}{% if cell %}<td style="--s:{{ cell[1] }}">{{ cell[0] }}</td>{% else %}<td></td>{% endif %}{% endfor %}</tr>
+      {%- endfor %}
+      </tbody>
+    </table>
+  </div>
+  {%- else %}
+  <p class="note">Lowest: {% for name, share in run.agreement.lowest %}{{ name }} {{ share }} %{{ ", " if not loop.last }}{% endfor %}.</p>
+  {%- endif %}
+  {%- endif %}
+
+  <h2>Public samples in dispute</h2>
+  {%- if "missing" in run.disputed %}
+  <p class="note missing">{{ run.disputed.missing }}</p>
+  {%- else %}
+  <p class="note">The public samples of the last round on which the clients disagree most (Jensen-Shannon
+    divergence of their predictions, in nats), and the probability that each gives its class.</p>
+  <div class="grid">
+    {%- for sample in run.disputed.samples %}
+    <section class="card sample">
+      <img src="{{ sample.picture }}" alt="public sample {{ sample.name }}" width="96" height="96">
+      <div>
+        <div class="name">{{ sample.name }}</div>
+        <div class="note">{{ sample.divergence }} nats{% if sample.label %}; the source says {{ sample.label }}{% endif %}</div>
+        <div class="sides">
+          {%- for side in sample.sides %}
+          <div><b>{{ side.name }}</b>{% if side.clients %}: {% for voter in side.clients %}<span class="voter">{{ dot(voter.look) }}{{ voter.name }} {{ voter.share }}</span> {% endfor %}{% else %}: {{ side.count }} clients{% endif %}</div>
+          {%- endfor %}
+        </div>
+      </div>
+    </section>
+    {%- endfor %}
+  </div>
+  {%- endif %}
+
+  <h2>Settings and versions</h2>
+  <details>
+    <summary>All settings</summary>
+    <div class="keys">
+      {%- for group, rows in run.settings %}
+      <div><h3>{{ group }}</h3>
+      <table>{% for key, value in rows %}<tr><td><code>{{ key }}</code></td><td>{{ value }}</td></tr>{% endfor %}</table></div>
+      {%- endfor %}
+    </div>
+  </details>
+  <p class="note">{% for name, version in run.versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last }}{% endfor %}
+    {%- if run.digest %}; public set <code>{{ run.digest }}</code>{% endif %}. Folders are left out: a report can be passed on,
+    and shows the public samples above.</p>
+</article>
+{%- endfor %}
+</main>
+</body>
+</html>
+"""
