@@ -18,6 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 34
 COLOURS = 7  # classes c0 to c6 of the page's style
 DASHES = ("", "7 3", "2 3")  # tell lines of one colour apart
 ALL = "k"  # the class of what stands for all clients
+MEAN_DASHES = "5 4"
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def client_chart(
         if client in curves:
             lines.append(Line(client, curves[client], colour, dash, teeth))
     if len(lines) > 1 and not teeth:
-        lines.append(Line("mean of the clients", over_clients(carried_on(curves), np.mean), ALL, "5 4"))
+        lines.append(Line("mean of the clients", over_clients(carried_on(curves), np.mean), ALL, MEAN_DASHES))
     return line_chart(lines, label, end=end)
 
 
@@ -106,13 +107,13 @@ def line_chart(
     points = [point for line in lines for point in line.curve.items()]
     points += [point for band in bands for curve in (band.low, band.high) for point in curve.items()]
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    frame = _Frame.around(xs, ys)
+    frame = _Frame.around(xs, ys, 100.0 if label == "%" else math.inf)
     parts = [*_grid(frame, end), *(_band(frame, band) for band in bands)]
     for line in lines:
         parts += _teeth(frame, line) if line.teeth else _line(frame, line)
     head = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)} over the rounds">'
-        f'<text class="unit" x="{LEFT}" y="{HEIGHT - 3}">round</text>'
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 2}" text-anchor="middle">round</text>'
     )
     return Markup(head + "".join(parts) + "</svg>")
 
@@ -128,14 +129,17 @@ class _Frame:
     step: float
 
     @classmethod
-    def around(cls, xs: Sequence[float], ys: Sequence[float]) -> _Frame:
+    def around(cls, xs: Sequence[float], ys: Sequence[float], most: float) -> _Frame:
+        """Room for all points, but none below 0 or above ``most`` where no point is there."""
         low, high = min(ys), max(ys)
         margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         step = _nice_step((high - low + 2 * margin) / 5)
         bottom = math.floor((low - margin) / step) * step
+        top = math.ceil((high + margin) / step) * step
         if low >= 0:
             bottom = max(bottom, 0.0)
-        top = math.ceil((high + margin) / step) * step
+        if high <= most:
+            top = min(top, most)
         pad = 0.25 if max(xs) > min(xs) else 0.5
         return cls(min(xs) - pad, max(xs) + pad, bottom, top, step)
 

@@ -75,7 +75,13 @@ def _chart(
         if curve:
             lines.append(Line(run.name, curve, *look(position)))
     drawn = line_chart(lines, label) if lines else None
-    note = "All clients since the start, in kB." if of is _uplink else f"Mean of the clients, in {label}."
+    note = (
+        "All clients since the start, in kB."
+        if of is _uplink
+        else "Mean of the clients; the last point is the closing measurement."
+    )
+    if label == "nats":
+        note = "Mean of the clients, in nats."
     return {"title": title, "note": note, "svg": drawn, "missing": "None of the runs has figures for this."}
 
 

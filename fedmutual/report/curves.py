@@ -24,14 +24,15 @@ def curves_of(lines: Lines, key: str, scale: float = 1.0, shift: float = 0.0) ->
     return {client: curve for client, curve in curves.items() if curve}
 
 
-def saw(lines: Lines, before: str, after: str) -> Curves:
+def saw(lines: Lines, before: str, after: str, scale: float = 1.0) -> Curves:
     """Curves with the value before the mutual step of round r at r, after it at r + 1/2."""
     teeth: Curves = {}
     for client, reports in lines.items():
         for line in reports:
             start, end = number(line, before), number(line, after)
             if start is not None and end is not None:
-                teeth.setdefault(client, {}).update({line["round"] - 1.0: start, line["round"] - 0.5: end})
+                step = {line["round"] - 1.0: scale * start, line["round"] - 0.5: scale * end}
+                teeth.setdefault(client, {}).update(step)
     return teeth
 
 

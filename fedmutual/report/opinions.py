@@ -80,7 +80,12 @@ def agreement_context(evidence: Evidence | None) -> Context:
     num = len(clients)
     note = f"Share of the {evidence.num_public:,} public samples of the last round, in per cent"
     if num <= MOST_LINES:
-        cells = [[(f"{100 * share:.0f}", f"{share:.3f}") for share in row] for row in matrix.tolist()]
+        least = float(matrix.min())  # the shades span what there is: agreement is rarely far from 1
+        spread = max(1 - least, 1e-9)
+        cells = [
+            [(f"{100 * share:.0f}", f"{0.08 + 0.92 * (share - least) / spread:.3f}") for share in row]
+            for row in matrix.tolist()
+        ]
         rows = [
             (name, [None if i == j else cell for j, cell in enumerate(row)])
             for i, (name, row) in enumerate(zip(clients, cells, strict=True))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmutual.diagnostics import reports_by_client
-from fedmutual.report.charts import Line, client_chart, legend, line_chart, look
+from fedmutual.report.charts import ALL, MEAN_DASHES, Line, client_chart, legend, line_chart, look
 from fedmutual.report.curves import MOST_LINES, Curves, cumulated, curves_of, saw
 from fedmutual.report.opinions import agreement_context, confusion_context, disputed_context
 from fedmutual.report.recorded import RecordedRun
@@ -37,7 +37,7 @@ def run_context(run: RecordedRun) -> Context:
         "warnings": summary.get("warnings", []),
         "rejected": summary.get("rejected", []),
         "table": _table(summary),
-        "legend": legend(clients) if 0 < len(clients) <= MOST_LINES else [],
+        "legend": _legend(clients),
         "charts": _charts(run.history, clients),
         "confusion": confusion_context(run),
         "agreement": agreement_context(run.evidence),
@@ -65,6 +65,19 @@ def seconds(duration: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _legend(clients: Sequence[str]) -> list[Context]:
+    if len(clients) > MOST_LINES:
+        return [
+            {
+                "name": "median of the clients (shaded: all of them, and the middle half)",
+                "look": ALL,
+                "dash": "",
+            }
+        ]
+    mean_line = {"name": "mean of the clients", "look": ALL, "dash": MEAN_DASHES}
+    return [*legend(clients), *([mean_line] if len(clients) > 1 else [])]
 
 
 def _title(summary: Mapping[str, Any]) -> str:
@@ -110,10 +123,13 @@ def _table(summary: Mapping[str, Any]) -> Context:
     columns = [[c[k] for c in summary["clients"].values() if c.get(k) is not None] for k in keys]
     unseen = summary.get("unseen") or {}
     together = [None, *(unseen.get(f"ensemble_{key}") for key in ("accuracy", "balanced_accuracy", "auroc"))]
-    feet = [("mean", [percent(mean(column)) for column in columns])]
-    feet.append(("worst", [percent(min(column, default=None)) for column in columns]))
+    feet = [("mean", [percent(mean(column)) for column in columns], "", "")]
+    feet.append(("worst", [percent(min(column, default=None)) for column in columns], "", ""))
     if together[1] is not None:
-        feet.append(("ensemble", [percent(value) for value in together]))
+        feet.append(("ensemble", [percent(value) for value in together], "", ""))
+    traffic = summary["traffic"]
+    up, down = (human_bytes(traffic[key]) for key in ("uplink_bytes", "downlink_bytes"))
+    feet.append(("total", [""] * len(keys), up, down))
     return {"rows": rows, "feet": feet, "unseen": unseen.get("num_examples")}
 
 
@@ -142,6 +158,11 @@ def _charts(history: Sequence[Record], clients: Sequence[str]) -> list[Context]:
             "Collaboration: loss",
             f"Validation loss in nats. {spikes}",
             saw(lines, "loss_before", "loss_after"), "nats", NO_STEP, None,
+        ),
+        chart(
+            "Collaboration: accuracy",
+            f"Validation accuracy in per cent. {spikes}",
+            saw(lines, "accuracy_before", "accuracy_after", 100), "%", NO_STEP, None,
         ),
         chart(
             "Collaboration: KL to the peers",

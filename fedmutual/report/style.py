@@ -33,22 +33,22 @@ a { color: var(--c0); }
 .soft, .note { color: var(--soft); }
 .note { font-size: .88rem; }
 .run { border-top: 1px solid var(--edge); margin-top: 40px; padding-top: 26px; }
-.run:first-of-type { border: 0; margin-top: 0; padding-top: 0; }
+.run:first-child { border: 0; margin-top: 0; padding-top: 0; }
 nav { margin: 10px 0; } nav a { margin-right: 14px; }
 .badge { font-size: .8rem; font-weight: 600; padding: 2px 9px; border-radius: 999px; border: 1px solid;
   vertical-align: middle; white-space: nowrap; }
 .completed { color: var(--good); } .failed, .stopped { color: var(--bad); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 10px; margin: 14px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(116px, 1fr)); gap: 10px; margin: 14px 0; }
 .tile, .card { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; }
-.tile { padding: 8px 12px; }
-.tile b { display: block; font-size: 1.2rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tile { padding: 8px 9px; }
+.tile b { display: block; font-size: 1.04rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tile span { color: var(--soft); font-size: .8rem; }
 .card { padding: 12px 14px; min-width: 0; }
 .warn { background: var(--warn-page); border: 1px solid var(--warn-edge); border-radius: 10px;
   padding: 8px 14px; margin: 10px 0; overflow-wrap: anywhere; }
 .warn p, .warn li { max-width: none; } .warn ul { margin: 4px 0; padding-left: 20px; }
 .grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
-.small { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); }
+.small { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--least)), 1fr)); }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 .tall { max-height: 70vh; overflow-y: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
@@ -59,7 +59,7 @@ th:first-child, td:first-child, .left { text-align: left; }
 thead th { border-bottom: 1px solid var(--edge); vertical-align: bottom; }
 tbody tr + tr td, tbody tr + tr th { border-top: 1px solid var(--grid); }
 tfoot tr:first-child td { border-top: 2px solid var(--edge); }
-tfoot td { color: var(--soft); } tfoot td:nth-child(n+4) { color: var(--text); font-weight: 600; }
+tfoot td { color: var(--soft); } tfoot td + td { color: var(--text); font-weight: 600; }
 .unfinished { opacity: .6; }
 .heat td { text-align: center; padding: 5px 10px; border: 1px solid var(--card); min-width: 44px; }
 .heat td[style] { background: color-mix(in srgb, var(--heat) calc(var(--s) * 62%), transparent); }
@@ -96,6 +96,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); b
   main { padding: 14px 12px 36px; } h1 { font-size: 1.35rem; }
   .tiles { grid-template-columns: repeat(3, 1fr); gap: 8px; }
   .tile { padding: 6px 9px; } .tile b { font-size: 1rem; } .tile span { font-size: .74rem; }
+  svg text { font-size: 14.5px; }
   .card { padding: 10px; } th, td { padding: 4px 7px; }
 }
 @media print { .card, .tile { break-inside: avoid; } body { background: none; } }

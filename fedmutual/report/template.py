@@ -115,20 +115,20 @@ TEMPLATE = """\
   {%- if run.table.rows %}
   <div class="card scroll{% if run.table.rows | length > 24 %} tall{% endif %}">
     <table class="wide clients">
-      <thead><tr><th>client</th><th class="left">model</th><th>images</th><th>valid.<br>%</th>
-        <th>unseen<br>%</th><th>balanced<br>%</th><th>AUROC<br>%</th><th>up</th><th>down</th></tr></thead>
+      <thead><tr><th>client</th><th>valid.<br>%</th><th>unseen<br>%</th><th>balanced<br>%</th><th>AUROC<br>%</th>
+        <th>images</th><th>up</th><th>down</th><th class="left">model</th></tr></thead>
       <tbody>
       {%- for row in run.table.rows %}
         <tr{% if not row.finished %} class="unfinished"{% endif %}><td>{{ dot(row.look) }}{{ row.name }}
-          {%- if not row.finished %} (did not finish){% endif %}</td><td class="left">{{ row.model }}</td>
-          <td>{{ row.images }}</td>{% for figure in row.figures %}<td>{{ figure }}</td>{% endfor %}
-          <td>{{ row.up }}</td><td>{{ row.down }}</td></tr>
+          {%- if not row.finished %} (did not finish){% endif %}</td>
+          {% for figure in row.figures %}<td>{{ figure }}</td>{% endfor %}
+          <td>{{ row.images }}</td><td>{{ row.up }}</td><td>{{ row.down }}</td><td class="left">{{ row.model }}</td></tr>
       {%- endfor %}
       </tbody>
       <tfoot>
-      {%- for label, figures in run.table.feet %}
-        <tr><td>{{ label }}</td><td></td><td></td>{% for figure in figures %}<td>{{ figure }}</td>{% endfor %}
-          <td></td><td></td></tr>
+      {%- for label, figures, up, down in run.table.feet %}
+        <tr><td>{{ label }}</td>{% for figure in figures %}<td>{{ figure }}</td>{% endfor %}<td></td>
+          <td>{{ up }}</td><td>{{ down }}</td><td></td></tr>
       {%- endfor %}
       </tfoot>
     </table>
@@ -149,7 +149,7 @@ TEMPLATE = """\
   <p class="note missing">{{ run.confusion.missing }}</p>
   {%- else %}
   <p class="note">{{ run.confusion.note }}</p>
-  <div class="small">
+  <div class="small" style="--least: {{ 250 if run.confusion.many else 100 + 68 * (run.confusion.classes | length) }}px">
     {%- for matrix in run.confusion.matrices %}
     <section class="card">
       <h3>{{ matrix.name }} <span class="soft">{{ matrix.accuracy }} %</span></h3>
