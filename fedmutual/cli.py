@@ -10,7 +10,7 @@ from typing import Any
 
 import fedmutual
 from fedmutual.appfolder import app_folder
-from fedmutual.commands import report
+from fedmutual.commands import export, predict, report
 
 APP_DIR = app_folder()
 
@@ -104,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_compare(commands)
     _add_doctor(commands)
-    report.add_arguments(commands)
+    for command in (report, predict, export):
+        command.add_arguments(commands)
     return parser
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,7 +19,6 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from torch import nn
 
-import fedmutual
 from fedmutual import messages
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.device import choose_device, describe
@@ -28,10 +28,23 @@ from fedmutual.learner import Learner, derived_seed, learning_rate, new_optimize
 from fedmutual.messages import Order, Report
 from fedmutual.models.build import build_model, load_weights
 from fedmutual.results import user_runs_dir
-from fedmutual.settings import Settings, StrategySettings, from_contexts
+from fedmutual.settings import Settings, StrategySettings, as_container, from_contexts
 from fedmutual.state import ClientState, Ledger, StateError, StateFolder
+from fedmutual.summary import flat, installed_versions, without_paths
 
 logger = logging.getLogger(__name__)
+
+# What of the run's settings a model card tells: all that shaped the model, nothing about the machine.
+CARD_SETTINGS = (
+    "strategy",
+    "train",
+    "optimizer",
+    "public",
+    "partition",
+    "data",
+    "precision",
+    "deterministic",
+)
 
 
 def handle(message: Message, context: Context) -> Message:
@@ -262,8 +275,17 @@ def _card(settings: Settings, site: SiteData, arguments: dict[str, Any], report:
         "strategy": settings.strategy.name,
         "seed": settings.seed,
         "num_examples": report.metrics["num-examples"],
+        "num_validation": len(site.validation_indices(settings.rounds)),
+        "num_public": len(site.public),
+        "num_unseen": None if site.unseen is None else len(site.unseen),
+        "public_digest": site.public.digest,
         "metrics": {key.replace("-", "_"): value for key, value in report.metrics.items()},
-        "versions": {"fedmutual": fedmutual.__version__, "torch": torch.__version__},
+        "settings": {
+            key: value
+            for key, value in flat(without_paths(as_container(settings))).items()
+            if key.partition(".")[0] in CARD_SETTINGS
+        },
+        "versions": {"python": platform.python_version(), **installed_versions()},
     }
 
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from fedmutual import checkpoint
 from fedmutual.atomic import atomic_write, sync_folder
-from fedmutual.summary import build_summary
+from fedmutual.summary import build_summary, flat
 
 __all__ = ["ResultsError", "RunDirectory", "build_summary", "json_safe", "leave_summary", "user_runs_dir"]
 
@@ -134,7 +134,7 @@ class RunDirectory:
             Naming the first setting that differs.
         """
         free = ("resume", "output_dir", "state_dir", "cache_dir", "device", "data.root", "num_clients")
-        saved, now = _flat(self.config()), _flat(settings)
+        saved, now = flat(self.config()), flat(settings)
         for key in sorted(saved.keys() | now.keys()):
             if key in free or key.startswith(("exchange.", "simulation.")) or saved.get(key) == now.get(key):
                 continue
@@ -241,13 +241,6 @@ def saved_overrides(path: Path) -> list[str]:
         return [str(override) for override in json.loads((path / OVERRIDES).read_bytes())]
     except FileNotFoundError:
         return []
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def leave_summary(output_dir: Path, status: str, reason: str) -> Path:

@@ -31,6 +31,7 @@ from fedmutual.checkpoint import (
     step_back,
 )
 from fedmutual.messages import Report
+from fedmutual.models.card import card_page
 
 _OPTIMIZER_GROUPS = "optimizer-groups"
 
@@ -158,9 +159,10 @@ class StateFolder:
             ) from error
 
     def export_model(self, weights: dict[str, Tensor], card: dict[str, Any]) -> Path:
-        """Write ``model.safetensors`` and ``model.json`` (what rebuilds it), and return the folder."""
+        """Write ``model.safetensors``, ``model.json`` (what rebuilds it) and a card; return the folder."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
         atomic_write(self.path / "model.safetensors", save(tensors))
+        atomic_write(self.path / "README.md", card_page(card).encode())
         atomic_write(self.path / "model.json", json.dumps(card, indent=2).encode())
         return self.path
 

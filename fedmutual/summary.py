@@ -100,6 +100,14 @@ def without_paths(settings: Any) -> Any:
     return settings
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level of dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def _is_path(value: Any) -> bool:
     if isinstance(value, (PurePosixPath, PureWindowsPath)):
         return True

@@ -11,9 +11,9 @@ from fedmutual.diagnostics import reports_by_client
 from fedmutual.report.charts import Line, legend, line_chart, look
 from fedmutual.report.curves import Curve, carried_on, cumulated, curves_of, over_clients
 from fedmutual.report.recorded import RecordedRun
-from fedmutual.report.sections import flat, seconds
+from fedmutual.report.sections import seconds
 from fedmutual.report.tables import human_bytes, percent
-from fedmutual.summary import mean
+from fedmutual.summary import flat, mean
 
 ABSENT = "-"
 

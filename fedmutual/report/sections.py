@@ -16,7 +16,7 @@ from fedmutual.report.opinions import agreement_context, confusion_context, disp
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import human_bytes, percent
 from fedmutual.results import Record
-from fedmutual.summary import mean, without_paths
+from fedmutual.summary import flat, mean, without_paths
 
 Context = dict[str, Any]
 
@@ -47,14 +47,6 @@ def run_context(run: RecordedRun) -> Context:
         "versions": summary.get("versions", {}),
         "digest": summary.get("public_digest"),
     }
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def seconds(duration: float) -> str:

@@ -1,0 +1,133 @@
+"""``fedmutual predict``: classes of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedmutual.inference.predict import Prediction
+
+_EXAMPLES = """\
+examples:
+  fedmutual predict --model outputs/RUN/clients/NAME/client-0 photo.jpg
+  fedmutual predict --model outputs/RUN photos             all clients of the run together, a whole folder
+  fedmutual predict --model clinic-a --model clinic-b 'new/**/*.png' --format csv > classes.csv
+
+Several models are asked together: the mean of their logits decides (the ensemble of summary.json).
+exit codes: 0 all predicted, 1 a picture could not be read (it is named), 2 no such model or picture.
+"""
+
+
+def add_arguments(commands: Any) -> None:
+    """Add the subcommand to the parser's."""
+    parser = commands.add_parser(
+        "predict",
+        allow_abbrev=False,
+        help="predict the classes of pictures with a client's model, or with several",
+        description="Predict the classes of pictures with a client's model, or with several together.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or quoted patterns")
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a client's model folder, or a run's for all of its clients; may be repeated",
+    )
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:<n> (default: auto)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures a forward pass")
+    parser.set_defaults(call=call)
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Predict, print, and name what could not be read."""
+    from fedmutual.inference.pictures import PicturesError, find_pictures
+    from fedmutual.models.stored import StoredModelError, find_models, load_models
+
+    if arguments.batch_size < 1:
+        return _refuse(f"--batch-size: {arguments.batch_size} is below 1")
+    try:
+        pictures = find_pictures(arguments.images)
+        folders = dict.fromkeys(found for folder in arguments.model for found in find_models(folder))
+        models = load_models(list(folders))
+        from fedmutual.client import choose_device
+
+        device = choose_device(arguments.device)
+    except (PicturesError, StoredModelError) as error:
+        return _refuse(str(error))
+    except (ValueError, RuntimeError) as error:  # torch's, for a device that it cannot name or does not see
+        return _refuse(f"--device: {error}")
+    from fedmutual.inference.predict import predict_pictures
+
+    good: list[Prediction] = []
+    bad: list[Prediction] = []
+    for prediction in predict_pictures(models, pictures, device, arguments.batch_size):
+        (bad if prediction.error else good).append(prediction)
+    names = [model.name for model in models]
+    {"table": _table, "csv": _csv, "json": _json}[arguments.format](good, models[0].classes, names)
+    for prediction in bad:
+        print(f"fedmutual predict: {prediction.path} cannot be read: {prediction.error}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _table(predictions: Sequence[Prediction], classes: Sequence[str], models: Sequence[str]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("image", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right")
+    if len(models) > 1:
+        table.add_column(f"of {len(models)} models", justify="right")
+    for prediction in predictions:
+        best = int(prediction.probabilities.argmax())
+        row = [str(prediction.path), classes[best], f"{100 * prediction.probabilities[best]:.1f} %"]
+        votes = [str(prediction.votes)] if len(models) > 1 else []
+        table.add_row(*map(escape, row), *votes)
+    if predictions:
+        Console().print(table)
+
+
+def _csv(predictions: Iterable[Prediction], classes: Sequence[str], models: Sequence[str]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["image", "class", "probability", "votes", *(f"p({name})" for name in classes)])
+    for prediction in predictions:
+        p = [f"{value:.6f}" for value in prediction.probabilities]
+        best = int(prediction.probabilities.argmax())
+        writer.writerow([prediction.path, classes[best], p[best], prediction.votes, *p])
+
+
+def _json(predictions: Iterable[Prediction], classes: Sequence[str], models: Sequence[str]) -> None:
+    records = []
+    for prediction in predictions:
+        p = [round(float(value), 6) for value in prediction.probabilities]
+        best = int(prediction.probabilities.argmax())
+        records.append(
+            {
+                "image": str(prediction.path),
+                "class": classes[best],
+                "probability": p[best],
+                "votes": prediction.votes,
+                "probabilities": dict(zip(classes, p, strict=True)),
+            }
+        )
+    json.dump({"models": list(models), "predictions": records}, sys.stdout, indent=2, ensure_ascii=False)
+    print()
+
+
+def _refuse(reason: str) -> int:
+    print(f"fedmutual predict: {reason}", file=sys.stderr)
+    return 2

@@ -1,0 +1,1 @@
+"""Trained models at work: predicting pictures, and leaving for other runtimes."""

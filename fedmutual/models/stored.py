@@ -1,0 +1,159 @@
+"""A client's model folder, read back: ``model.safetensors`` and ``model.json``. Nothing is unpickled.
+
+The card names the class that rebuilds the network. It is text from somebody else's computer: a class is
+called only if it is a ``torch.nn.Module``, a function only if it is one of torchvision's models.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS, CARD = "model.safetensors", "model.json"
+_PRETRAINED = ("weights", "weights_backbone", "pretrained")  # would be downloaded, and then replaced
+
+
+class StoredModelError(ValueError):
+    """A model folder cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A model that is ready to predict.
+
+    Attributes
+    ----------
+    folder : Path
+    card : dict
+        ``model.json``.
+    model : nn.Module
+        In evaluation mode, on the CPU.
+    """
+
+    folder: Path
+    card: dict[str, Any]
+    model: nn.Module
+
+    @property
+    def name(self) -> str:
+        """The client that trained it."""
+        return str(self.card.get("client") or self.folder.name)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the outputs."""
+        return tuple(self.card["classes"])
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of its input."""
+        return int(self.card["image_size"])
+
+
+def find_models(folder: Path) -> list[Path]:
+    """Return the model folder itself, or all model folders below a run's folder, sorted.
+
+    Raises
+    ------
+    StoredModelError
+        There is none.
+    """
+    if (folder / CARD).is_file():
+        return [folder]
+    found = sorted(card.parent for card in folder.glob(f"**/{CARD}"))
+    if not found:
+        raise StoredModelError(
+            f"{folder} holds no {CARD}: give a client's model folder "
+            "(<run>/clients/<run name>/<client>), or the run's folder for all of its clients"
+        )
+    return found
+
+
+def load_model(folder: Path) -> StoredModel:
+    """Rebuild a client's model from its folder.
+
+    Raises
+    ------
+    StoredModelError
+        A file is missing or damaged, the weights are another architecture's, or the card names something
+        that is no model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from fedmutual.models.build import load_weights
+
+    card = _read_card(folder)
+    model = _build(folder, card["target"], card["arguments"])
+    try:
+        load_weights(model, load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise StoredModelError(f"{folder} holds no {WEIGHTS}") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoredModelError(f"{folder / WEIGHTS} is damaged, or another model's: {reason}") from error
+    return StoredModel(folder, card, model.eval())
+
+
+def load_models(folders: Sequence[Path]) -> list[StoredModel]:
+    """Load models that are to decide together.
+
+    Raises
+    ------
+    StoredModelError
+        As :func:`load_model`, and if they do not know the same classes.
+    """
+    models = [load_model(folder) for folder in folders]
+    for other in models[1:]:
+        if other.classes != models[0].classes:
+            raise StoredModelError(
+                f"{other.folder} knows the classes {', '.join(other.classes)}, {models[0].folder} "
+                f"{', '.join(models[0].classes)}: an ensemble needs the same ones in the same order"
+            )
+    return models
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((folder / CARD).read_bytes())
+    except OSError as error:
+        raise StoredModelError(f"{folder / CARD} cannot be read: {error}") from error
+    except ValueError as error:
+        raise StoredModelError(f"{folder / CARD} is no JSON: {error}") from error
+    kinds = {"target": str, "arguments": dict, "classes": list, "image_size": int}
+    for key, kind in kinds.items():
+        if not isinstance(card, dict) or not isinstance(card.get(key), kind):
+            raise StoredModelError(f"{folder / CARD}: {key} is missing or no {kind.__name__}")
+    return dict(card)
+
+
+def _build(folder: Path, target: str, arguments: dict[str, Any]) -> nn.Module:
+    from hydra.utils import get_object
+    from torch import nn
+
+    try:
+        found = get_object(target)
+    except Exception as error:  # whatever importing foreign code may raise
+        raise StoredModelError(f"{folder / CARD}: cannot import {target}: {error}") from error
+    torchvision = inspect.isfunction(found) and found.__module__.startswith("torchvision.models.")
+    if torchvision:
+        arguments = {key: value for key, value in arguments.items() if key not in _PRETRAINED}
+    elif not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise StoredModelError(
+            f"{folder / CARD}: {target} is neither a torch.nn.Module class nor a model of torchvision, and "
+            "what a file names is not called; wrap your factory function in a class"
+        )
+    try:
+        model = found(**arguments)
+    except (TypeError, ValueError) as error:
+        raise StoredModelError(f"{folder / CARD}: {target}({arguments}): {error}") from error
+    if not isinstance(model, nn.Module):
+        raise StoredModelError(f"{folder / CARD}: {target} makes no torch.nn.Module")
+    return model
