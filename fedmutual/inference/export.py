@@ -177,7 +177,7 @@ def _write_torchscript(program: Program, example: Tensor, file: Path, described:
 
 
 def _read_torchscript(file: Path) -> Runner:
-    program = torch.jit.load(str(file))
+    program = torch.jit.load(str(file))  # type: ignore[no-untyped-call]
     return lambda images: np.asarray(program(torch.from_numpy(images)).numpy())
 
 
@@ -190,5 +190,5 @@ def _write_torch_export(program: Program, example: Tensor, file: Path, described
 
 def _read_torch_export(file: Path) -> Runner:
     with file.open("rb") as stream:
-        program = torch.export.load(stream).module()  # type: ignore[no-untyped-call]
+        program = torch.export.load(stream).module()
     return lambda images: np.asarray(program(torch.from_numpy(images)).numpy())

@@ -56,8 +56,8 @@ def card_page(card: Mapping[str, Any]) -> str:
         _table(("package", "version"), card["versions"].items()),
         "## Limits",
         "The model knows the classes above and nothing else: any picture gets one of them. It was measured "
-        "on the images named here only. A trained model can tell something about the images that it has learnt "
-        "from: pass it on as you would pass on figures about them.",
+        "on the images named here only. A trained model can tell something about the images that it has "
+        "learnt from: pass it on as you would pass on figures about them.",
     ]
     return "\n\n".join(sections) + "\n"
 
