@@ -1,0 +1,125 @@
+"""From a study to its runs: axes, names, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedmutual.cli import main
+from fedmutual.compare.plan import Plan, make_plan
+from fedmutual.compare.settings import StudySettings, is_study, load_study
+from fedmutual.settings import CONF_DIR, SettingsError
+
+STUDIES = sorted(path.stem for path in CONF_DIR.glob("experiment/*.yaml") if is_study(path.stem))
+
+
+def plan(*arguments: str, cwd: Path = Path("/")) -> Plan:
+    return make_plan(load_study(arguments), cwd)
+
+
+def variants_of(name: str) -> dict[str, list[str]]:
+    return dict(OmegaConf.load(CONF_DIR / f"experiment/{name}.yaml").study.variants)
+
+
+def test_sweeps_are_hydras_and_every_combination_is_run() -> None:
+    made = plan("strategy.kl_weight=0,1", "partition=iid,dirichlet", "seed=range(3)", "rounds=2")
+    assert made.variants == ("strategy.kl_weight=0", "strategy.kl_weight=1")
+    assert made.conditions == ("iid", "dirichlet")
+    assert made.reference == "strategy.kl_weight=0"
+    assert [run.seed for run in made.runs] == [0] * 4 + [1] * 4 + [2] * 4  # seed by seed
+    assert len({run.folder for run in made.runs}) == 12
+    assert {run.rounds for run in made.runs} == {2}
+    assert made.runs[0].label == "strategy.kl_weight=0, iid, seed 0"
+
+
+def test_the_last_folder_of_all_runs_has_one_length() -> None:
+    # clients send it as the name of the run: bytes must not depend on the name of a variant
+    made = plan("experiment=smoke")
+    assert {len(run.folder.split("/")[1]) for run in made.runs} == {16}
+
+
+def test_a_digest_covers_the_settings_and_not_the_folders() -> None:
+    first, again, other = (
+        plan("rounds=2", f"cache_dir={cache}", f"train.local_epochs={epochs}").runs[0].digest
+        for cache, epochs in (("a", 1), ("b", 1), ("a", 2))
+    )
+    assert first == again != other
+
+
+def test_the_command_line_wins_over_the_study() -> None:
+    made = plan("experiment=smoke", "seed=7", "rounds=9", "study.reference=alone", "study.only=[alone]")
+    assert made.variants == ("alone",)
+    assert made.reference == "alone"
+    assert {(run.seed, run.rounds) for run in made.runs} == {(7, 9)}
+    swept = plan("experiment=smoke", "seed=4,5", "study.only=[mutual]")
+    assert [run.seed for run in swept.runs] == [4, 4, 5, 5]
+
+
+def test_a_study_names_its_runs_with_relative_paths_made_absolute(tmp_path: Path) -> None:
+    (run,) = plan("rounds=2", "cache_dir=here", cwd=tmp_path).runs
+    assert f"cache_dir='{tmp_path}/here'" in run.overrides
+    assert not any(override.startswith(("output_dir", "state_dir")) for override in run.overrides)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiment=smoke", "rounds=0"], "mutual, iid: rounds: 0 is below 1"),
+        (["experiment=smoke", 'study.variants.odd=["strategy.nosuch=1"]'], "odd, iid: .*nosuch"),
+        (
+            ["experiment=smoke", 'study.conditions.odd=["partition=nosuch"]'],
+            "mutual, odd: partition: 'nosuch'",
+        ),
+        (["experiment=smoke", 'study.variants.odd=["rounds=1,2"]'], "study.variants.odd: rounds=1,2: sweeps"),
+        (["experiment=smoke", "study.varants={}"], "study.varants"),
+        (["experiment=smoke", "study.thresholds=[90]"], "study.thresholds: 90 "),
+        (
+            ["experiment=smoke", "study.reference=nosuch"],
+            "study.reference: 'nosuch' is none of mutual, alone",
+        ),
+        (["experiment=smoke", "study.only=[nosuch]"], "study.only: 'nosuch' is none of mutual, alone"),
+        (["experiment=smoke", "study.axes.seed=0,1"], "study.axes.seed=0,1: .* seed=0,1"),
+        (["partition=iid,dirichlet", "partition.alpha=1"], "iid: partition.alpha"),
+        (["seed=0,0"], "have the same settings"),
+        (["seed=0,-1"], "seed: '-1' is no whole number"),
+        (["seed=interval(0,1)"], "study.axes: .* INTERVAL_SWEEP"),
+        (["resume=there"], "resume: every run of a study has its own"),
+        (["rounds=[1"], r"'rounds=\[1' is no override"),
+        (["experiment=dirichlet", "study.only=[mutual]"], "mutual, .*: data.root: "),
+    ],
+)
+def test_bad_studies_are_refused_by_name(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        plan(*arguments, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *arguments]) == 2
+    error = capsys.readouterr().err  # type: ignore[attr-defined]
+    assert re.search(message, error)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("study", "variant"), [(s, v) for s in STUDIES for v in variants_of(s)])
+def test_every_variant_of_every_study_is_accepted(study: str, variant: str, tmp_path: Path) -> None:
+    chosen = [o.partition("=")[2] for o in variants_of(study)[variant] if o.startswith("strategy=")]
+    if chosen and not (CONF_DIR / f"strategy/{chosen[-1]}.yaml").exists():
+        pytest.skip(f"strategy={chosen[-1]} does not exist yet")
+    for side in ("pool", "unseen"):
+        for name in ("mask", "no_mask"):
+            (tmp_path / side / name).mkdir(parents=True)
+    # one condition will do: composing settings takes longer than everything else here
+    given = ["study.conditions={}", "study.axes={}"]
+    given += ["data=facemask", f"data.root={tmp_path}"] if study != "smoke" else []
+    made = plan(f"experiment={study}", f"study.only=[{variant}]", f"study.reference={variant}", *given)
+    assert made.variants == (variant,)
+    content = OmegaConf.load(CONF_DIR / f"experiment/{study}.yaml").study
+    assert content.reference in content.variants
+
+
+def test_the_defaults_are_complete() -> None:
+    defaults = OmegaConf.merge(OmegaConf.structured(StudySettings), OmegaConf.load(CONF_DIR / "compare.yaml"))
+    assert not OmegaConf.missing_keys(defaults)
