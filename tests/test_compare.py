@@ -1,4 +1,4 @@
-"""``fedmutual compare`` end to end: killed, stopped and resumed, in parallel and in turn, with a failing run."""
+"""``fedmutual compare`` end to end: killed, stopped, resumed, in parallel and in turn, with a failing run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedmutual.compare.runner import alone
 from fedmutual.results import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 400.0  # seconds until something must have happened, on a machine that does much else
+PATIENCE = 900.0  # seconds until something must have happened, on a machine that does much else
 ROUNDS = 6
 STUDY = (
     "experiment=smoke",
