@@ -118,6 +118,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self._placed: dict[int, Placed] = {}
         self._pieces = 1  # micro-batches a step; more when the device's memory does not hold a whole batch
 
     def train(self, steps: int, private: Private | None, public: Public | None) -> float:
@@ -132,11 +133,11 @@ class Trainer:
         self.model.train()
         private_batches = self._batches(private)
         public_batches = self._batches(public)
-        placed = [None if part is None else place(part.images, self.device) for part in (private, public)]
+        self._placed = {id(p): place(p.images, self.device) for p in (private, public) if p is not None}
         total = torch.zeros((), device=self.device)
         for _ in range(steps):
-            own = _Half(private, placed[0], next(private_batches))
-            total += self._step(own, _Half(public, placed[1], next(public_batches)))
+            total += self._step(private, next(private_batches), public, next(public_batches))
+        self._placed.clear()
         return float(total) / max(steps, 1)
 
     @torch.no_grad()
@@ -184,21 +185,25 @@ class Trainer:
         """Steps that ``epochs`` passes over ``samples`` images take."""
         return epochs * len(_cuts(samples, self.batch_size))
 
-    def _step(self, private: _Half[Private], public: _Half[Public]) -> Tensor:
+    def _step(
+        self, private: Private | None, private_index: Tensor, public: Public | None, public_index: Tensor
+    ) -> Tensor:
         """One optimiser step; where memory runs out, in twice as many micro-batches, from here on.
 
         The gradients of the micro-batches are added up with their shares of the batch, which gives the whole
         batch's gradient, up to rounding, unless the model normalises over the batch.
         """
+        own = _Half(private, self._placed.get(id(private)), private_index)
+        shared = _Half(public, self._placed.get(id(public)), public_index)
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                loss = self._gradients(private, public)
+                loss = self._gradients(own, shared)
                 break
             except torch.OutOfMemoryError as error:
                 problem = str(error).splitlines()[0]
             # not within the handler, whose traceback holds on to the activations
-            self._halve(max(len(private.index), len(public.index)), problem)
+            self._halve(max(len(private_index), len(public_index)), problem)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         return loss
