@@ -60,7 +60,7 @@ def call(arguments: argparse.Namespace) -> int:
         pictures = find_pictures(arguments.images)
         folders = dict.fromkeys(found for folder in arguments.model for found in find_models(folder))
         models = load_models(list(folders))
-        from fedmutual.client import choose_device
+        from fedmutual.device import choose_device
 
         device = choose_device(arguments.device)
     except (PicturesError, StoredModelError) as error:
