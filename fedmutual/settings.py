@@ -12,7 +12,8 @@ import math
 import re
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -329,39 +330,74 @@ _NODE_KEYS = {
     "device": "device",
     "model": "model",
 }
-_FOLDER_KEYS = ("root", "dataset")  # of a data source that reads a folder: what a node's data-dir sets
+FOLDER_KEYS = ("root", "dataset")  # of a data source that reads a folder: what a node's data-dir sets
 
 
 @functools.lru_cache(maxsize=64)
 def _compose(overrides: tuple[str, ...], node: tuple[tuple[str, str], ...]) -> Settings:
-    if not CONF_DIR.is_dir():
-        raise SettingsError(f"{CONF_DIR} is missing: the app was packed without conf/**/*.yaml")
+    return _checked(composed(*effective_overrides(overrides, dict(node)), dict(node)))
+
+
+def effective_overrides(
+    overrides: Sequence[str], node_config: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Return the run's overrides that a node leaves standing, and the node's own."""
+    node = {key: str(node_config[key]) for key in sorted(_NODE_KEYS) if key in node_config}
     own = [
         f"{_NODE_KEYS[key]}={QuotedString(value, Quote.single).with_quotes()}"
-        for key, value in node
+        for key, value in node.items()
         if key not in ("model", "data-dir")
     ]
-    models = [value for key, value in node if key == "model"]
-    if models:  # the run's arguments belong to the run's model
-        overrides = tuple(o for o in overrides if not re.match(r"[+~]*model([.=]|$)", o))
-        own += model_overrides(models[0])
+    kept = list(overrides)
+    if "model" in node:  # the run's arguments belong to the run's model
+        kept = [o for o in overrides if not re.match(r"[+~]*model([.=]|$)", o)]
+        own += model_overrides(node["model"])
+    return kept, own
+
+
+def composed(run: Sequence[str], own: Sequence[str], node_config: Mapping[str, Any]) -> DictConfig:
+    """Compose ``conf/`` and overrides, the keys as they are typed and the values not yet checked.
+
+    Parameters
+    ----------
+    run, own : Sequence[str]
+        From :func:`effective_overrides`.
+    node_config : Mapping[str, Any]
+        A node's configuration, for its ``data-dir``.
+
+    Raises
+    ------
+    SettingsError
+        For what Hydra refuses.
+    """
+    if not CONF_DIR.is_dir():
+        raise SettingsError(f"{CONF_DIR} is missing: the app was packed without conf/**/*.yaml")
+    try:
+        with hydra_on_conf():
+            config = hydra_compose(config_name="config", overrides=[*run, *own])
+        OmegaConf.resolve(config)
+        if "data-dir" in node_config:
+            _set_folder(config.data, str(node_config["data-dir"]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(_explain(error)) from error
+    except SettingsError:
+        raise
+    except ValueError as error:  # Hydra's, for a group that is set to null or a number
+        raise SettingsError(f"{' '.join([*run, *own])}: {error}") from error
+    return config
+
+
+@contextmanager
+def hydra_on_conf() -> Iterator[None]:
+    """Let Hydra read ``conf/`` while the block runs; one block at a time."""
     with _HYDRA_LOCK:
         GlobalHydra.instance().clear()
-        try:
-            with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-                config = hydra_compose(config_name="config", overrides=[*overrides, *own])
-            OmegaConf.resolve(config)
-            for folder in (value for key, value in node if key == "data-dir"):
-                _set_folder(config.data, folder)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise SettingsError(_explain(error)) from error
-        except ValueError as error:  # Hydra's, for a group that is set to null or a number
-            raise SettingsError(f"{' '.join([*overrides, *own])}: {error}") from error
-    return _checked(config)
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+            yield
 
 
 def _set_folder(data: DictConfig, folder: str) -> None:
-    key = next((name for name in _FOLDER_KEYS if name in data), None)
+    key = next((name for name in FOLDER_KEYS if name in data), None)
     if key is None:
         raise SettingsError("data-dir: this run's data source reads no folder; run it with data=folder")
     data[key] = folder
