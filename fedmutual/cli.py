@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,22 @@ from typing import Any
 
 import fedmutual
 from fedmutual.appfolder import app_folder
-from fedmutual.commands import export, predict, report
+from fedmutual.commands import clean, completion, config, export, predict, report
 
 APP_DIR = app_folder()
+
+_START = """\
+first steps:
+  fedmutual run                              five clients learn on generated faces; a line a round
+  fedmutual run partition=dirichlet          the same with label skew; every setting is key=value
+  fedmutual run data=folder data.root=DIR    your own images: DIR/train/<class>/, DIR/public/, DIR/test/
+  fedmutual config --changed data=folder data.root=DIR      what that comes to, and from which file
+  fedmutual compare experiment=smoke         several methods under the same conditions: one table
+  tensorboard --logdir outputs               watch runs while they learn
+
+`fedmutual COMMAND --help` has examples of each command. Results go to outputs/<date>/<time>-<strategy>/.
+Many sites instead of one machine: docs/deployment.md.
+"""
 
 _EXAMPLES = """\
 examples:
@@ -64,28 +78,34 @@ def main(argv: Sequence[str] | None = None, app_dir: Path = APP_DIR) -> int:
         The exit code.
     """
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     arguments, rest = parser.parse_known_args(argv)
     unknown = [item for item in rest if item.startswith("-")]
     if unknown:
         parser.error(f"unknown option {unknown[0]}")
-    overrides = [*getattr(arguments, "overrides", []), *rest]
+    if rest and not hasattr(arguments, "overrides"):
+        parser.error(f"unknown argument {rest[0]}")
+    overrides = arguments.overrides = [*getattr(arguments, "overrides", []), *rest]
+    if hasattr(arguments, "call"):  # a command of fedmutual/commands/
+        return int(arguments.call(arguments))
     if arguments.command == "compare":
         from fedmutual.compare.command import compare
 
         return compare(overrides, arguments.engine, arguments.jobs, Path.cwd())
     if arguments.command == "doctor":
         return _doctor(arguments, overrides)
-    if arguments.command == "run":
-        return _run(overrides, arguments.verbose, app_dir)
-    if rest:
-        parser.error(f"unknown argument {rest[0]}")
-    return int(arguments.call(arguments))
+    return _run(overrides, arguments.verbose, app_dir)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedmutual",
         description="Federated image learning without sharing weights.",
+        epilog=_START,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fedmutual {fedmutual.__version__}")
@@ -104,8 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_compare(commands)
     _add_doctor(commands)
-    for command in (report, predict, export):
+    for command in (report, predict, export, config, clean, completion):
         command.add_arguments(commands)
+    for name in ("run", "compare", "config"):
+        completion.complete_overrides(commands.choices[name])
     return parser
 
 

@@ -113,7 +113,8 @@ def _keys_of(path: Path, package: str) -> list[str]:
 
 def _overridden(given: Sequence[str], labels: Mapping[str, str], config: DictConfig) -> dict[str, str]:
     """Key -> source of the settings that overrides set one by one (not by a group's choice)."""
-    known, origin = _flat(config), {}
+    known = _flat(config)
+    origin: dict[str, str] = {}
     for text in given:
         key = OverridesParser.create().parse_override(text).key_or_group
         hit = [name for name in known if name == key or name.startswith(f"{key}.")]

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from fedmutual.local.owner import write_owner
 from fedmutual.local.processes import ProcessTree, adopt_orphans, runs
 
 CONNECTION = "fedmutual"
@@ -65,6 +66,7 @@ class SuperLink:
         self.app_dir = app_dir
         self.log = log
         self.home = _temporary_home()
+        write_owner(self.home)  # lets `fedmutual clean` tell a killed run's from a living one's
         self.processes = ProcessTree(("FLWR_HOME", str(self.home)))
         self._environment = environment(os.environ, self.home, gpu_index)
         self._port = _free_port()
