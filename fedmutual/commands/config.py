@@ -107,7 +107,7 @@ def _node_config(text: str | None) -> dict[str, Any]:
     except Exception as error:  # Flower raises click's, typer's and toml's own
         raise SettingsError(f"--node-config: {text!r} is none: {error}") from error
     if text and not node:
-        raise SettingsError(f"--node-config: {text!r} holds no key=\"value\"")
+        raise SettingsError(f'--node-config: {text!r} holds no key="value"')
     return node
 
 
