@@ -63,7 +63,7 @@ def run(grid: Grid, context: Context) -> None:
     finally:
         seconds = {**outcome.pop("seconds", {}), "total": time.time() - start}
         if shared is not None and strategy is not None:
-            keep_evidence(journal, shared, strategy.unseen_predictions)
+            keep_evidence(journal, shared, strategy)
         _finish(journal, settings, outcome, seconds, num_classes)
 
 

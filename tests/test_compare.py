@@ -127,6 +127,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_failed_run_is_named_and_stops_nobody(undisturbed: Path) -> None:
     study = undisturbed / "outputs" / "compare" / "smoke"
     text = (study / "table.md").read_text()
@@ -152,6 +153,7 @@ def test_a_failed_run_is_named_and_stops_nobody(undisturbed: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_what_only_a_resume_needs_is_removed_and_the_models_stay(undisturbed: Path) -> None:
     whole = [run for run in runs(undisturbed) if completed(run)]
     assert len(whole) == 4
@@ -161,6 +163,7 @@ def test_what_only_a_resume_needs_is_removed_and_the_models_stay(undisturbed: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_stopped_and_resumed_gives_the_same_tables(undisturbed: Path, tmp_path: Path) -> None:
     with comparing(tmp_path, "--jobs", "2") as killed:
         wait_for(lambda: bool(half_done(tmp_path)), "no run was ever half done")

@@ -7,25 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmutual.learning.agreement import Predictions
 from fedmutual.results import CHECKPOINT, RunDirectory
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData
+    from fedmutual.strategies.interface import RunnableStrategy
 
 logger = logging.getLogger(__name__)
 
 
-def keep_evidence(
-    journal: RunDirectory, shared: SharedData, unseen_predictions: Mapping[str, Predictions]
-) -> None:
+def keep_evidence(journal: RunDirectory, shared: SharedData, strategy: RunnableStrategy) -> None:
     """Write ``evidence.npz`` (:func:`fedmutual.report.evidence.gather`); an error is logged only."""
     try:
         from fedmutual.checkpoint import has_checkpoint
         from fedmutual.report import evidence
 
         arrays = journal.load_checkpoint()[1] if has_checkpoint(journal.path / CHECKPOINT) else {}
-        evidence.save(evidence.gather(shared, unseen_predictions, arrays), journal.path)
+        evidence.save(evidence.gather(shared, strategy.unseen_predictions, arrays), journal.path)
     except Exception:
         logger.exception("evidence.npz is not written: the report will lack confusion and agreement")
 

@@ -1,0 +1,395 @@
+"""The HTML report: what it says, what it says where data are missing, and that it needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from local_grid import Played, play
+from small_data import image_set
+
+from fedmutual.cli import main
+from fedmutual.report import evidence, leave
+from fedmutual.report.charts import Line, client_chart, line_chart, look
+from fedmutual.report.comparison import differences
+from fedmutual.report.evidence import Evidence, gather
+from fedmutual.report.page import render
+from fedmutual.report.recorded import RecordedRun, read_run, read_runs
+from fedmutual.report.sections import seconds
+from fedmutual.results import ResultsError
+from fedmutual.summary import build_summary
+
+CONFIG: dict[str, Any] = {
+    "experiment_name": None,
+    "seed": 3,
+    "rounds": 2,
+    "strategy": {"name": "mutual", "kl_weight": 1.0},
+    "cache_dir": "/home/somebody/cache",
+}
+VOID = {"meta", "link", "br", "img"}
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """A whole run with three clients, as the server leaves it."""
+    run = play(tmp_path_factory.mktemp("runs") / "first")
+    assert run.error is None
+    return run
+
+
+class Page(HTMLParser):
+    """Text, attributes, and whether every element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data.strip())
+
+    def says(self, words: str) -> bool:
+        return words in re.sub(r"\s+", " ", " ".join(self.text))
+
+
+def recorded(history: list[dict[str, Any]], **changes: Any) -> RecordedRun:
+    summary = build_summary(settings=CONFIG, status="completed", history=history, versions={"torch": "2"})
+    return replace(RecordedRun("run", summary, history, ["rounds=2"], None), **changes)
+
+
+def lines(clients: int = 2) -> list[dict[str, Any]]:
+    """Two rounds and the closing one."""
+    return [
+        {
+            "round": round,
+            "client": f"client-{client}",
+            "closing": round == 3,
+            "model": "VisionNet",
+            "num_examples": 40,
+            "validation_accuracy": 0.5,
+            "unseen_accuracy": 0.75,
+            "uplink_bytes": 1000,
+            "downlink_bytes": 1000,
+            **(
+                {"kl_before": 0.2, "kl_after": 0.1, "loss_before": 1.0, "loss_after": 2.0}
+                if round > 1
+                else {}
+            ),
+        }
+        for round in (1, 2, 3)
+        for client in range(clients)
+    ]
+
+
+# --- a whole run
+
+
+def test_a_run_leaves_a_report_that_shows_all_of_it(played: Played) -> None:
+    html = (played.path / "report.html").read_text()
+    page = Page(html)
+    for heading in (
+        "Clients",
+        "Curves",
+        "Confusion",
+        "Agreement between clients",
+        "Public samples in dispute",
+    ):
+        assert page.says(heading)
+    for title in ("Unseen accuracy", "Collaboration: loss", "Collaboration: KL to the peers", "Traffic"):
+        assert page.says(title)
+    assert not any("missing" in (a.get("class") or "") for _, a in page.tags)  # no section lacks its data
+    unseen = played.summary["unseen"]
+    assert page.says(f"{100 * unseen['mean_accuracy']:.1f} %")
+    assert page.says(f"{100 * unseen['ensemble_accuracy']:.1f}")
+    pictures = [a["src"] for tag, a in page.tags if tag == "img"]
+    assert pictures
+    assert all(src.startswith("data:image/png;base64,") for src in pictures)
+    assert str(played.path) not in html
+    assert len(html) < 300_000
+
+
+def test_nothing_is_loaded_and_nothing_runs(played: Played) -> None:
+    html = (played.path / "report.html").read_text()
+    assert "http" not in html.replace("http-equiv", "")
+    assert "@import" not in html
+    assert "url(" not in html
+    tags = Page(html).tags
+    assert not {"script", "iframe", "object", "form"} & {tag for tag, _ in tags}
+    assert all(not name.startswith("on") for _, attributes in tags for name in attributes)
+    for _, attributes in tags:
+        for name in ("href", "src"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+
+
+def test_evidence_is_what_the_clients_predicted(played: Played) -> None:
+    found = evidence.load(played.path)
+    assert found is not None
+    assert list(found.confusions) == ["client-0", "client-1", "client-2"]
+    for name, matrix in found.confusions.items():
+        assert matrix.sum() == 40
+        share = np.trace(matrix) / 40
+        assert share == pytest.approx(played.summary["clients"][name]["unseen_accuracy"])
+    assert found.ensemble is not None
+    assert np.trace(found.ensemble) / 40 == pytest.approx(played.summary["unseen"]["ensemble_accuracy"])
+    assert found.num_public == 24
+    assert len(found.samples) == 12
+    divergences = [sample.divergence for sample in found.samples]
+    assert divergences == sorted(divergences, reverse=True)
+    assert all(sample.thumbnail.shape == (20, 20, 3) for sample in found.samples)
+
+
+def test_command_writes_one_run_or_several(
+    played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    twin = tmp_path / "other" / played.path.name
+    shutil.copytree(played.path, twin, ignore=shutil.ignore_patterns("clients"))
+    (twin / "report.html").unlink()
+    assert main(["report", str(twin)]) == 0
+    assert Path(capsys.readouterr().out.strip()) == twin / "report.html"
+    assert main(["report", str(twin), str(played.path), str(twin)]) == 0
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.says("2 runs side by side")  # a folder that is named twice counts once
+    assert page.says(f"other/{twin.name}")
+    assert page.says("No setting differs")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+
+
+def test_a_report_that_fails_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(evidence, "gather", broken)
+    monkeypatch.setattr("fedmutual.report.page.render", broken)
+    with caplog.at_level("ERROR", logger="fedmutual"):
+        run = play(tmp_path / "run", "rounds=1")
+    assert run.error is None
+    assert run.summary["status"] == "completed"
+    assert not (run.path / "report.html").exists()
+    assert {"evidence.npz", "report.html"} <= {word for m in caplog.messages for word in m.split()}
+
+
+def test_a_failed_run_leaves_a_report_that_says_so(tmp_path: Path) -> None:
+    run = play(tmp_path / "run", "rounds=2", tamper=lambda node, reply: None, clients=1, prepare=_impatient)
+    assert run.error is not None
+    page = Page((run.path / "report.html").read_text())
+    assert page.says("failed")
+    assert page.says(run.summary["reason"].split(":")[0])
+    assert page.says("this run has left none, and the run is failed")
+
+
+def _impatient(grid: Any) -> None:
+    config = next(iter(grid.contexts.values())).run_config
+    config["overrides"] += " exchange.round_timeout=0.2"
+
+
+# --- missing data, in words
+
+
+def test_missing_parts_are_said(tmp_path: Path) -> None:
+    page = Page(render([recorded([])]))
+    for sentence in (
+        "No client has reported.",
+        "Confusion matrices need the clients' closing predictions on a shared unseen set",
+        "its strategy exchanges none",
+        "No mutual step was measured",
+        "Nothing has been sent.",
+    ):
+        assert page.says(sentence)
+    (tmp_path / "config.yaml").write_text(json.dumps(CONFIG))
+    run = read_run(tmp_path)
+    assert run.summary["status"] == "stopped"
+    assert Page(render([run])).says("the run is still going on, or was killed")
+
+
+def test_damaged_files_are_named(played: Played, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(played.path, folder, ignore=shutil.ignore_patterns("clients"))
+    (folder / "evidence.npz").write_bytes(b"PK nothing of the kind")
+    with pytest.raises(ResultsError, match=r"evidence\.npz is damaged"):
+        read_runs([folder])
+    (folder / "evidence.npz").unlink()
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(ResultsError, match=r"summary\.json is no JSON"):
+        read_runs([folder])
+
+
+def test_evidence_never_unpickles(tmp_path: Path) -> None:
+    np.savez(tmp_path / "evidence.npz", meta=np.array([{"a": print}], dtype=object))
+    with pytest.raises(ResultsError, match="damaged"):
+        evidence.load(tmp_path)
+
+
+def test_what_comes_from_a_client_is_text() -> None:
+    hostile = "<script>alert(1)</script>\"'&"
+    history = [{**line, "client": hostile, "model": hostile} for line in lines(1)]
+    history.append({"round": 2, "client": hostile, "node_id": 1, "rejected": f"bad {hostile}"})
+    matrix = np.array([[1, 0], [0, 1]])
+    sample = evidence.Sample(hostile, 0, 0.5, np.array([[0.9, 0.1]] * 2), np.zeros((4, 4, 3), np.uint8))
+    found = Evidence((hostile, "b"), {hostile: matrix}, matrix, (hostile, "x"), np.eye(2), 4, (sample,))
+    run = recorded(history, name=hostile, overrides=[hostile], evidence=found)
+    page = Page(render([run, replace(run, name="other")]))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.says(hostile)
+
+
+def test_paths_of_the_machine_stay_out() -> None:
+    run = recorded(lines(), overrides=["data.root='/home/somebody/photos'", "rounds=2"])
+    html = render([run])
+    assert "somebody" not in html
+    assert "fedmutual run rounds=2" in html
+
+
+@pytest.mark.parametrize("clients", [1, 2, 12, 13, 60])
+def test_any_number_of_clients(clients: int) -> None:
+    matrix = np.full((clients, clients), 0.5)
+    names = tuple(f"client-{i}" for i in range(clients))
+    confusions = {name: np.array([[3, 1], [2, 2]]) for name in names}
+    probabilities = np.tile([0.9, 0.1], (clients, 1))
+    sample = evidence.Sample("a.png", -1, 0.1, probabilities, np.zeros((4, 4, 3), np.uint8))
+    found = Evidence(("a", "b"), confusions, None, names, matrix, 10, (sample,))
+    page = Page(render([recorded(lines(clients), evidence=found)]))
+    if clients > 12:
+        assert page.says("median of the clients")
+        assert page.says(f"12 least accurate of {clients} clients")
+        assert page.says(f"{clients} clients")
+    else:
+        assert page.says(f"client-{clients - 1} 90 %")
+
+
+def test_many_classes_become_a_list_of_mistakes() -> None:
+    classes = tuple(f"class-{i}" for i in range(20))
+    matrix = np.diag(np.full(20, 9))
+    matrix[3, 7] = 5
+    page = Page(render([recorded(lines(), evidence=Evidence(classes, {"client-0": matrix}))]))
+    assert page.says("class-3 class-7 5")
+
+
+def test_evidence_survives_its_file(tmp_path: Path) -> None:
+    shared = SimpleNamespace(
+        classes=("a", "b"),
+        unseen=image_set([0, 1, 1]),
+        public=SimpleNamespace(images=image_set([0, 1, 0, 1])),
+    )
+    surely = lambda *p: np.log(np.array([[1 - x, x] for x in p]))  # noqa: E731
+    checkpoint = {
+        "predictions.b/c": surely(0.1, 0.9),
+        "predictions.a": surely(0.1, 0.2),
+        "predicted": np.array([3, 1], np.int32),
+    }
+    found = gather(shared, {"a": surely(0.1, 0.2, 0.9)}, checkpoint)  # type: ignore[arg-type]
+    evidence.save(found, tmp_path)
+    back = evidence.load(tmp_path)
+    assert back is not None
+    assert back.classes == ("a", "b")
+    assert back.clients == ("a", "b/c")
+    assert back.confusions["a"].tolist() == [[1, 0], [1, 1]]
+    assert back.agreement is not None
+    assert back.agreement.tolist() == [[1, 0.5], [0.5, 1]]
+    (sample,) = back.samples  # on the other one they say the same
+    assert (sample.name, sample.label) == (shared.public.images.names[1], 1)
+    assert np.array_equal(sample.thumbnail, shared.public.images.images[1])
+    assert sample.probabilities[:, 1].tolist() == pytest.approx([0.2, 0.9], abs=1e-3)
+
+
+def test_a_strategy_without_predictions_has_no_agreement() -> None:
+    shared = SimpleNamespace(classes=("a", "b"), unseen=None, public=None)
+    found = gather(shared, {}, {"model.weight": np.zeros(3)})  # type: ignore[arg-type]
+    assert (found.agreement, found.confusions, found.samples) == (None, {}, ())
+
+
+# --- side by side, charts, words
+
+
+def test_only_what_differs_is_listed() -> None:
+    other = recorded(lines(), name="other")
+    changed = {**other.summary, "config": {**CONFIG, "seed": 4, "strategy": {"name": "mutual"}}}
+    found = differences([recorded(lines()), replace(other, summary=changed)])
+    assert found == [("seed", ["3", "4"]), ("strategy.kl_weight", ["1.0", "-"]), ("cache_dir", ["-", "/home/somebody/cache"])]  # fmt: skip  # noqa: E501
+
+
+def test_lines_can_be_told_apart() -> None:
+    assert len({look(position) for position in range(12)}) == 12
+
+
+def test_points_are_where_they_belong() -> None:
+    svg = client_chart({"a": {1: 0.0, 2: 100.0}}, ["a"], "%")
+    assert svg is not None
+    (points,) = re.findall(r'<polyline class="c0" points="([^"]*)"', svg)
+    (x1, y1), (x2, y2) = ([float(v) for v in p.split(",")] for p in points.split())
+    assert x1 < x2
+    assert (y1, y2) == (236.0, 8.0)  # 0 % on the bottom edge, 100 % on the top one: no room beyond either
+    assert "a, round 2: 100" in svg
+
+
+def test_spikes_are_thick_between_before_and_after() -> None:
+    svg = client_chart({"a": {1: 1.0, 1.5: 2.0, 2: 1.0, 2.5: 3.0}}, ["a"], "nats", teeth=True)
+    assert svg is not None
+    assert svg.count('class="c0 thick"') == 2
+    assert "after the mutual step of round 2: 3" in svg
+
+
+CURVE = st.dictionaries(st.integers(1, 300).map(float), st.floats(-1e12, 1e12), min_size=1, max_size=20)
+
+
+@settings(max_examples=60)
+@given(CURVE, st.none() | st.integers(1, 301), st.booleans())
+def test_any_curve_is_inside_the_drawing(curve: dict[float, float], end: int | None, teeth: bool) -> None:
+    svg = line_chart([Line("a", curve, "c0", teeth=teeth)], "nats", end=end)
+    for points in re.findall(r' points="([^"]*)"', svg):
+        for x, y in (point.split(",") for point in points.split()):
+            assert 0 <= float(x) <= 460
+            assert 0 <= float(y) <= 270
+    assert svg.count("<text") < 40
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7620, "2 h 07 min")]  # noqa: E501
+)  # fmt: skip
+def test_durations(duration: float, text: str) -> None:
+    assert seconds(duration) == text
+
+
+def test_reading_a_report_needs_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, fedmutual.report.page, fedmutual.report.recorded; print('torch' in sys.modules)"
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_leaving_a_report_raises_nothing(tmp_path: Path) -> None:
+    broken: Callable[..., Any] = leave.leave_report
+    broken(tmp_path / "nowhere", {})
+    leave.keep_evidence(None, None, None)  # type: ignore[arg-type]
