@@ -6,7 +6,6 @@ make test-docker        (needs a Docker engine and compose; some 10 minutes on 2
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +78,7 @@ def undisturbed(federation: Federation) -> Outcome:
 
 @pytest.fixture(scope="module")
 def disturbed(federation: Federation) -> Outcome:
-    """The same run; a site and the SuperLink are killed while their work goes on, and the SuperLink freezes."""
+    """The same run; a site and the SuperLink are killed while their work goes on."""
     with federation.captured() as traffic:
         run_id = federation.run("disturbed", *RUN)
         working = f"ls {HOME}/state | grep -q disturbed && echo yes || true"
@@ -92,10 +91,6 @@ def disturbed(federation: Federation) -> Outcome:
         wait_for(lambda: rounds_done(federation) >= 1, PATIENCE, "round 1")
         federation.compose("server", "kill", "-s", "SIGKILL", "superlink")
         federation.compose("server", "start", "superlink")
-        wait_for(lambda: rounds_done(federation) >= 2, PATIENCE, "round 2")
-        federation.compose("server", "pause", "superlink")  # it accepts connections, and says nothing
-        time.sleep(30)
-        federation.compose("server", "unpause", "superlink")
         outcome = completed(federation, "disturbed", run_id)
     outcome.traffic = traffic
     return outcome
