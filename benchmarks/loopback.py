@@ -121,23 +121,30 @@ class Loopback:
                     found.append(process)
         return found
 
-    def kill_process(self, part: str, name: str, since: float = 0.0, timeout: float = 120.0) -> None:
-        """Wait for a process of that name within a part, and SIGKILL it.
+    def kill_process(self, part: str, name: str, **when: float) -> None:
+        """SIGKILL a process of that name within a part, as soon as :meth:`wait_for_process` sees it.
 
-        ``flwr-clientapp`` of a site, ``flwr-serverapp`` of the superexec; only one that was started after
-        ``since`` (Unix time).
+        ``flwr-clientapp`` of a site, ``flwr-serverapp`` of the superexec.
         """
-        self.wait_for_process(part, name, since, timeout)
+        self.wait_for_process(part, name, **when)
         for process in self.processes(part, name):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGKILL)
 
-    def wait_for_process(self, part: str, name: str, since: float = 0.0, timeout: float = 120.0) -> None:
-        """Wait until a part has a process of that name that was started after ``since`` (Unix time)."""
+    def wait_for_process(
+        self, part: str, name: str, since: float = 0.0, worked: float = 0.0, timeout: float = 120.0
+    ) -> None:
+        """Wait for a process of a part that was started after ``since`` (Unix time) and has worked that long.
+
+        ``worked`` is in seconds of CPU time: a client process has its order after about one.
+        """
 
         def there() -> bool:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                return any(process.create_time() > since for process in self.processes(part, name))
+            for process in self.processes(part, name):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    used = process.cpu_times()
+                    if process.create_time() > since and used.user + used.system >= worked:
+                        return True
             return False
 
         wait_for(there, timeout, f"{part} starts no {name}")
@@ -166,8 +173,11 @@ class Loopback:
 
     def status(self, run_id: str) -> str:
         """Flower's status of a run, such as ``finished:completed``; empty while the SuperLink is away."""
-        runs = self.flwr("ls", CONNECTION, "--run-id", run_id, "--format", "json").get("runs") or [{}]
-        return str(runs[0].get("status", ""))
+        try:
+            answer = self.flwr("ls", CONNECTION, "--run-id", run_id, "--format", "json")
+        except subprocess.TimeoutExpired:
+            return ""
+        return str((answer.get("runs") or [{}])[0].get("status", ""))
 
     def online(self) -> int:
         """Number of connected SuperNodes."""

@@ -51,7 +51,7 @@ SETTINGS = (
     "device=cpu",
 )
 KILLS = ("client process", "site", "ServerApp", "SuperLink")
-ROUND_TIMEOUT = 600.0
+ROUND_TIMEOUT = 1200.0
 
 
 @dataclass(frozen=True)

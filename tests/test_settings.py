@@ -126,7 +126,9 @@ def test_experiment_paper_is_method_section_3() -> None:
         "data.image_size": 100,
         "partition": {},
         "rounds": 12,
-        "public": {"schedule": "kfold", "size": None, "per_round": None, "labelled": True},
+        "public.schedule": "kfold",
+        "public.size": None,
+        "public.labelled": True,
         # 10 epochs on the warm-start fold, from which all start
         "train": {
             "warm_start_epochs": 10,
