@@ -137,6 +137,7 @@ def test_experiment_paper_is_method_section_3() -> None:
             "batch_size": 32,
             "validation_fraction": 0.2,
             "prior_correction": False,
+            "recompute_norm": True,  # its network has nothing of the kind
         },
         "optimizer": {
             "name": "adam",
