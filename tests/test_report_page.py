@@ -199,17 +199,12 @@ def test_a_report_that_fails_fails_no_run(
 
 
 def test_a_failed_run_leaves_a_report_that_says_so(tmp_path: Path) -> None:
-    run = play(tmp_path / "run", "rounds=2", tamper=lambda node, reply: None, clients=1, prepare=_impatient)
+    run = play(tmp_path / "run", "exchange.round_timeout=0.2", tamper=lambda node, reply: None, clients=1)
     assert run.error is not None
     page = Page((run.path / "report.html").read_text())
     assert page.says("failed")
     assert page.says(run.summary["reason"].split(":")[0])
     assert page.says("this run has left none, and the run is failed")
-
-
-def _impatient(grid: Any) -> None:
-    config = next(iter(grid.contexts.values())).run_config
-    config["overrides"] += " exchange.round_timeout=0.2"
 
 
 # --- missing data, in words
@@ -334,7 +329,11 @@ def test_only_what_differs_is_listed() -> None:
     other = recorded(lines(), name="other")
     changed = {**other.summary, "config": {**CONFIG, "seed": 4, "strategy": {"name": "mutual"}}}
     found = differences([recorded(lines()), replace(other, summary=changed)])
-    assert found == [("seed", ["3", "4"]), ("strategy.kl_weight", ["1.0", "-"]), ("cache_dir", ["-", "/home/somebody/cache"])]  # fmt: skip  # noqa: E501
+    assert found == [
+        ("seed", ["3", "4"]),
+        ("strategy.kl_weight", ["1.0", "-"]),
+        ("cache_dir", ["-", "/home/somebody/cache"]),
+    ]
 
 
 def test_lines_can_be_told_apart() -> None:
@@ -373,8 +372,9 @@ def test_any_curve_is_inside_the_drawing(curve: dict[float, float], end: int | N
 
 
 @pytest.mark.parametrize(
-    ("duration", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7620, "2 h 07 min")]  # noqa: E501
-)  # fmt: skip
+    ("duration", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7620, "2 h 07 min")],
+)
 def test_durations(duration: float, text: str) -> None:
     assert seconds(duration) == text
 
