@@ -8,7 +8,7 @@ STYLE = """
   --page: #f6f7f9; --card: #ffffff; --text: #1b2430; --soft: #5b6675; --edge: #dfe3e8; --grid: #e6e9ed;
   --heat: #2f7fd6; --good: #14774a; --bad: #b3261e; --warn-page: #fff5dc; --warn-edge: #e5c469;
   --k: #1b2430;
-  --c0: #0072b2; --c1: #d98200; --c2: #00885f; --c3: #b8548e; --c4: #3a9fd6; --c5: #c94f00; --c6: #7a6a00;
+  --c0: #0072b2; --c1: #c47200; --c2: #00885f; --c3: #b8548e; --c4: #2a8fca; --c5: #c94f00; --c6: #7a6a00;
 }
 @media (prefers-color-scheme: dark) {
   :root {
