@@ -82,7 +82,9 @@ def export_model(
         A package is missing, the model cannot be exported, or the difference is larger.
     """
     inputs = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
-    program = Program(stored.model).eval()
+    program = (
+        Program(stored.model).eval().requires_grad_(False)
+    )  # it is to predict: no gradients come out of it
     write, read = {
         "onnx": (_write_onnx, _read_onnx),
         "torchscript": (_write_torchscript, _read_torchscript),
