@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from local_grid import TINY
@@ -119,9 +120,10 @@ def test_a_bad_setting_is_refused_before_anything_is_written(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_engine_gives_the_same_bits_as_flowers_simulation(tmp_path: Path) -> None:
+    torch.set_num_threads(1)  # as a simulated client has: another number sums in another order
     assert run_inprocess(OVERRIDES, tmp_path / "inprocess", num_clients=2) == 0
     command = [sys.executable, "-m", "fedmutual", "run", *OVERRIDES, "num_clients=2", "output_dir=simulated"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=900)
     assert figures(tmp_path / "inprocess") == figures(tmp_path / "simulated")
     assert weights(tmp_path / "inprocess") == weights(tmp_path / "simulated")
