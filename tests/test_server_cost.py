@@ -34,9 +34,9 @@ def test_every_contribution_is_computed_twice(clients: int, monkeypatch: pytest.
     sizes: list[int] = []
     original = MeanConsensus._contribution
 
-    def counted(self: MeanConsensus, values: Any) -> Any:
+    def counted(self: MeanConsensus, values: Any, weight: float) -> Any:
         sizes.append(values.size)
-        return original(self, values)
+        return original(self, values, weight)
 
     monkeypatch.setattr(MeanConsensus, "_contribution", counted)
     predictions = server_cost.make_predictions(clients, 20, 3, "float16")
