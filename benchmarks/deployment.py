@@ -22,28 +22,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from loopback import Loopback, wait_for
+from loopback import SHORT_ROUNDS, SITES, Loopback, wait_for
 from rich.console import Console
 from rich.table import Table
 
 from fedmutual.results import read_history
 
-SITES = 3
 LIMIT = 1.2
 POLL_SECONDS = 0.05
 RUN_SECONDS = 3600.0
-SETTINGS = (
-    f"num_clients={SITES}",
-    "data.pool_size=120",
-    "data.unseen_size=40",
-    "data.image_size=20",
-    "public.size=24",
-    "train.local_epochs=1",
-    "train.batch_size=16",
-    "evaluation.unseen_every=0",
-    "device=cpu",
-    f"exchange.poll_interval={POLL_SECONDS}",
-)
+SETTINGS = (*SHORT_ROUNDS, f"exchange.poll_interval={POLL_SECONDS}")
 
 PYPROJECT = """\
 [build-system]

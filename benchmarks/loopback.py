@@ -36,6 +36,18 @@ CONNECTION = "loopback"
 MARK = "FEDMUTUAL_LOOPBACK"  # in the environment of every process that is started here
 RESTART_SECONDS = 2.0  # between two attempts to start a part again, as a restart policy makes them
 COMMAND_TIMEOUT = 180.0
+SITES = 3
+SHORT_ROUNDS = (  # settings with which a round is hardly any learning
+    f"num_clients={SITES}",
+    "data.pool_size=120",
+    "data.unseen_size=40",
+    "data.image_size=20",
+    "public.size=24",
+    "train.local_epochs=1",
+    "train.batch_size=16",
+    "evaluation.unseen_every=0",
+    "device=cpu",
+)
 
 
 class Loopback:
@@ -52,7 +64,9 @@ class Loopback:
         The Flower app that is submitted.
     """
 
-    def __init__(self, folder: Path, sites: int = 3, secure: bool = True, app_dir: Path = APP_DIR) -> None:
+    def __init__(
+        self, folder: Path, sites: int = SITES, secure: bool = True, app_dir: Path = APP_DIR
+    ) -> None:
         self.folder = folder.resolve()
         self.sites = sites
         self.secure = secure

@@ -30,26 +30,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from loopback import Loopback
+from loopback import SHORT_ROUNDS, SITES, Loopback
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file
 
 from fedmutual.results import read_history
 
-SITES = 3
 GROWTH = 1.10  # of the last third of the rounds over the middle third
-SETTINGS = (
-    f"num_clients={SITES}",
-    "data.pool_size=120",
-    "data.unseen_size=40",
-    "data.image_size=20",
-    "public.size=24",
-    "train.local_epochs=1",
-    "train.batch_size=16",
-    "evaluation.unseen_every=0",
-    "device=cpu",
-)
 KILLS = ("client process", "site", "ServerApp", "SuperLink")
 ROUND_TIMEOUT = 1200.0
 
@@ -99,7 +87,7 @@ class Soak:
         self.kills: list[dict[str, Any]] = []
         self._random = random.Random(seed)
         self._next: list[str] = []
-        self._settings = (*SETTINGS, f"rounds={rounds}")
+        self._settings = (*SHORT_ROUNDS, f"rounds={rounds}")
         self._start = time.monotonic()
         self._run = ""
 

@@ -145,6 +145,14 @@ def test_a_checkout_is_run_as_it_is() -> None:
         assert folder == ROOT
 
 
+def test_the_wheel_compares_with_its_own_client_app(installed: Path, tmp_path: Path) -> None:
+    code = "from fedmutual.local.inprocess import load_client_app as load; load(); "
+    code += "import client_app; print(client_app.__file__)"
+    found = Path(command([str(installed / "python"), "-c", code], tmp_path).splitlines()[-1])
+    assert found.parts[-3:] == ("fedmutual", "_app", "client_app.py")
+    assert found.is_relative_to(installed.parent)
+
+
 def test_the_wheel_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     command(
         [

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmutual.commands.parser import add_command
+
 if TYPE_CHECKING:
     from fedmutual.leftovers import Leftover
 
@@ -32,13 +34,13 @@ What is in use is never listed. exit codes: 0 done or nothing to do, 1 something
 
 def add_arguments(commands: Any) -> None:
     """Add the subcommand to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "clean",
-        allow_abbrev=False,
+        call,
         help="remove caches, old runs and leftover SuperLinks; asks first",
         description="Remove what runs have left on this machine. Asks first.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     # no `choices`: with nargs="*" argparse would check the empty list against them
     parser.add_argument(
@@ -49,7 +51,6 @@ def add_arguments(commands: Any) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="only show")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.set_defaults(call=call)
 
 
 def call(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from fedmutual.commands.parser import add_command
+
 _EXAMPLES = """\
 once, for this shell:
   eval "$(fedmutual completion bash)"
@@ -19,16 +21,15 @@ SHELLS = ("bash", "zsh", "fish")
 
 def add_arguments(commands: Any) -> None:
     """Add the subcommand to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "completion",
-        allow_abbrev=False,
+        call,
         help="print what makes a shell complete this command",
         description="Print the lines that make a shell complete `fedmutual`.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("shell", choices=SHELLS)
-    parser.set_defaults(call=call)
 
 
 def call(arguments: argparse.Namespace) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmutual.commands.parser import add_command
+
 if TYPE_CHECKING:
     from fedmutual.provenance import Origin
 
@@ -30,20 +32,19 @@ RUN, RESUMED = "fedmutual run", "the resumed run"
 
 def add_arguments(commands: Any) -> None:
     """Add the subcommand to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "config",
-        allow_abbrev=False,
+        call,
         help="show the resolved settings and where each value comes from",
         description="Show what the settings come to, without running anything.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as of `fedmutual run`")
     parser.add_argument("--changed", action="store_true", help="only what differs from the defaults")
     parser.add_argument("--meaning", action="store_true", help="say what each setting means")
     parser.add_argument("--node-config", metavar="CONFIG", help="a SuperNode's, which wins")
     parser.add_argument("--format", choices=("table", "json"), default="table")
-    parser.set_defaults(call=call)
 
 
 def call(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmutual.commands.parser import add_command
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -27,13 +29,13 @@ picture.
 
 def add_arguments(commands: Any) -> None:
     """Add the subcommand to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "export",
-        allow_abbrev=False,
+        call,
         help="export a client's model to ONNX, TorchScript or torch.export",
         description="Export a client's model, and check the export against it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="a client's model folder")
     parser.add_argument("--format", required=True, choices=("onnx", "torchscript", "torch_export"))
@@ -45,7 +47,6 @@ def add_arguments(commands: Any) -> None:
         help=f"pictures to compare on, the first {CHECKED}; default: generated portraits",
     )
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a probability")
-    parser.set_defaults(call=call)
 
 
 def call(arguments: argparse.Namespace) -> int:

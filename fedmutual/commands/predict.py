@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmutual.commands.parser import add_command
+
 if TYPE_CHECKING:
     from fedmutual.inference.predict import Prediction
 
@@ -26,13 +28,13 @@ exit codes: 0 all predicted, 1 a picture could not be read (it is named), 2 no s
 
 def add_arguments(commands: Any) -> None:
     """Add the subcommand to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "predict",
-        allow_abbrev=False,
+        call,
         help="predict the classes of pictures with a client's model, or with several",
         description="Predict the classes of pictures with a client's model, or with several together.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or quoted patterns")
     parser.add_argument(
@@ -46,7 +48,6 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:<n> (default: auto)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures a forward pass")
-    parser.set_defaults(call=call)
 
 
 def call(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fedmutual.commands.parser import add_command
+
 _EXAMPLES = """\
 examples:
   fedmutual report outputs/2026-01-31/12-00-00-mutual           (anew: every run leaves one by itself)
@@ -19,13 +21,13 @@ exit codes: 0 written, 2 a folder is none of a run or its files are damaged.
 
 def add_arguments(commands: Any) -> None:
     """Add the subcommand to the parser's."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "report",
-        allow_abbrev=False,
+        call,
         help="write the HTML report of one run, or of several side by side",
         description="Write one self-contained HTML page on one run, or on several side by side.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=_EXAMPLES,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="results folder of a run")
     parser.add_argument(
@@ -35,7 +37,6 @@ def add_arguments(commands: Any) -> None:
         metavar="FILE",
         help="the page; default: report.html in the run's folder, for several runs in this folder",
     )
-    parser.set_defaults(call=call)
 
 
 def call(arguments: argparse.Namespace) -> int:

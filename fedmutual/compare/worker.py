@@ -57,10 +57,11 @@ def _run_inprocess(path: Path, overrides: Sequence[str]) -> int:
 def _run_flwr(path: Path, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
-    from fedmutual.local.inprocess import APP_DIR, request_in
+    from fedmutual.appfolder import app_folder
+    from fedmutual.local.inprocess import request_in
     from fedmutual.local.run import LocalRun
 
-    return LocalRun(request_in(overrides, path), APP_DIR, Console(file=sys.stdout, width=120)).run()
+    return LocalRun(request_in(overrides, path), app_folder(), Console(file=sys.stdout, width=120)).run()
 
 
 def _end_with_parent() -> None:

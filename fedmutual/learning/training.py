@@ -148,8 +148,7 @@ class Trainer:
         keeps 99 % of it a step), and evaluation mode then predicts nonsense. The statistics are averaged
         over up to ``NORM_BATCHES`` batches composed like those of training (Precise-BN, arXiv:2105.07576).
         """
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        norms = [norm for norm in norms if norm.track_running_stats]
+        norms = [norm for norm in self._norms() if norm.track_running_stats]
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
@@ -171,11 +170,14 @@ class Trainer:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
+    def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        """Layers that normalise over a batch."""
+        return [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
     def _refuse_single_images(self, private: Private | None, public: Public | None) -> None:
         parts = [part for part in (private, public) if part is not None and len(part.images)]
         smallest = sum(min(b - a for a, b in _cuts(len(part.images), self.batch_size)) for part in parts)
-        normalises = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
-        if smallest == 1 and normalises:
+        if smallest == 1 and self._norms():
             raise ValueError(
                 "batch normalisation cannot train on one image at a time: raise train.batch_size, give this "
                 "client more images, or a model without batch normalisation (visionnet, squeezenet1_1)"
@@ -236,12 +238,13 @@ class Trainer:
                 "model or data.image_size, or device=cpu for this node"
             )
         self._pieces *= 2
-        normalises = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
         logger.warning(
             "%s is out of memory: every batch now goes in %d micro-batches, whose gradients are added up%s",
             self.device,
             self._pieces,
-            " (batch normalisation now sees a micro-batch at a time: results differ)" if normalises else "",
+            " (batch normalisation now sees a micro-batch at a time: results differ)"
+            if self._norms()
+            else "",
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -27,13 +27,13 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedmutual.appfolder import app_folder
 from fedmutual.checkpoint import has_checkpoint
 from fedmutual.local.request import RunRequest, hydra_override, prepare
 from fedmutual.results import CHECKPOINT
 
 logger = logging.getLogger(__name__)
 
-APP_DIR = Path(__file__).resolve().parents[2]
 FIRST_NODE = 1000
 RUN_ID = 1
 # nobody else has to be given time between two looks for a reply
@@ -96,12 +96,13 @@ def request_in(overrides: Sequence[str], output_dir: Path, num_clients: int | No
 
 
 def load_client_app() -> ClientApp:
-    """The ClientApp of this checkout."""
-    sys.path.insert(0, str(APP_DIR))
+    """The ClientApp of this checkout, or of the wheel."""
+    folder = str(app_folder())
+    sys.path.insert(0, folder)
     try:
         from client_app import app
     finally:
-        sys.path.remove(str(APP_DIR))
+        sys.path.remove(folder)
     assert isinstance(app, ClientApp)
     return app
 

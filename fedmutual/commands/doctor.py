@@ -1,0 +1,62 @@
+"""``fedmutual doctor``: is this site ready for a run?"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedmutual.commands.parser import add_command
+
+_EXAMPLES = """\
+examples:
+  fedmutual doctor data=folder --node-config 'client-name="clinic-a" data-dir="/data" state-dir="/state"'
+  fedmutual doctor data=folder --node-config 'client-name="clinic-a" data-dir="/data"' \\
+      --superlink server.example:8000 --root-certificates ca.crt --auth-supernode-private-key keys/clinic-a
+
+exit codes: 0 ready, 1 something is wrong (each line says what to do), 2 an option was refused.
+"""
+
+
+def add_arguments(commands: Any) -> None:
+    """Add the subcommand to the parser's."""
+    parser = add_command(
+        commands,
+        "doctor",
+        call,
+        help="see whether this site is ready for a run",
+        description="See whether this site is ready for a run. Give it what its flower-supernode is given.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="the run's settings")
+    parser.add_argument("--node-config", default="", metavar="CONFIG", help="the SuperNode's")
+    parser.add_argument(
+        "--superlink", metavar="HOST:PORT", help="without it, only the site itself is looked at"
+    )
+    parser.add_argument("--insecure", action="store_true", help="without TLS")
+    parser.add_argument("--root-certificates", type=Path, metavar="FILE", help="the server's ca.crt")
+    parser.add_argument("--auth-supernode-private-key", type=Path, metavar="FILE", help="the node's key")
+    parser.add_argument(
+        "--public-digest", metavar="HEX", help="the server's: public_digest in its summary.json"
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Do all checks, and print a line for each."""
+    from fedmutual.doctor.command import Patient, examine, link_of, node_configuration, show
+
+    try:
+        node_config = node_configuration(arguments.node_config)
+    except ValueError as error:
+        print(f"fedmutual: {error}", file=sys.stderr)
+        return 2
+    link = link_of(
+        arguments.superlink,
+        arguments.insecure,
+        arguments.root_certificates,
+        arguments.auth_supernode_private_key,
+    )
+    patient = Patient(tuple(arguments.overrides), node_config, link, arguments.public_digest)
+    return show(examine(patient), arguments.json)

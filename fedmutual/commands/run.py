@@ -1,0 +1,65 @@
+"""``fedmutual run``: a whole federation on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedmutual.commands.parser import add_command
+
+_EXAMPLES = """\
+examples:
+  fedmutual run                                          generated faces, 5 clients, mutual learning
+  fedmutual run partition=dirichlet partition.alpha=0.3
+  fedmutual run data=folder data.root=./photos num_clients=3 rounds=20
+  fedmutual run experiment=paper
+  fedmutual run model=custom model._target_=torchvision.models.squeezenet1_0
+  fedmutual run 'model.per_client=[visionnet,resnet18,mobilenet_v3_small]' num_clients=3
+  fedmutual run resume=outputs/2026-01-31/12-00-00-mutual
+
+An override is Hydra's: group=choice takes conf/<group>/<choice>.yaml, key=value sets one value.
+exit codes: 0 completed, 1 the run failed, 2 a setting was refused, 130 stopped by Ctrl-C.
+"""
+
+
+def add_arguments(commands: Any) -> None:
+    """Add the subcommand to the parser's."""
+    parser = add_command(
+        commands,
+        "run",
+        call,
+        help="simulate a federation on this machine",
+        description="Simulate a federation on this machine with `flwr run`.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the log of the server and the clients as well"
+    )
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Check the settings, then do the run."""
+    from fedmutual.local.request import prepare
+    from fedmutual.settings import SettingsError
+
+    app_dir: Path = arguments.app_dir
+    if not (app_dir / "server_app.py").is_file():
+        return _refuse(f"no Flower app in {app_dir}: install fedmutual again, or run from a whole checkout")
+    try:
+        request = prepare(arguments.overrides, Path.cwd())
+    except SettingsError as error:
+        return _refuse(str(error))
+
+    from rich.console import Console
+
+    from fedmutual.local.run import LocalRun
+
+    return LocalRun(request, app_dir, Console(), arguments.verbose).run()
+
+
+def _refuse(reason: str) -> int:
+    print(f"fedmutual: {reason}", file=sys.stderr)
+    return 2
