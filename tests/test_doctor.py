@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import format_datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 class Answers(http.server.BaseHTTPRequestHandler):
     """What a SuperLink answers to the requests that need no key."""
 
-    flwr = "1.41.0"
+    flwr = metadata.version("flwr")
     ahead = 0.0
 
     def do_GET(self) -> None:
@@ -158,7 +159,7 @@ def test_a_connection_that_is_good(certificates: Path) -> None:
         assert "listens" in link.reach()
         assert "certificate accepted" in link.check_tls()
         assert "the SuperLink's" in link.check_clock()
-        assert "1.41.0 at the SuperLink" in link.check_version()
+        assert f"{metadata.version('flwr')} at the SuperLink" in link.check_version()
         assert "no key is given" in link.check_key()
 
 
