@@ -8,35 +8,24 @@ targets of round r, so that a client and round cost one message, and a closing o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.app import Array, ArrayRecord, RecordDict
 
 from fedmutual.data.site import SharedData
 from fedmutual.distributions import WIRE_DTYPES, FloatArray
-from fedmutual.exchange import Exchange, Reply, as_reply, messages_to
 from fedmutual.learning.competence import log_odds_weights
 from fedmutual.learning.consensus import MeanConsensus
-from fedmutual.messages import (
-    Expected,
-    IndexArray,
-    Order,
-    Report,
-    order_record,
-    read_report,
-    report_record,
-)
+from fedmutual.messages import IndexArray, Order, Report, report_record
 from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings, StrategySettings, setting
 from fedmutual.strategies.averaging import average
-from fedmutual.strategies.history import balanced_accuracy
-from fedmutual.strategies.interface import MESSAGE_TYPE
-from fedmutual.strategies.roster import Roster, StrategyError
+from fedmutual.strategies.history import Line, balanced_accuracy
+from fedmutual.strategies.roster import StrategyError
+from fedmutual.strategies.rounds import NO_SAMPLES, Arrays, Rounds, below
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +109,7 @@ class MutualSettings(StrategySettings):
         return 0.0 if since <= 0 else self.kl_weight * min(1.0, since / (self.ramp + 1))
 
 
-class MutualLearning(Strategy):
+class MutualLearning(Rounds):
     """Gather predictions, return leave-one-out targets.
 
     Parameters
@@ -132,212 +121,82 @@ class MutualLearning(Strategy):
     run : str
         Unique name of the run.
     journal : RunDirectory or None
-        Where history and checkpoints go; None keeps them in ``history`` only.
+        Where history and checkpoints go; None keeps nothing.
     """
 
     def __init__(
         self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None = None
     ) -> None:
-        self.settings = settings
+        super().__init__(settings, shared, run, journal)
         self.options: MutualSettings = settings.strategy
-        self.shared = shared
-        self.run = run
-        self.journal = journal
-        self.roster = Roster(settings.exchange.min_clients)
-        self.unseen_predictions: dict[str, FloatArray] = {}
+        self.wire_dtype = self.options.wire_dtype
+        self.floor = self.options.probability_floor
         self._predictions: dict[str, FloatArray] = {}
-        self._predicted: IndexArray = np.zeros(0, np.int32)
+        self._predicted: IndexArray = NO_SAMPLES
         self._validated: dict[str, float | None] = {}  # balanced accuracies, of those that predicted
         self._model: ArrayRecord | None = None
-        self._rounds_done = 0
+        self._consensus = MeanConsensus({}, self.options.divergence)
         if self.options.divergence == "published_code" and len(shared.classes) != 2:
             raise StrategyError("strategy.divergence=published_code is defined for two classes only")
 
-    # -----------------------------------------------------------------------------------------------
-    # The rounds
+    def prepare(self, round: int) -> None:
+        """Form the sum over all clients once."""
+        weights = None
+        if self.options.peer_weights == "validation":
+            weights = log_odds_weights(self._validated, len(self.shared.classes))
+        self._consensus = MeanConsensus(
+            self._predictions, self.options.divergence, self.options.temperature, weights
+        )
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord | None = None,
-        num_rounds: int | None = None,
-        timeout: float | None = None,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Run all rounds and the closing one; continue after the last one done when restored.
+    def order(self, client: str | None, base: Order) -> Order:
+        """This round's public samples, and the client's target of the round before."""
+        weight = self.options.weight(base.round - 1)
+        target = self._consensus.target(client) if weight > 0 else None
+        # known labels of the public samples are trained on also where there is nothing to hear from peers
+        taught = target is not None or self.settings.public.labelled
+        return replace(
+            base,
+            target_indices=self._predicted if taught else NO_SAMPLES,
+            targets=target.log_probabilities if target else None,
+            target_entropies=target.entropies if target else None,
+            kl_weight=weight,
+            model=self._model,
+        )
 
-        Parameters
-        ----------
-        grid : Grid
-        num_rounds : int or None
-            None: ``settings.rounds``.
-        initial_arrays, timeout, train_config, evaluate_config, evaluate_fn
-            Flower's, so that strategies can be swapped. Not used: there is no global model, and
-            ``settings.exchange`` has the round's time.
+    def take(self, round: int, reports: Mapping[str, Report]) -> Line:
+        """Keep the predictions of the round."""
+        self._predicted = self.indices(round)
+        self._predictions = {name: report.predictions for name, report in reports.items()}
+        self._validated = {name: balanced_accuracy(r.metrics) for name, r in reports.items()}
+        self._model = average(reports) if self.options.average_weights else None
+        return {}
 
-        Raises
-        ------
-        ExchangeError, StrategyError
-            If too few clients connect or answer, or two nodes have one name.
-        """
-        exchange = Exchange(grid, self.settings.exchange)
-        rounds = num_rounds or self.settings.rounds
-        nobody, nothing = ArrayRecord(), ConfigRecord()
-        result = Result()
-        connected = len(exchange.wait_for_clients(self.settings.num_clients))
-        self.roster.expect(max(connected, self.roster.expected))  # a resumed run keeps its quorum
-        self.summary()
-        for current in range(self._rounds_done + 1, rounds + 1):
-            self.roster.identify(exchange)
-            orders = list(self.configure_train(current, nobody, nothing, grid))
-            replies = exchange.send_and_collect(orders)
-            metrics = self._gather(current, replies, closing=False)
-            result.train_metrics_clientapp[current] = metrics
-            self._save(current)
-        self.roster.identify(exchange)
-        orders = list(self.configure_evaluate(rounds + 1, nobody, nothing, grid))
-        metrics = self._gather(rounds + 1, exchange.send_and_collect(orders, everyone=True), closing=True)
-        result.evaluate_metrics_clientapp[rounds] = metrics
-        return result
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """One order a connected node: this round's public indices, and its target of the round before."""
-        every = self.settings.evaluation.unseen_every
-        return self._orders(server_round, grid, evaluate_unseen=every > 0 and server_round % every == 0)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """The closing order: the last target, and all measurements."""
-        return self._orders(server_round, grid, closing=True)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check and keep the predictions of a round; there are never aggregated arrays."""
-        return None, self._gather(server_round, [as_reply(m) for m in replies], closing=False)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Check and keep the closing reports."""
-        return self._gather(server_round, [as_reply(m) for m in replies], closing=True)
-
-    def summary(self) -> None:
-        """Log what will be done."""
-        options, public = self.options, self.settings.public
-        logger.info(
-            "mutual learning: %d clients, %d rounds, %s phase, divergence %s, T=%g, lambda=%g; "
-            "public set: %d images, %s, %s, digest %s",
-            self.roster.expected, self.settings.rounds, options.phase, options.divergence,
-            options.temperature, options.kl_weight, len(self.shared.public), public.schedule,
-            "labelled" if public.labelled else "unlabelled", self.shared.public.digest,
-        )  # fmt: skip
-
-    # -----------------------------------------------------------------------------------------------
-    # Resume
-
-    def checkpoint(self) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
-        """Everything that :meth:`restore` needs to go on after the last round done."""
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """The newest predictions, and what they are of."""
         arrays: dict[str, np.ndarray[Any, Any]] = {
             f"predictions.{k}": v for k, v in self._predictions.items()
         }
         arrays["predicted"] = self._predicted
         if self._model is not None:
             arrays |= {f"model.{k}": v.numpy() for k, v in self._model.items()}
-        return {
-            "run": self.run,
-            "round": self._rounds_done,
-            "roster": self.roster.as_dict(),
-            "validated": self._validated,
-        }, arrays
+        return {"validated": self._validated}, arrays
 
-    def restore(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Continue a run from what :meth:`checkpoint` gave."""
-        from flwr.app import Array
-
-        self.run, self._rounds_done = meta["run"], meta["round"]
-        self.roster.restore(meta["roster"])
+    def restore_state(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
+        """Take up what :meth:`state` gave."""
         self._validated = meta["validated"]
         self._predicted = arrays["predicted"]
-        self._predictions = _below("predictions.", arrays)
-        model = {name: Array(values) for name, values in _below("model.", arrays).items()}
+        self._predictions = below("predictions.", arrays)
+        model = {name: Array(values) for name, values in below("model.", arrays).items()}
         self._model = ArrayRecord(model) if model else None
 
-    # -----------------------------------------------------------------------------------------------
-
-    def _orders(
-        self, current: int, grid: Grid, *, closing: bool = False, evaluate_unseen: bool = False
-    ) -> list[Message]:
-        weights = None
-        if self.options.peer_weights == "validation":
-            weights = log_odds_weights(self._validated, len(self.shared.classes))
-        consensus = MeanConsensus(
-            self._predictions, self.options.divergence, self.options.temperature, weights
+    def summary(self) -> None:
+        """Log what will be done."""
+        options = self.options
+        super().summary()
+        logger.info(
+            "%s phase, divergence %s, T=%g, lambda=%g",
+            options.phase,
+            options.divergence,
+            options.temperature,
+            options.kl_weight,
         )
-        weight = self.options.weight(current - 1)
-        indices = np.zeros(0, np.int32) if closing else self._indices(current)
-        # known labels of the public samples are trained on also where there is nothing to hear from peers
-        labelled = self.settings.public.labelled
-        orders = {}
-        for node in self.roster.nodes(grid):
-            target = consensus.target(self.roster.name(node)) if weight > 0 else None
-            order = Order(
-                run=self.run,
-                round=current,
-                closing=closing,
-                public_digest=self.shared.public.digest,
-                classes=self.shared.classes,
-                public_indices=indices,
-                target_indices=self._predicted if target or labelled else np.zeros(0, np.int32),
-                targets=target.log_probabilities if target else None,
-                target_entropies=target.entropies if target else None,
-                kl_weight=weight,
-                evaluate_unseen=evaluate_unseen,
-                model=self._model,
-            )
-            orders[node] = order_record(order, self.options.wire_dtype)
-        return messages_to(orders, MESSAGE_TYPE, self.settings.exchange.round_timeout)
-
-    def _indices(self, current: int) -> IndexArray:
-        settings = self.settings
-        return self.shared.public.indices(settings.public, settings.seed, current, settings.rounds)
-
-    def _gather(self, current: int, replies: list[Reply], *, closing: bool) -> MetricRecord:
-        """Accept the good reports, reject the bad ones by name, and write both down."""
-        unseen = self.shared.unseen
-        expected = Expected(
-            round=current,
-            public_digest=self.shared.public.digest,
-            num_samples=0 if closing else len(self._indices(current)),
-            num_classes=len(self.shared.classes),
-            wire_dtype=self.options.wire_dtype,
-            floor=self.options.probability_floor,
-            num_unseen=len(unseen) if closing and unseen is not None else None,
-        )
-        reports = self.roster.receive(replies, lambda c: read_report(c, expected), current, closing)
-        if self.journal is not None:
-            self.journal.append(self.roster.lines())
-        self.roster.require_quorum(current)
-        if closing:
-            self.unseen_predictions = {
-                name: r.unseen_predictions for name, r in reports.items() if r.unseen_predictions is not None
-            }
-        else:
-            self._predicted = self._indices(current)
-            self._predictions = {name: report.predictions for name, report in reports.items()}
-            self._validated = {name: balanced_accuracy(r.metrics) for name, r in reports.items()}
-            self._model = average(reports) if self.options.average_weights else None
-            self._rounds_done = current
-        return MetricRecord({"clients": len(reports), "rejected": len(replies) - len(reports)})
-
-    def _save(self, current: int) -> None:
-        if self.journal is not None:
-            self.journal.save_checkpoint(*self.checkpoint())
-        logger.info("round %d: %d clients reported", current, len(self._predictions))
-
-
-def _below(prefix: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
