@@ -236,10 +236,11 @@ def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: 
             settings.rounds,
             settings.train.validation_fraction,
             settings.cache_dir,
+            settings.strategy.whole_pool,
         )
     )
     if key not in _SITES:
-        _SITES[key] = load_site(settings, partition, public_digest)
+        _SITES[key] = load_site(settings, partition, public_digest, settings.strategy.whole_pool)
     return _SITES[key]
 
 

@@ -106,10 +106,14 @@ class Learner:
     def report(self) -> Answer:
         """Predict the order's public samples in evaluation mode, and measure what the order asks for."""
         predictions = self.predictions()
+        self.measure()
+        return Answer(predictions)
+
+    def measure(self) -> None:
+        """Measure the model on the client's held-out images, and on the unseen set if the order says so."""
         self.validate()
         if self.order.evaluate_unseen:
             self.evaluate_unseen(self.settings.evaluation.unseen_limit)
-        return Answer(predictions)
 
     def close(self) -> Answer:
         """Answer the closing order: all measurements, on the whole unseen set."""

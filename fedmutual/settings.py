@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -189,6 +189,7 @@ class StrategySettings:
     """Base of every strategy's settings; ``_target_`` in ``conf/strategy/*.yaml`` names the subclass."""
 
     name: str = setting("name in results and plots")
+    whole_pool: ClassVar[bool] = False  # a client gets the private images of all
 
     def misfit(self, settings: Settings) -> str | None:
         """Say which other setting this strategy cannot run with, key first; None: they go together."""

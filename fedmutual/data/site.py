@@ -71,7 +71,10 @@ class SharedData:
 
 
 def load_site(
-    settings: Settings, partition: tuple[int, int] | None, public_digest: str | None = None
+    settings: Settings,
+    partition: tuple[int, int] | None,
+    public_digest: str | None = None,
+    whole_pool: bool = False,
 ) -> SiteData:
     """Load what one client learns from.
 
@@ -84,6 +87,8 @@ def load_site(
     public_digest : str | None
         Of the server's public set; where ``public.distribute`` is on, a client that has no such set of its
         own takes the one that the server has sent.
+    whole_pool : bool
+        The private images of all clients (strategy=centralised).
 
     Raises
     ------
@@ -93,15 +98,21 @@ def load_site(
     cache_dir = cache_folder(settings.cache_dir)
     data = settings.data.load(cache_dir)
     if partition is None:
+        if whole_pool:
+            raise DataError(
+                "strategy=centralised reads the images of all clients, but this one keeps its own to itself: "
+                "give it a partition-id and num-partitions of one pool"
+            )
         return _own_site(data, settings, public_digest)
     partition_id, num_clients = partition
     if not 0 <= partition_id < num_clients:
         raise DataError(f"partition-id: {partition_id} is not below num-partitions {num_clients}")
     public, private = public_and_private(data, settings, num_clients)
     if isinstance(private, StreamFolds):
-        return _stream_site(
-            data, settings, public, [fold[partition_id] for fold in private.private], partition_id
-        )
+        folds = [np.concatenate(f) if whole_pool else f[partition_id] for f in private.private]
+        return _stream_site(data, settings, public, folds, partition_id)
+    if whole_pool:
+        return _site(data, settings, public, data.pool.subset(private), partition_id)
     # the split needs no pixels: only this client's own are read
     rows = data.pool.rows(private)
     positions = split(rows, settings.partition, num_clients, settings.seed, cache_dir)[partition_id]

@@ -59,13 +59,19 @@ def balanced_accuracy(metrics: Metrics, split: str = "validation") -> float | No
     return fmean(value for value in recall if value >= 0) if isinstance(recall, list) else None
 
 
-def _figures(report: Report) -> Line:
-    figures: Line = {key.replace("-", "_"): value for key, value in report.metrics.items()}
+def figures(metrics: Metrics) -> Line:
+    """Measurements under the names of the history."""
+    line: Line = {key.replace("-", "_"): value for key, value in metrics.items()}
     for split in ("validation", "unseen"):
-        recall = figures.get(f"{split}_recall")
+        recall = line.get(f"{split}_recall")
         if recall is not None:
-            figures[f"{split}_recall"] = [value if value >= 0 else None for value in recall]
-            figures[f"{split}_balanced_accuracy"] = balanced_accuracy(report.metrics, split)
+            line[f"{split}_recall"] = [value if value >= 0 else None for value in recall]
+            line[f"{split}_balanced_accuracy"] = balanced_accuracy(metrics, split)
+    return line
+
+
+def _figures(report: Report) -> Line:
+    line = figures(report.metrics)
     if len(report.predictions):
-        figures["prediction_shares"] = prediction_shares(report.predictions)
-    return figures
+        line["prediction_shares"] = prediction_shares(report.predictions)
+    return line

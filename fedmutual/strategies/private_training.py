@@ -1,0 +1,62 @@
+"""What clients of the baselines train on: their own images, and public labels if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmutual.messages import IndexArray, Order
+from fedmutual.settings import Settings, StrategySettings, setting
+
+if TYPE_CHECKING:
+    from fedmutual.learner import Answer, Learner
+
+
+@dataclass(kw_only=True)
+class PrivateTrainingSettings(StrategySettings):
+    """Settings of a baseline's local training."""
+
+    equal_data: bool = setting(
+        "clients also train on the labels of the round's public samples, as those of mutual learning do "
+        "(public.labelled=true)"
+    )
+    phase: str = setting(
+        "equal_data: mixed: every step takes a private and a public batch; separate: the public samples "
+        "after the private ones, as in the paper",
+        choices=("mixed", "separate"),
+    )
+    public_epochs: int = setting("equal_data: passes over the public samples a round, at least", minimum=1)
+
+    def misfit(self, settings: Settings) -> str | None:
+        """Equal data means known labels."""
+        if self.equal_data and not settings.public.labelled:
+            return (
+                "strategy.equal_data: true, but public.labelled=false: mutual clients then see no public "
+                "labels either; set public.labelled=true, or strategy.equal_data=false"
+            )
+        return None
+
+    def taught(self, order: Order, indices: IndexArray) -> Order:
+        """The order with the public samples that are trained on, where there are any."""
+        return replace(order, target_indices=indices) if self.equal_data and not order.closing else order
+
+    def train(self, learner: Learner) -> None:
+        """Train on the private images, and on the public labels that the order names."""
+        if len(learner.order.target_indices) == 0:
+            learner.local_training()
+            return
+        public = learner.public("own_peer", 1.0)
+        if self.phase == "mixed":
+            learner.mixed_training(public, self.public_epochs)
+        else:
+            learner.local_training()
+            learner.separate_mutual_step(public, self.public_epochs)
+
+
+def nothing_predicted(learner: Learner) -> Answer:
+    """An answer without predictions."""
+    from fedmutual.learner import Answer
+
+    return Answer(np.zeros((0, len(learner.order.classes)), np.float32))

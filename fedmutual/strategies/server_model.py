@@ -1,0 +1,73 @@
+"""The server's own model: for strategies that have a global one. Started as the clients' are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedmutual.data.site import SharedData, SiteData
+from fedmutual.messages import Order
+from fedmutual.settings import Settings
+from fedmutual.strategies.history import Line, figures
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedmutual.learner import Learner
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+NAME = "server"
+
+
+class ServerModel:
+    """A model at the server, which can be trained on the public set and measured on the unseen one.
+
+    Parameters
+    ----------
+    settings : Settings
+        Its ``model`` without ``per_client``, and its ``device``.
+    shared : SharedData
+    """
+
+    def __init__(self, settings: Settings, shared: SharedData) -> None:
+        from fedmutual.device import choose_device
+        from fedmutual.learner import derived_seed, warm_start
+        from fedmutual.models.build import build_model
+
+        self.settings = settings
+        nobody = np.zeros(0, np.int64)
+        no_images = shared.public.images.subset(nobody)
+        self._site = SiteData(shared.classes, no_images, shared.public, shared.unseen, (nobody,), (nobody,))
+        seed = derived_seed(settings.seed, "model", settings.model.target)
+        model, self.arguments = build_model(
+            settings.model, len(shared.classes), settings.data.image_size, seed
+        )
+        self.model: nn.Module = model.to(choose_device(settings.device))
+        warm_start(settings, shared, self.model)
+
+    def weights(self) -> Arrays:
+        """Its weights, by name."""
+        return {name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()}
+
+    def load(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take over weights."""
+        import torch
+
+        from fedmutual.models.build import load_weights
+
+        load_weights(self.model, {name: torch.from_numpy(np.array(v)) for name, v in weights.items()})
+
+    def learner(self, order: Order) -> Learner:
+        """Somebody who trains it as an order says, with a fresh optimiser."""
+        from fedmutual.learner import Learner, new_optimizer
+
+        optimizer = new_optimizer(self.settings, self.model, order.round)
+        return Learner(self.settings, self._site, self.model, optimizer, order, NAME)
+
+    def measure(self, order: Order) -> Line:
+        """Quality on the unseen set (or the run's subset of it), as a client's history line says it."""
+        learner = self.learner(order)
+        learner.evaluate_unseen(self.settings.evaluation.unseen_limit)
+        return figures(learner.metrics)
