@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-WIRE_DTYPES = ("float16", "float32", "int8")
+WIRE_DTYPES = ("float16", "float32", "int8", "label")
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -20,7 +20,8 @@ def encode(log_probabilities: npt.NDArray[np.floating], wire_dtype: str, floor: 
     """Log-probabilities [n, C] as bytes; two classes travel as n log-odds of class 1.
 
     ``int8`` divides the range up to ``-log(floor)`` into steps of ``-log(floor) / 127``: 0.07
-    nats for a floor of 1e-4.
+    nats for a floor of 1e-4. ``label`` sends the most probable class only: one bit a sample for two classes,
+    one byte for up to 256, else two.
 
     Raises
     ------
@@ -31,6 +32,8 @@ def encode(log_probabilities: npt.NDArray[np.floating], wire_dtype: str, floor: 
         raise MessageError(
             "predictions: a value is not finite (did the training diverge? lower optimizer.learning_rate)"
         )
+    if wire_dtype == "label":
+        return _labels_as_bytes(log_probabilities)
     limit = -np.log(floor)
     values = log_probabilities.astype(np.float32)
     if values.shape[1] == 2:
@@ -54,6 +57,8 @@ def decode(
     MessageError
         For a wrong size, a value that is not finite or out of range, or rows that are no distribution.
     """
+    if wire_dtype == "label":
+        return _from_labels(data, num_samples, num_classes, floor, name)
     limit = float(-np.log(floor))
     columns = 1 if num_classes == 2 else num_classes
     dtype = np.dtype(wire_dtype).newbyteorder("<")
@@ -79,6 +84,30 @@ def decode(
     if values.size and np.abs(total - 1).max() > slack:
         raise MessageError(f"{name}: a row sums to {total[np.abs(total - 1).argmax()]:.3g}, not to 1")
     return _normalised(values)
+
+
+def _labels_as_bytes(log_probabilities: npt.NDArray[np.floating]) -> bytes:
+    labels, num_classes = log_probabilities.argmax(axis=1), log_probabilities.shape[1]
+    if num_classes == 2:
+        return bytes(np.packbits(labels.astype(np.uint8)).tobytes())
+    return bytes(labels.astype("u1" if num_classes <= 256 else "<u2").tobytes())
+
+
+def _from_labels(data: bytes, num_samples: int, num_classes: int, floor: float, name: str) -> FloatArray:
+    """The label gets all probability but what the floor leaves to the other classes."""
+    itemsize = 1 if num_classes <= 256 else 2
+    expected = -(-num_samples // 8) if num_classes == 2 else num_samples * itemsize
+    if len(data) != expected:
+        raise MessageError(f"{name}: {len(data)} bytes, not the {expected} of {num_samples} labels")
+    if num_classes == 2:
+        labels = np.unpackbits(np.frombuffer(data, np.uint8), count=num_samples).astype(np.int64)
+    else:
+        labels = np.frombuffer(data, "u1" if itemsize == 1 else "<u2").astype(np.int64)
+    if labels.size and labels.max() >= num_classes:
+        raise MessageError(f"{name}: label {labels.max()}, but there are {num_classes} classes")
+    log_p = np.full((num_samples, num_classes), np.log(floor), np.float32)
+    log_p[np.arange(num_samples), labels] = np.log1p(-floor * (num_classes - 1))
+    return log_p
 
 
 def _normalised(scores: FloatArray) -> FloatArray:

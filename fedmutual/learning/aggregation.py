@@ -1,0 +1,45 @@
+"""Consensus functions of the methods that average everyone's predictions, one's own included.
+
+Each takes log-probabilities [K, N, C] of K clients and returns log-probabilities [N, C], float32; numpy only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedmutual.distributions import FloatArray
+from fedmutual.learning.consensus import Target, log_softmax
+
+TINY = np.finfo(np.float32).tiny
+
+
+def mean_of_scores(predictions: FloatArray) -> FloatArray:
+    """Softmax of the mean score, as in FedMD (arXiv:1910.03581) and FedDF (arXiv:2006.07242).
+
+    >>> p = np.log(np.array([[[0.9, 0.1]], [[0.5, 0.5]]], np.float32))
+    >>> np.exp(mean_of_scores(p)).round(3)  # odds 9 and 1: their geometric mean is 3
+    array([[0.75, 0.25]], dtype=float32)
+    """
+    return log_softmax(predictions.mean(axis=0))
+
+
+def mean_of_probabilities(predictions: FloatArray) -> FloatArray:
+    """Plain mean of the distributions."""
+    mean = np.exp(predictions.astype(np.float64)).mean(axis=0)
+    return log_softmax(np.log(np.maximum(mean, TINY)))
+
+
+def entropy_reduction(predictions: FloatArray, temperature: float) -> FloatArray:
+    """Softmax of the mean distribution divided by a temperature: DS-FL's ERA (arXiv:2008.06180, eq. 13).
+
+    >>> p = np.log(np.array([[[0.6, 0.4]], [[0.8, 0.2]]], np.float32))
+    >>> np.exp(entropy_reduction(p, 0.1)).round(3)  # 1 / (1 + exp(-(0.7 - 0.3) / 0.1))
+    array([[0.982, 0.018]], dtype=float32)
+    """
+    return log_softmax(np.exp(predictions.astype(np.float64)).mean(axis=0) / temperature)
+
+
+def as_target(log_probabilities: FloatArray) -> Target:
+    """A target for KL(consensus || own), which needs the consensus' entropies."""
+    entropies = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
+    return Target(log_probabilities, entropies.astype(np.float32))
