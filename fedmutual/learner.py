@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmutual.data.images import ImageSet
-from fedmutual.data.site import SiteData
+from fedmutual.data.site import SharedData, SiteData
 from fedmutual.distributions import FloatArray
 from fedmutual.learning import evaluation
 from fedmutual.learning.divergence import mutual_loss
@@ -240,7 +240,7 @@ class Learner:
         return next(self.model.parameters()).device
 
 
-def warm_start(settings: Settings, site: SiteData, model: nn.Module) -> None:
+def warm_start(settings: Settings, site: SiteData | SharedData, model: nn.Module) -> None:
     """Train the common start on the shared labelled fold; every client gets the same weights by itself.
 
     The seed names no client, so no weight has to travel.

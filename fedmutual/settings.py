@@ -190,6 +190,10 @@ class StrategySettings:
 
     name: str = setting("name in results and plots")
 
+    def misfit(self, settings: Settings) -> str | None:
+        """Say which other setting this strategy cannot run with, key first; None: they go together."""
+        return None
+
     def build(
         self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None
     ) -> RunnableStrategy:
@@ -265,7 +269,8 @@ class Settings:
         """A device that torch cannot name is refused; whether it is there, only the node can tell."""
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             return f"device: {self.device!r} is none of auto, cpu, mps, cuda, cuda:<n>"
-        return None
+        strategy: StrategySettings = self.strategy
+        return strategy.misfit(self)
 
 
 ConfigStore.instance().store(name="schema", node=Settings)
