@@ -282,7 +282,7 @@ class Arriving(ABC):
         replies = exchange.send_and_collect(messages_to(contents, MESSAGE_TYPE, timeout), everyone=True)
         self.arrivals += 1
         lines = []
-        for reply in replies:
+        for reply in sorted(replies, key=lambda reply: natural_key(asked[reply.node_id].name)):
             client, order = asked[reply.node_id], orders[reply.node_id]
             report, reason = None, reply.error
             try:
