@@ -75,21 +75,16 @@ class MutualAsync(Arriving):
             str, dict[str, int]
         ] = {}  # by peer: everyone's delivered reports when it last spoke
         self._targets: dict[str, Target | None] = {}  # of the present orders
+        self._ages: dict[str, dict[str, int]] = {}  # of the predictions that those were made from
 
     def begin(self) -> None:
         """Nobody has predicted anything."""
 
-    def ages(self, client: Participant) -> dict[str, int]:
-        """How many reports the client has delivered since each of its peers last spoke."""
-        return {
-            peer: client.delivered - heard.get(client.name, 0)
-            for peer, heard in self._heard.items()
-            if peer != client.name
-        }
-
     def prepare(self, client: Participant) -> None:
         """The target is fixed now: the newest predictions of every peer that is not too stale."""
         self._targets[client.name] = self._target(client)
+        taught = self._targets[client.name] is not None
+        self._ages[client.name] = self._teachers(client) if taught else {}
 
     def order(self, client: Participant) -> Order:
         """The public samples, and the target on them."""
@@ -102,12 +97,11 @@ class MutualAsync(Arriving):
 
     def take(self, client: Participant, report: Report) -> Line:
         """Newer predictions take the place of older ones."""
-        ages = self.ages(client)
         self._predictions[client.name] = report.predictions
         self._validated[client.name] = balanced_accuracy(report.metrics)
         counts = {name: other.delivered for name, other in self.participants.by_name.items()}
         self._heard[client.name] = {**counts, client.name: client.delivered + 1}
-        return {"peer_staleness": ages}
+        return {"peer_staleness": self._ages[client.name]}
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Predictions, when they came, and the targets of the orders under way."""
@@ -118,7 +112,8 @@ class MutualAsync(Arriving):
                 arrays[f"target.{name}"] = target.log_probabilities
                 if target.entropies is not None:
                     arrays[f"entropies.{name}"] = target.entropies
-        return {"heard": self._heard, "validated": self._validated, "targets": list(self._targets)}, arrays
+        meta = {"heard": self._heard, "validated": self._validated, "ages": self._ages}
+        return meta, arrays
 
     def restore_state(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Take up what :meth:`state` gave."""
@@ -128,25 +123,32 @@ class MutualAsync(Arriving):
             for name, values in arrays.items()
             if name.startswith("predictions.")
         }
-        for name in meta["targets"]:
+        self._ages = dict(meta["ages"])
+        for name in self._ages:
             values = arrays.get(f"target.{name}")
             self._targets[name] = None if values is None else Target(values, arrays.get(f"entropies.{name}"))
 
     def _target(self, client: Participant) -> Target | None:
         if self.options.weight(client.update - 1) == 0:
             return None
-        limit, options = self.options.staleness_limit, self.options
-        fresh = {
-            peer: self._predictions[peer]
-            for peer, age in self.ages(client).items()
-            if limit is None or age <= limit
-        }
+        options = self.options
+        fresh = {peer: self._predictions[peer] for peer in self._teachers(client)}
         weights = None
         if options.peer_weights == "validation":
             weights = log_odds_weights(
                 {peer: self._validated[peer] for peer in fresh}, len(self.shared.classes)
             )
         return MeanConsensus(fresh, options.divergence, options.temperature, weights).target(None)
+
+    def _teachers(self, client: Participant) -> dict[str, int]:
+        """Reports that the client has delivered since each of its peers spoke; without the too stale ones."""
+        limit = self.options.staleness_limit
+        ages = {
+            peer: client.delivered - heard.get(client.name, 0)
+            for peer, heard in self._heard.items()
+            if peer != client.name
+        }
+        return {peer: age for peer, age in ages.items() if limit is None or age <= limit}
 
     def _order(self, client: Participant, target: Target | None, predict: IndexArray) -> Order:
         # known labels of the public samples are trained on also where there is nothing to hear from peers
