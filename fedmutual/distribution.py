@@ -117,6 +117,7 @@ class ServingGrid(Grid):
     def __init__(self, grid: Grid, distributor: Distributor) -> None:
         self._grid = grid
         self._distributor = distributor
+        self.takes_turns = getattr(grid, "takes_turns", False)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         batch = list(messages)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SETTLE_SECONDS = 1.0  # clients that connect within this time of each other are all waited for
 CLOCK_SKEW = 300.0  # seconds; Flower itself refuses a node with a key whose clock is further behind
 
-_MEANING = {
+MEANING = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "its ClientApp cannot be loaded (is fedmutual installed there?)",
     ErrorCode.MESSAGE_UNAVAILABLE: "no report within the round's time (exchange.round_timeout)",
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its report expired on the way (exchange.round_timeout)",
@@ -196,7 +196,7 @@ class Exchange:
     def _leave_open(self, order: _Order, deadline: float) -> None:
         """The round goes on without this reply: its time is over, or enough others are in."""
         if self._clock() >= deadline:
-            self._close(order, order.error or _MEANING[ErrorCode.MESSAGE_UNAVAILABLE])
+            self._close(order, order.error or MEANING[ErrorCode.MESSAGE_UNAVAILABLE])
             return
         if order.name:
             self._late[order.name] = (order.node, deadline)
@@ -263,6 +263,6 @@ def explain(error: Error) -> str:
     said = lines[-1] if lines else ""
     if error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
         return said or "its ClientApp raised an exception"
-    meaning = _MEANING.get(error.code, f"Flower error {error.code}")
+    meaning = MEANING.get(error.code, f"Flower error {error.code}")
     telling = (ErrorCode.LOAD_CLIENT_APP_EXCEPTION, ErrorCode.MOD_FAILED_PRECONDITION, ErrorCode.INVALID_FAB)
     return f"{meaning}: {said}" if said and error.code in telling else meaning

@@ -218,6 +218,13 @@ def claimed_client(content: RecordDict) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
+def claimed_seconds(content: RecordDict) -> float:
+    """How long a client says it took, in a report that may otherwise be malformed; 0 where it does not."""
+    metrics = content.get(METRICS)
+    seconds = metrics.get("seconds") if isinstance(metrics, MetricRecord) else None
+    return max(float(seconds), 0.0) if isinstance(seconds, int | float) and np.isfinite(seconds) else 0.0
+
+
 def read_report(content: RecordDict, expected: Expected) -> Report:
     """Unpack a report and check it: protocol, round, public set, type, size, range, distributions.
 

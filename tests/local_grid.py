@@ -172,6 +172,8 @@ def play(path: Path, *overrides: str, clients: int = 3, resume: bool = False, **
     where = f"resume={path}" if resume else f"output_dir={path}"
     faces = not any(override.startswith("data=") for override in overrides)
     tiny = [setting for setting in TINY if faces or "_size" not in setting]
+    if any(override.startswith("strategy=") for override in overrides):  # it has other settings
+        tiny = [setting for setting in tiny if not setting.startswith("strategy.")]
     given = [*tiny, f"num_clients={clients}", f"state_dir={path}/clients", where, *overrides]
     config = {"overrides": shlex.join(given)}
     prepare = hooks.pop("prepare", lambda grid: None)

@@ -135,7 +135,15 @@ class InProcessGrid(Grid):
     run_config : dict
     node_config : callable
         Node configuration of the i-th node; by default its partition.
+
+    Attributes
+    ----------
+    takes_turns : bool
+        Clients learn one after the other: the wall clock does not say how long they would take side by
+        side.
     """
+
+    takes_turns = True
 
     def __init__(
         self,
