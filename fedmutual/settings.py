@@ -195,10 +195,6 @@ class StrategySettings:
         """Say which other setting this strategy cannot run with, key first; None: they go together."""
         return None
 
-    def misfit(self, settings: Settings) -> str | None:
-        """Say which other setting this strategy cannot run with, key first; None: they go together."""
-        return None
-
     def build(
         self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None
     ) -> RunnableStrategy:

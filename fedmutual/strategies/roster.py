@@ -40,7 +40,7 @@ class Roster:
         self._refused: set[int] = set()
         self._history = History()
         self._lines: list[dict[str, Any]] = []
-        self._good = 0
+        self.good = 0
         self._begun = False  # a round is over: there are predictions of clients by name
 
     def expect(self, clients: int) -> None:
@@ -109,7 +109,7 @@ class Roster:
                 report = None
                 logger.warning("round %d: %s rejected: %s", round, name or f"node {reply.node_id}", reason)
             self._lines.append(self._history.line(reply, name, report, reason, round, closing))
-        self._good = len(reports)
+        self.good = len(reports)
         self._begun = self._begun or bool(reports)
         return reports
 
@@ -126,13 +126,13 @@ class Roster:
             Naming every client that failed, and why.
         """
         needed = self._min_clients or max(1, (self.expected + 1) // 2)
-        if self._good >= needed:
+        if self.good >= needed:
             return
         reasons = [_blame(line) for line in self._lines if "rejected" in line]
         ordered = {line["node_id"] for line in self._lines}
         reasons += [f"{name}: not connected" for node, name in self._names.items() if node not in ordered]
         raise ExchangeError(
-            f"round {round}: {self._good} good reports, {needed} are needed (exchange.min_clients). "
+            f"round {round}: {self.good} good reports, {needed} are needed (exchange.min_clients). "
             + " | ".join(reasons)
         )
 

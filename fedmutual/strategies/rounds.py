@@ -257,7 +257,7 @@ class Rounds(Strategy):
         if self.journal is not None:
             meta, arrays = self.checkpoint()
             self.journal.save_checkpoint(meta, dict(arrays))
-        logger.info("round %d done", current)
+        logger.info("round %d: %d clients reported", current, self.roster.good)
 
 
 def below(prefix: str, arrays: Arrays) -> dict[str, np.ndarray[Any, Any]]:
