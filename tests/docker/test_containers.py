@@ -1,6 +1,6 @@
 """A server and three sites in containers, with TLS and keys: faults change nothing, and no weight travels.
 
-make test-docker        (needs a Docker engine and compose; some 10 minutes on 2 free cores)
+make test-docker        (needs a Docker engine and compose; some 10 minutes on 2 cores)
 """
 
 from __future__ import annotations
