@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,13 @@ class RunDirectory:
     ----------
     path : Path
         The folder, absolute.
+    listeners : list[Callable]
+        Called with the records that :meth:`append` has put on the disk.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.listeners: list[Callable[[Sequence[Mapping[str, Any]]], None]] = []
 
     @classmethod
     def create(
@@ -136,7 +139,11 @@ class RunDirectory:
         free = ("resume", "output_dir", "state_dir", "cache_dir", "device", "data.root", "num_clients")
         saved, now = flat(self.config()), flat(settings)
         for key in sorted(saved.keys() | now.keys()):
-            if key in free or key.startswith(("exchange.", "simulation.")) or saved.get(key) == now.get(key):
+            if (
+                key in free
+                or key.startswith(("exchange.", "simulation.", "tracking."))
+                or saved.get(key) == now.get(key)
+            ):
                 continue
             raise ResultsError(
                 f"resume: {key} is {now.get(key)!r} now and was {saved.get(key)!r} in {self.path}: "
@@ -154,6 +161,8 @@ class RunDirectory:
             os.fsync(file.fileno())
         if new:
             sync_folder(self.path)
+        for listener in self.listeners:
+            listener(records)
 
     def history(self) -> list[Record]:
         """Return every history line so far; a last line that a kill cut short is left out with a warning.
