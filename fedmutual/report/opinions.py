@@ -106,7 +106,7 @@ def disputed_context(evidence: Evidence | None) -> Context:
     if evidence is None or evidence.agreement is None:
         return {"missing": "The public predictions of the last round are not known, see above."}
     if not evidence.samples:
-        return {"missing": "The clients predict the same on every public sample."}
+        return {"missing": evidence.note or "The clients predict the same on every public sample."}
     return {"samples": [_sample(sample, evidence) for sample in evidence.samples]}
 
 
