@@ -80,8 +80,9 @@ def agreement_context(evidence: Evidence | None) -> Context:
     num = len(clients)
     note = f"Share of the {evidence.num_public:,} public samples of the last round, in per cent"
     if num <= MOST_LINES:
-        least = float(matrix.min())  # the shades span what there is: agreement is rarely far from 1
-        spread = max(1 - least, 1e-9)
+        # the shades span what there is: agreement is rarely far from 1
+        pairs = matrix[~np.eye(num, dtype=bool)]
+        least, spread = float(pairs.min()), max(float(np.ptp(pairs)), 1e-9)
         cells = [
             [(f"{100 * share:.0f}", f"{0.08 + 0.92 * (share - least) / spread:.3f}") for share in row]
             for row in matrix.tolist()
