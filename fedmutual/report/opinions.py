@@ -71,7 +71,7 @@ def _mistakes(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> C
 
 def agreement_context(evidence: Evidence | None) -> Context:
     """How often two clients choose the same class; with many clients, its distribution."""
-    if evidence is None or evidence.agreement is None:
+    if evidence is None or evidence.agreement is None or len(evidence.clients) < 2:
         return {
             "missing": "Agreement is measured on the public predictions of the last round; this run has left "
             "none (its strategy exchanges none, or fewer than two clients reported)."
