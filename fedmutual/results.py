@@ -26,7 +26,7 @@ __all__ = ["ResultsError", "RunDirectory", "build_summary", "json_safe", "leave_
 logger = logging.getLogger(__name__)
 
 CONFIG, HISTORY, SUMMARY = "config.yaml", "history.jsonl", "summary.json"
-OVERRIDES = "overrides.json"
+OVERRIDES, EVIDENCE = "overrides.json", "evidence.npz"
 PUBLIC_DATA = "public_data.json"
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -111,6 +111,7 @@ class RunDirectory:
             )
         for leftover in directory.path.glob(".*.tmp"):  # of a write that a kill cut off
             leftover.unlink()
+        (directory.path / EVIDENCE).unlink(missing_ok=True)  # of what is about to be run on
         meta, _ = directory.load_checkpoint()
         kept = [line for line in directory.history() if int(line["round"]) <= meta["round"]]
         atomic_write(directory.path / HISTORY, b"".join(_line(record) for record in kept))
