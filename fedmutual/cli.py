@@ -18,6 +18,7 @@ first steps:
   fedmutual run data=folder data.root=DIR    your own images: DIR/train/<class>/, DIR/public/, DIR/test/
   fedmutual config --changed data=folder data.root=DIR      what that comes to, and from which file
   fedmutual compare experiment=smoke         several methods under the same conditions: one table
+  tensorboard --logdir outputs               watch runs while they learn
 
 `fedmutual COMMAND --help` has examples of each command. Results go to outputs/<date>/<time>-<strategy>/.
 Many sites instead of one machine: docs/deployment.md.

@@ -29,6 +29,7 @@ from fedmutual.messages import Order, Report
 from fedmutual.models.build import build_model, load_weights
 from fedmutual.results import user_runs_dir
 from fedmutual.settings import Settings, StrategySettings, as_container, from_contexts
+from fedmutual.site_log import progress
 from fedmutual.state import ClientState, Ledger, StateError, StateFolder
 from fedmutual.summary import flat, installed_versions, without_paths
 
@@ -101,7 +102,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
             received = state.ledger.received + messages.payload_bytes(content)
             sent = state.ledger.sent + messages.payload_bytes(record)
             folder.save(replace(state, ledger=Ledger(received, sent)))
-            logger.info("%s: %d bytes received and %d sent in this run", name, received, sent)
+            logger.info("%s: %.1f kB received, %.1f kB sent in this run", name, received / 1e3, sent / 1e3)
             return record
     logger.warning("%s: round %d was done before; sending its report again", name, order.round)
     return _packed(state, settings)
@@ -193,7 +194,7 @@ def _learn(
     if order.closing:
         where = folder.export_model(weights, _card(settings, site, arguments, report))
         logger.info("%s: finished; its model is in %s", name, where)
-    _say(report)
+    logger.info("%s", progress(report, state.report if state else None, order.closing))
     kept = optimizer.state_dict() if settings.optimizer.keep_state else {}
     ledger = state.ledger if state else Ledger()
     return ClientState(settings.model.target, weights, kept, report, ledger)
@@ -288,13 +289,3 @@ def _card(settings: Settings, site: SiteData, arguments: dict[str, Any], report:
         },
         "versions": {"python": platform.python_version(), **installed_versions()},
     }
-
-
-def _say(report: Report) -> None:
-    """The site's own log: what happened, in plain words."""
-    figures = ", ".join(
-        f"{key.replace('-', ' ')} {value:.3f}"
-        for key, value in report.metrics.items()
-        if isinstance(value, float) and not key.endswith("seconds")
-    )
-    logger.info("%s: round %d done: %s", report.client, report.round, figures)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ __all__ = ["ResultsError", "RunDirectory", "build_summary", "json_safe", "leave_
 logger = logging.getLogger(__name__)
 
 CONFIG, HISTORY, SUMMARY = "config.yaml", "history.jsonl", "summary.json"
-OVERRIDES = "overrides.json"
+OVERRIDES, EVIDENCE = "overrides.json", "evidence.npz"
 PUBLIC_DATA = "public_data.json"
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -46,10 +46,13 @@ class RunDirectory:
     ----------
     path : Path
         The folder, absolute.
+    listeners : list[Callable]
+        Called with the records that :meth:`append` has put on the disk.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.listeners: list[Callable[[Sequence[Mapping[str, Any]]], None]] = []
 
     @classmethod
     def create(
@@ -108,6 +111,7 @@ class RunDirectory:
             )
         for leftover in directory.path.glob(".*.tmp"):  # of a write that a kill cut off
             leftover.unlink()
+        (directory.path / EVIDENCE).unlink(missing_ok=True)  # of what is about to be run on
         meta, _ = directory.load_checkpoint()
         kept = [line for line in directory.history() if int(line["round"]) <= meta["round"]]
         atomic_write(directory.path / HISTORY, b"".join(_line(record) for record in kept))
@@ -136,7 +140,11 @@ class RunDirectory:
         free = ("resume", "output_dir", "state_dir", "cache_dir", "device", "data.root", "num_clients")
         saved, now = flat(self.config()), flat(settings)
         for key in sorted(saved.keys() | now.keys()):
-            if key in free or key.startswith(("exchange.", "simulation.")) or saved.get(key) == now.get(key):
+            if (
+                key in free
+                or key.startswith(("exchange.", "simulation.", "tracking."))
+                or saved.get(key) == now.get(key)
+            ):
                 continue
             raise ResultsError(
                 f"resume: {key} is {now.get(key)!r} now and was {saved.get(key)!r} in {self.path}: "
@@ -154,6 +162,8 @@ class RunDirectory:
             os.fsync(file.fileno())
         if new:
             sync_folder(self.path)
+        for listener in self.listeners:
+            listener(records)
 
     def history(self) -> list[Record]:
         """Return every history line so far; a last line that a kill cut short is left out with a warning.

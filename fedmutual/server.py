@@ -19,8 +19,9 @@ from fedmutual.exchange import Exchange
 from fedmutual.report.leave import keep_evidence, leave_report
 from fedmutual.report.plots import write_plots
 from fedmutual.results import RunDirectory, build_summary
-from fedmutual.settings import Settings, as_container, from_contexts, run_config_overrides
+from fedmutual.settings import Settings, SettingsError, as_container, from_contexts, run_config_overrides
 from fedmutual.strategies.interface import RunnableStrategy
+from fedmutual.tracking.tracker import Tracking, missing_logger
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,13 @@ def run(grid: Grid, context: Context) -> None:
     """
     start = time.time()
     settings = from_contexts(context.run_config)
+    problem = missing_logger(settings)
+    if problem:
+        raise SettingsError(problem)
     journal, checkpoint = _open_results(settings, run_config_overrides(context.run_config))
     logger.info("results: %s", journal.path)
+    tracking = Tracking(settings, journal.path, journal.history())
+    journal.listeners.append(tracking.log)
     outcome: dict[str, Any] = {"status": "failed", "reason": "the ServerApp was killed"}
     num_classes = 2
     shared = strategy = None
@@ -64,7 +70,7 @@ def run(grid: Grid, context: Context) -> None:
         seconds = {**outcome.pop("seconds", {}), "total": time.time() - start}
         if shared is not None and strategy is not None:
             keep_evidence(journal, shared, strategy)
-        _finish(journal, settings, outcome, seconds, num_classes)
+        _finish(journal, settings, outcome, seconds, num_classes, tracking)
 
 
 def _open_results(
@@ -103,6 +109,7 @@ def _finish(
     outcome: dict[str, Any],
     seconds: dict[str, float],
     classes: int,
+    tracking: Tracking,
 ) -> None:
     """The summary comes last, since it says that the run is over, but whatever a plot may do, it comes."""
     history = journal.history()
@@ -117,6 +124,7 @@ def _finish(
         warnings=warnings,
         **outcome,
     )
+    tracking.close(summary)
     try:
         leave_report(journal.path, summary)
         write_plots(history, journal.path)

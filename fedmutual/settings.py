@@ -177,6 +177,31 @@ class ExchangeSettings:
 
 
 @dataclass(kw_only=True)
+class TrackingSettings:
+    """Loggers that follow the run at the server, besides the results' folder."""
+
+    loggers: list[str] = setting("any of tensorboard, mlflow, wandb; []: none")
+    project: str = setting(
+        "MLflow's experiment, and the project at Weights & Biases, that runs are listed in"
+    )
+    mlflow_uri: str | None = setting(
+        "MLflow's tracking server; null: the environment's MLFLOW_TRACKING_URI, else mlflow.db in the results"
+    )
+    wandb_mode: str = setting(
+        "offline: files in the results, for `wandb sync`; online: sends the figures to its server",
+        choices=("offline", "online", "disabled"),
+    )
+
+    def check(self) -> str | None:
+        """A logger that there is not is refused; whether it is installed, only the server can tell."""
+        known = ("tensorboard", "mlflow", "wandb")
+        for name in self.loggers:
+            if name not in known:
+                return f"loggers: {name!r} is none of {', '.join(known)}"
+        return None
+
+
+@dataclass(kw_only=True)
 class SimulationSettings:
     """Resources of a simulated client (``fedmutual run``)."""
 
@@ -260,6 +285,7 @@ class Settings:
     public: PublicSettings
     evaluation: EvaluationSettings
     exchange: ExchangeSettings
+    tracking: TrackingSettings
     simulation: SimulationSettings
     strategy: Any
     data: Any

@@ -9,18 +9,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from local_grid import Played, play
-from small_data import image_set
 
 from fedmutual.cli import main
 from fedmutual.report import evidence, leave
 from fedmutual.report.comparison import differences
-from fedmutual.report.evidence import Evidence, gather
+from fedmutual.report.evidence import Evidence
 from fedmutual.report.page import render
 from fedmutual.report.recorded import RecordedRun, read_run, read_runs
 from fedmutual.report.sections import seconds
@@ -144,23 +142,6 @@ def test_nothing_is_loaded_and_nothing_runs(played: Played) -> None:
             assert (attributes.get(name) or "data:").startswith(("data:", "#"))
 
 
-def test_evidence_is_what_the_clients_predicted(played: Played) -> None:
-    found = evidence.load(played.path)
-    assert found is not None
-    assert list(found.confusions) == ["client-0", "client-1", "client-2"]
-    for name, matrix in found.confusions.items():
-        assert matrix.sum() == 40
-        share = np.trace(matrix) / 40
-        assert share == pytest.approx(played.summary["clients"][name]["unseen_accuracy"])
-    assert found.ensemble is not None
-    assert np.trace(found.ensemble) / 40 == pytest.approx(played.summary["unseen"]["ensemble_accuracy"])
-    assert found.num_public == 24
-    assert len(found.samples) == 12
-    divergences = [sample.divergence for sample in found.samples]
-    assert divergences == sorted(divergences, reverse=True)
-    assert all(sample.thumbnail.shape == (20, 20, 3) for sample in found.samples)
-
-
 def test_command_writes_one_run_or_several(
     played: Played, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,12 +216,6 @@ def test_damaged_files_are_named(played: Played, tmp_path: Path) -> None:
         read_runs([folder])
 
 
-def test_evidence_never_unpickles(tmp_path: Path) -> None:
-    np.savez(tmp_path / "evidence.npz", meta=np.array([{"a": print}], dtype=object))
-    with pytest.raises(ResultsError, match="damaged"):
-        evidence.load(tmp_path)
-
-
 def test_what_comes_from_a_client_is_text() -> None:
     hostile = "<script>alert(1)</script>\"'&"
     history = [{**line, "client": hostile, "model": hostile} for line in lines(1)]
@@ -284,39 +259,6 @@ def test_many_classes_become_a_list_of_mistakes() -> None:
     matrix[3, 7] = 5
     page = Page(render([recorded(lines(), evidence=Evidence(classes, {"client-0": matrix}))]))
     assert page.says("class-3 class-7 5")
-
-
-def test_evidence_survives_its_file(tmp_path: Path) -> None:
-    shared = SimpleNamespace(
-        classes=("a", "b"),
-        unseen=image_set([0, 1, 1]),
-        public=SimpleNamespace(images=image_set([0, 1, 0, 1])),
-    )
-    surely = lambda *p: np.log(np.array([[1 - x, x] for x in p]))  # noqa: E731
-    checkpoint = {
-        "predictions.b/c": surely(0.1, 0.9),
-        "predictions.a": surely(0.1, 0.2),
-        "predicted": np.array([3, 1], np.int32),
-    }
-    found = gather(shared, {"a": surely(0.1, 0.2, 0.9)}, checkpoint)  # type: ignore[arg-type]
-    evidence.save(found, tmp_path)
-    back = evidence.load(tmp_path)
-    assert back is not None
-    assert back.classes == ("a", "b")
-    assert back.clients == ("a", "b/c")
-    assert back.confusions["a"].tolist() == [[1, 0], [1, 1]]
-    assert back.agreement is not None
-    assert back.agreement.tolist() == [[1, 0.5], [0.5, 1]]
-    (sample,) = back.samples  # on the other one they say the same
-    assert (sample.name, sample.label) == (shared.public.images.names[1], 1)
-    assert np.array_equal(sample.thumbnail, shared.public.images.images[1])
-    assert sample.probabilities[:, 1].tolist() == pytest.approx([0.2, 0.9], abs=1e-3)
-
-
-def test_a_strategy_without_predictions_has_no_agreement() -> None:
-    shared = SimpleNamespace(classes=("a", "b"), unseen=None, public=None)
-    found = gather(shared, {}, {"model.weight": np.zeros(3)})  # type: ignore[arg-type]
-    assert (found.agreement, found.confusions, found.samples) == (None, {}, ())
 
 
 # --- side by side, words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -75,7 +76,11 @@ def call(arguments: argparse.Namespace) -> int:
     for prediction in predict_pictures(models, pictures, device, arguments.batch_size):
         (bad if prediction.error else good).append(prediction)
     names = [model.name for model in models]
-    {"table": _table, "csv": _csv, "json": _json}[arguments.format](good, models[0].classes, names)
+    try:
+        {"table": _table, "csv": _csv, "json": _json}[arguments.format](good, models[0].classes, names)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain at exit as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for prediction in bad:
         print(f"fedmutual predict: {prediction.path} cannot be read: {prediction.error}", file=sys.stderr)
     return 1 if bad else 0

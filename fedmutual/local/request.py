@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from fedmutual.models.lookup import models_problem
 from fedmutual.results import saved_overrides
 from fedmutual.settings import Settings, SettingsError, compose
+from fedmutual.tracking.tracker import missing_logger
 
 DEFAULT_CLIENTS = 5
 VISIONNET = ("visionnet", "fedmutual.models.visionnet.VisionNet")
@@ -78,7 +79,7 @@ def prepare(overrides: Sequence[str], cwd: Path, now: datetime.datetime | None =
         typed = [*_at_home(saved_overrides(resumed), resumed), *typed]
         settings = compose(typed)
     num_clients = settings.num_clients or DEFAULT_CLIENTS
-    problem = models_problem(settings.model) or _misfit(settings, num_clients)
+    problem = models_problem(settings.model) or _misfit(settings, num_clients) or missing_logger(settings)
     if problem:
         raise SettingsError(problem)
     output_dir = _output_dir(settings, cwd, now or datetime.datetime.now())

@@ -161,6 +161,7 @@ class LocalRun:
 
     def _leave_summary(self, status: str, reason: str) -> None:
         """Say in ``summary.json`` how a run ended that could not say it itself."""
+        from fedmutual.report.leave import leave_report
         from fedmutual.results import ResultsError, RunDirectory, leave_summary
         from fedmutual.settings import as_container
 
@@ -168,6 +169,7 @@ class LocalRun:
             if not (self._output / "config.yaml").exists():  # it ended before the ServerApp began
                 RunDirectory(self._output).write_config(as_container(self._request.settings))
             leave_summary(self._output, status, reason)
+            leave_report(self._output)
         except (ResultsError, OSError) as error:  # a damaged history, a full disk
             self._display.line(f"no summary.json: {error}")
 
@@ -193,6 +195,8 @@ class LocalRun:
             self._display.line(f"The run {status or 'failed'}: {given or reason or 'no reason given'}")
             if self._log.exists():
                 self._display.line(f"The whole log: {self._log}")
+        if (self._output / "report.html").exists():
+            self._display.line(f"Report: {self._output / 'report.html'}")
         self._display.line(f"Results: {self._output}")
         return 0 if completed else 1
 

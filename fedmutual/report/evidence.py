@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from fedmutual.atomic import atomic_write
 from fedmutual.learning.agreement import Predictions, agreement, confusion, disagreement
-from fedmutual.results import ResultsError
+from fedmutual.results import EVIDENCE, ResultsError
 from fedmutual.summary import natural_key
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData
 
-EVIDENCE = "evidence.npz"
 SAMPLES = 12  # public samples that are shown
 THUMBNAIL = 96  # pixels a side, at most
 
@@ -73,6 +72,8 @@ class Evidence:
         Public samples that the last two are measured on.
     samples : tuple[Sample, ...]
         The most disputed first.
+    note : str
+        Why there are none although predictions are known.
     """
 
     classes: tuple[str, ...]
@@ -82,6 +83,7 @@ class Evidence:
     agreement: NDArray[np.float64] | None = None
     num_public: int = 0
     samples: tuple[Sample, ...] = ()
+    note: str = ""
 
 
 def gather(
@@ -108,9 +110,8 @@ def gather(
         names = sorted(unseen_predictions, key=natural_key)
         confusions = {name: confusion(unseen_predictions[name], labels) for name in names}
         together = confusion(ensemble(list(unseen_predictions.values())), labels)
-    known = {k.removeprefix("predictions."): v for k, v in checkpoint.items() if k.startswith("predictions.")}
-    clients = tuple(sorted(known, key=natural_key))
-    predictions = [known[client] for client in clients]
+    known = public_predictions(checkpoint)
+    clients, predictions = tuple(known), list(known.values())
     if len(clients) < 2 or not len(predictions[0]):
         return Evidence(shared.classes, confusions, together)
     return Evidence(
@@ -122,6 +123,12 @@ def gather(
         num_public=len(predictions[0]),
         samples=_disputed(shared, checkpoint["predicted"], predictions),
     )
+
+
+def public_predictions(checkpoint: Mapping[str, NDArray[Any]]) -> dict[str, Predictions]:
+    """The last round's predictions by client, in natural order (see :func:`gather`)."""
+    known = {k.removeprefix("predictions."): v for k, v in checkpoint.items() if k.startswith("predictions.")}
+    return {client: known[client] for client in sorted(known, key=natural_key)}
 
 
 def save(evidence: Evidence, path: Path) -> None:

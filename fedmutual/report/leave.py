@@ -28,13 +28,14 @@ def keep_evidence(journal: RunDirectory, shared: SharedData, strategy: RunnableS
         logger.exception("evidence.npz is not written: the report will lack confusion and agreement")
 
 
-def leave_report(path: Path, summary: Mapping[str, Any]) -> None:
+def leave_report(path: Path, summary: Mapping[str, Any] | None = None) -> None:
     """Write ``report.html`` into a run's folder; an error is logged only.
 
     Parameters
     ----------
-    summary : Mapping[str, Any]
-        The summary that is about to be written: it comes last, since it says that the run is over.
+    summary : Mapping[str, Any] or None
+        The summary that is about to be written (it comes last, since it says that the run is over); None:
+        it is there.
     """
     try:
         from fedmutual.report.page import REPORT, write_report

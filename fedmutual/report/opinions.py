@@ -71,7 +71,7 @@ def _mistakes(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> C
 
 def agreement_context(evidence: Evidence | None) -> Context:
     """How often two clients choose the same class; with many clients, its distribution."""
-    if evidence is None or evidence.agreement is None:
+    if evidence is None or evidence.agreement is None or len(evidence.clients) < 2:
         return {
             "missing": "Agreement is measured on the public predictions of the last round; this run has left "
             "none (its strategy exchanges none, or fewer than two clients reported)."
@@ -80,8 +80,9 @@ def agreement_context(evidence: Evidence | None) -> Context:
     num = len(clients)
     note = f"Share of the {evidence.num_public:,} public samples of the last round, in per cent"
     if num <= MOST_LINES:
-        least = float(matrix.min())  # the shades span what there is: agreement is rarely far from 1
-        spread = max(1 - least, 1e-9)
+        # the shades span what there is: agreement is rarely far from 1
+        pairs = matrix[~np.eye(num, dtype=bool)]
+        least, spread = float(pairs.min()), max(float(np.ptp(pairs)), 1e-9)
         cells = [
             [(f"{100 * share:.0f}", f"{0.08 + 0.92 * (share - least) / spread:.3f}") for share in row]
             for row in matrix.tolist()
@@ -106,7 +107,7 @@ def disputed_context(evidence: Evidence | None) -> Context:
     if evidence is None or evidence.agreement is None:
         return {"missing": "The public predictions of the last round are not known, see above."}
     if not evidence.samples:
-        return {"missing": "The clients predict the same on every public sample."}
+        return {"missing": evidence.note or "The clients predict the same on every public sample."}
     return {"samples": [_sample(sample, evidence) for sample in evidence.samples]}
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedmutual.report import evidence as kept
 from fedmutual.report.evidence import Evidence
+from fedmutual.report.recover import recover
 from fedmutual.results import CONFIG, SUMMARY, Record, ResultsError, RunDirectory, saved_overrides
 from fedmutual.summary import build_summary
 
@@ -68,6 +69,8 @@ def read_run(path: Path, summary: Mapping[str, Any] | None = None) -> RecordedRu
 def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
     """Read several folders, each once; runs of one name are told apart by the folder above.
 
+    Where a run was killed before it left evidence, what can be found of it is (:mod:`.recover`).
+
     Raises
     ------
     ResultsError
@@ -77,13 +80,13 @@ def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
     runs = [read_run(folder) for folder in folders]
     names = [run.name for run in runs]
     return [
-        run if names.count(run.name) == 1 else RecordedRun(**{**vars(run), "name": _longer(folder)})
+        replace(
+            run,
+            name=run.name if names.count(run.name) == 1 else f"{folder.parent.name}/{folder.name}",
+            evidence=run.evidence or recover(folder),
+        )
         for run, folder in zip(runs, folders, strict=True)
     ]
-
-
-def _longer(folder: Path) -> str:
-    return f"{folder.parent.name}/{folder.name}"
 
 
 def _summary(path: Path, history: list[Record]) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""Evidence of a run that was killed before it left any: its last checkpoint and the local public set."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fedmutual.checkpoint import has_checkpoint
+from fedmutual.learning.agreement import agreement
+from fedmutual.report.evidence import Evidence, gather, public_predictions
+from fedmutual.results import CHECKPOINT, RunDirectory, saved_overrides
+
+logger = logging.getLogger(__name__)
+
+
+def recover(path: Path) -> Evidence | None:
+    """Compare the public predictions in a run's checkpoint; None where there are none.
+
+    The samples in dispute are shown where the run's public set can be read here; else
+    :attr:`Evidence.note` says why not.
+
+    Raises
+    ------
+    ResultsError
+        The checkpoint is damaged.
+    """
+    if not has_checkpoint(path / CHECKPOINT):
+        return None
+    _, arrays = RunDirectory(path).load_checkpoint()
+    known = public_predictions(arrays)
+    if len(known) < 2:
+        return None
+    try:
+        from fedmutual.data.site import load_shared
+        from fedmutual.settings import compose
+
+        settings = compose(saved_overrides(path))
+        shared = load_shared(settings, settings.num_clients or len(known))
+        positions = arrays["predicted"]
+        if len(positions) and int(np.max(positions)) >= len(shared.public):
+            raise ValueError(f"it has {len(shared.public)} images here, and fewer than in the run")
+        return gather(shared, {}, arrays)
+    except Exception as error:  # whatever a data source raises where its images are not
+        logger.debug("the public set of %s", path, exc_info=True)
+        clients, predictions = tuple(known), list(known.values())
+        found = Evidence(
+            (), clients=clients, agreement=agreement(predictions), num_public=len(predictions[0])
+        )
+        return replace(found, note=f"The run's public set cannot be read here: {error}.")
