@@ -26,9 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedmutual.composition import compose
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.models.visionnet import VisionNet
-from fedmutual.settings import Settings, compose
+from fedmutual.settings import Settings
 
 
 @dataclass

@@ -20,6 +20,7 @@ from flwr.common.constant import ErrorCode
 from torch import nn
 
 from fedmutual import messages
+from fedmutual.composition import from_contexts
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.device import choose_device, describe
 from fedmutual.distributions import MessageError
@@ -28,7 +29,7 @@ from fedmutual.learner import Learner, derived_seed, learning_rate, new_optimize
 from fedmutual.messages import Order, Report
 from fedmutual.models.build import build_model, load_weights
 from fedmutual.results import user_runs_dir
-from fedmutual.settings import Settings, StrategySettings, as_container, from_contexts
+from fedmutual.settings import Settings, StrategySettings, as_container
 from fedmutual.site_log import progress
 from fedmutual.state import ClientState, Ledger, StateError, StateFolder
 from fedmutual.summary import flat, installed_versions, without_paths

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fedmutual import settings as schema
+from fedmutual import composition
 
 COMMAND_LINE, NODE = "command line", "node configuration"
 
@@ -60,27 +60,27 @@ def origins(
     Raises
     ------
     SettingsError
-        As :func:`fedmutual.settings.compose`.
+        As :func:`fedmutual.composition.compose`.
     """
-    schema.compose(overrides, node_config)  # refuses what is wrong
+    composition.compose(overrides, node_config)  # refuses what is wrong
     node = dict(node_config or {})
-    run, own = schema.effective_overrides(overrides, node)
-    config = schema.composed(run, own, node)
-    with schema.hydra_on_conf():
+    run, own = composition.effective_overrides(overrides, node)
+    config = composition.composed(run, own, node)
+    with composition.hydra_on_conf():
         loader = GlobalHydra.instance().config_loader()
         found = loader.compute_defaults_list("config", [*run, *own], RunMode.RUN)
     origin: dict[str, str] = {}
     for default in found.defaults:
-        path = schema.CONF_DIR / f"{default.config_path}.yaml"
+        path = composition.CONF_DIR / f"{default.config_path}.yaml"
         if path.is_file():
             origin |= dict.fromkeys(_keys_of(path, default.package or ""), _name(path))
     origin |= _overridden(run, labels or {}, config) | _overridden(own, dict.fromkeys(own, NODE), config)
     if "data-dir" in node:
-        origin |= {f"data.{key}": NODE for key in schema.FOLDER_KEYS if key in config.data}
+        origin |= {f"data.{key}": NODE for key in composition.FOLDER_KEYS if key in config.data}
     choices = [
         Origin(group, choice, _choice_source(found.overrides, group, [*run, *own], labels or {}, own))
         for group, choice in sorted(found.overrides.known_choices.items())
-        if group in schema.GROUP_KEYS
+        if group in composition.GROUP_KEYS
     ]
     values = _flat(config)
     return choices + [Origin(key, value, origin[key]) for key, value in values.items()]
@@ -118,7 +118,7 @@ def _overridden(given: Sequence[str], labels: Mapping[str, str], config: DictCon
     for text in given:
         key = OverridesParser.create().parse_override(text).key_or_group
         hit = [name for name in known if name == key or name.startswith(f"{key}.")]
-        if key not in schema.GROUP_KEYS or not isinstance(OmegaConf.select(config, key), DictConfig):
+        if key not in composition.GROUP_KEYS or not isinstance(OmegaConf.select(config, key), DictConfig):
             origin |= dict.fromkeys(hit, labels.get(text, COMMAND_LINE))
     return origin
 
@@ -131,11 +131,11 @@ def _choice_source(
             return NODE if text in own else labels.get(text, COMMAND_LINE)
     metadata = overrides.override_metadata.get(group)
     by = metadata.containing_config_path if metadata is not None else None
-    return _name(schema.CONF_DIR / f"{by or 'config'}.yaml")
+    return _name(composition.CONF_DIR / f"{by or 'config'}.yaml")
 
 
 def _name(path: Path) -> str:
-    return f"conf/{path.relative_to(schema.CONF_DIR).as_posix()}"
+    return f"conf/{path.relative_to(composition.CONF_DIR).as_posix()}"
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

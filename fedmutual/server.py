@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid
 
+from fedmutual.composition import from_contexts, run_config_overrides
 from fedmutual.data.site import SharedData, load_shared
 from fedmutual.diagnostics import diagnose
 from fedmutual.distribution import Distributor, ServingGrid
@@ -19,7 +20,7 @@ from fedmutual.exchange import Exchange
 from fedmutual.report.leave import keep_evidence, leave_report
 from fedmutual.report.plots import write_plots
 from fedmutual.results import RunDirectory, build_summary
-from fedmutual.settings import Settings, SettingsError, as_container, from_contexts, run_config_overrides
+from fedmutual.settings import Settings, SettingsError, as_container
 from fedmutual.strategies.interface import RunnableStrategy
 from fedmutual.tracking.tracker import Tracking, missing_logger
 

@@ -1,34 +1,16 @@
-"""Typed settings: the dataclasses are the schema, ``conf/`` holds every value.
+"""Typed settings: these dataclasses are the schema, ``conf/`` holds every value.
 
-``compose`` turns a list of Hydra overrides into a checked :class:`Settings`; ``from_contexts`` does the
-same from what Flower hands to an app. A misspelt key, a wrong type or a value out of range raises
-:class:`SettingsError` with the key's full name before anything starts.
+:mod:`fedmutual.composition` fills them from ``conf/`` and Hydra overrides, and checks every value.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 import re
-import shlex
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import Field, dataclass, field, fields, is_dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException, MissingConfigException
-from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from fedmutual.appfolder import app_folder
+from omegaconf import OmegaConf
 
 if TYPE_CHECKING:  # only what reads its settings imports torch or Flower
     from flwr.app import RecordDict
@@ -39,14 +21,6 @@ if TYPE_CHECKING:  # only what reads its settings imports torch or Flower
     from fedmutual.messages import Report
     from fedmutual.results import RunDirectory
     from fedmutual.strategies.interface import RunnableStrategy
-
-CONF_DIR = app_folder() / "conf"
-
-# Keys of `[tool.flwr.app.config]` that choose a Hydra group; an empty string means "as in conf/".
-GROUP_KEYS = ("experiment", "strategy", "model", "data", "partition", "public", "optimizer")
-PLAIN_KEYS = ("seed", "rounds", "output_dir")
-
-_HYDRA_LOCK = threading.Lock()  # GlobalHydra is a process-wide singleton
 
 
 class SettingsError(ValueError):
@@ -300,242 +274,6 @@ class Settings:
         return strategy.misfit(self)
 
 
-ConfigStore.instance().store(name="schema", node=Settings)
-
-
-def compose(overrides: Sequence[str] = (), node_config: Mapping[str, Any] | None = None) -> Settings:
-    """Resolve Hydra overrides (and a node's own configuration, which wins) into checked settings.
-
-    Parameters
-    ----------
-    overrides : Sequence[str]
-        Hydra overrides, such as ``["partition=dirichlet", "partition.alpha=0.3"]``.
-    node_config : Mapping[str, Any] | None
-        A SuperNode's ``--node-config``; ``data-dir``, ``state-dir``, ``cache-dir``, ``device`` and ``model``
-        are settings.
-
-    Raises
-    ------
-    SettingsError
-        With the full name of the key and what it takes.
-    """
-    node = tuple(sorted((k, str(v)) for k, v in (node_config or {}).items() if k in _NODE_KEYS))
-    return _compose(tuple(overrides), node)
-
-
-def from_contexts(run_config: Mapping[str, Any], node_config: Mapping[str, Any] | None = None) -> Settings:
-    """Compose the settings of a Flower run from ``context.run_config`` and ``context.node_config``.
-
-    Raises
-    ------
-    SettingsError
-        As :func:`compose`, and for a relative path.
-    """
-    settings = compose(run_config_overrides(run_config), node_config)
-    for key in ("output_dir", "state_dir", "cache_dir", "resume"):
-        value = getattr(settings, key)
-        if value is not None and not Path(value).is_absolute():
-            raise SettingsError(
-                f"{key}: {value!r} is relative, but an app has its own working folder: make it absolute"
-            )
-    return settings
-
-
-def run_config_overrides(run_config: Mapping[str, Any]) -> list[str]:
-    """Translate ``[tool.flwr.app.config]`` values into Hydra overrides; ``overrides`` comes last and wins."""
-    chosen = [f"{key}={run_config[key]}" for key in GROUP_KEYS + PLAIN_KEYS if run_config.get(key, "") != ""]
-    try:
-        return chosen + shlex.split(str(run_config.get("overrides", "")))
-    except ValueError as error:
-        raise SettingsError(f"overrides: {error}: {run_config['overrides']!r}") from error
-
-
 def as_container(settings: Settings) -> dict[str, Any]:
     """Return the settings as plain nested dicts, the form that is saved with every run."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(settings)))
-
-
-_NODE_KEYS = {
-    "data-dir": "data",
-    "state-dir": "state_dir",
-    "cache-dir": "cache_dir",
-    "device": "device",
-    "model": "model",
-}
-FOLDER_KEYS = ("root", "dataset")  # of a data source that reads a folder: what a node's data-dir sets
-
-
-@functools.lru_cache(maxsize=64)
-def _compose(overrides: tuple[str, ...], node: tuple[tuple[str, str], ...]) -> Settings:
-    return _checked(composed(*effective_overrides(overrides, dict(node)), dict(node)))
-
-
-def effective_overrides(
-    overrides: Sequence[str], node_config: Mapping[str, Any]
-) -> tuple[list[str], list[str]]:
-    """Return the run's overrides that a node leaves standing, and the node's own."""
-    node = {key: str(node_config[key]) for key in sorted(_NODE_KEYS) if key in node_config}
-    own = [
-        f"{_NODE_KEYS[key]}={QuotedString(value, Quote.single).with_quotes()}"
-        for key, value in node.items()
-        if key not in ("model", "data-dir")
-    ]
-    kept = list(overrides)
-    if "model" in node:  # the run's arguments belong to the run's model
-        kept = [o for o in overrides if not re.match(r"[+~]*model([.=]|$)", o)]
-        own += model_overrides(node["model"])
-    return kept, own
-
-
-def composed(run: Sequence[str], own: Sequence[str], node_config: Mapping[str, Any]) -> DictConfig:
-    """Compose ``conf/`` and overrides, the keys as they are typed and the values not yet checked.
-
-    Parameters
-    ----------
-    run, own : Sequence[str]
-        From :func:`effective_overrides`.
-    node_config : Mapping[str, Any]
-        A node's configuration, for its ``data-dir``.
-
-    Raises
-    ------
-    SettingsError
-        For what Hydra refuses.
-    """
-    if not CONF_DIR.is_dir():
-        raise SettingsError(f"{CONF_DIR} is missing: the app was packed without conf/**/*.yaml")
-    try:
-        with hydra_on_conf():
-            config = hydra_compose(config_name="config", overrides=[*run, *own])
-        OmegaConf.resolve(config)
-        if "data-dir" in node_config:
-            _set_folder(config.data, str(node_config["data-dir"]))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(_explain(error)) from error
-    except SettingsError:
-        raise
-    except ValueError as error:  # Hydra's, for a group that is set to null or a number
-        raise SettingsError(f"{' '.join([*run, *own])}: {error}") from error
-    return config
-
-
-@contextmanager
-def hydra_on_conf() -> Iterator[None]:
-    """Let Hydra read ``conf/`` while the block runs; one block at a time."""
-    with _HYDRA_LOCK:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-            yield
-
-
-def _set_folder(data: DictConfig, folder: str) -> None:
-    key = next((name for name in FOLDER_KEYS if name in data), None)
-    if key is None:
-        raise SettingsError("data-dir: this run's data source reads no folder; run it with data=folder")
-    data[key] = folder
-
-
-def model_overrides(name: str) -> list[str]:
-    """Overrides that select a model by the name of its ``conf/model`` file or by its dotted path."""
-    return ["model=custom", f"model._target_={name}"] if "." in name else [f"model={name}"]
-
-
-def _explain(error: Exception) -> str:
-    """The first lines of a Hydra error say what is wrong; the cause below it names the key."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}: {option!r} is none of {', '.join(error.options or ())}"
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
-    key = getattr(cause or error, "full_key", None)
-    text = " ".join(line.strip() for line in str(cause or error).splitlines()[:1])
-    head = str(error).splitlines()[0]
-    if "Key 'study' not in 'Settings'" in str(error):
-        return f"experiment: {head.split(chr(39))[1]} is a study of several runs: use `fedmutual compare`"
-    return f"{key}: {text}" if key and key not in text else f"{head}: {text}" if cause else head
-
-
-def _checked(config: DictConfig) -> Settings:
-    groups = {"strategy": StrategySettings, "data": DataSettings, "partition": PartitionSettings}
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise SettingsError(f"{missing[0]}: needs a value")
-    _check_keys("", config, Settings)
-    values: dict[str, Any] = {}
-    for entry in fields(Settings):
-        node = config[entry.name]
-        if is_dataclass(entry_type := OmegaConf.get_type(node)):
-            _check_keys(f"{entry.name}.", node, entry_type)
-        if entry.name == "model":
-            values[entry.name] = _model_settings(node)
-        elif entry.name in groups:
-            values[entry.name] = _typed(entry.name, node, groups[entry.name])
-        else:
-            values[entry.name] = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
-    settings = Settings(**values)
-    _check_values("", settings)
-    return settings
-
-
-def _check_keys(prefix: str, node: DictConfig, schema: type) -> None:
-    """Hydra lets ``+key=1`` and ``~key`` past the schema."""
-    expected = {entry.name for entry in fields(schema)}
-    for key in sorted(expected ^ {str(key) for key in node}):
-        raise SettingsError(f"{prefix}{key}: {'needs a value' if key in expected else 'no such setting'}")
-
-
-def _typed(group: str, node: DictConfig, base: type) -> Any:
-    """Merge a group's values into the dataclass that its ``_target_`` names; wrong types are refused."""
-    values = cast(dict[str, Any], OmegaConf.to_container(node))
-    target = str(values.pop("_target_", ""))
-    try:
-        schema = get_class(target)
-    except Exception as error:
-        raise SettingsError(f"{group}._target_: no class {target!r}: {error}") from error
-    if not (is_dataclass(schema) and issubclass(schema, base)):
-        raise SettingsError(f"{group}._target_: {target} is no {base.__name__}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise SettingsError(f"{group}.{error.full_key}: {str(error).splitlines()[0]}") from error
-
-
-def _model_settings(node: DictConfig) -> ModelSettings:
-    values = cast(dict[str, Any], OmegaConf.to_container(node))
-    target, per_client = values.pop("_target_", None), values.pop("per_client", None)
-    if not isinstance(target, str) or "." not in target:
-        raise SettingsError(f"model._target_: {target!r} is no dotted path of a model class or function")
-    if not isinstance(per_client, list) or not all(isinstance(name, str) for name in per_client):
-        raise SettingsError(f"model.per_client: {per_client!r} is no list of model names")
-    return ModelSettings(target=target, arguments=values, per_client=per_client)
-
-
-def _check_values(prefix: str, settings: Any) -> None:
-    for entry in fields(settings):
-        value = getattr(settings, entry.name)
-        if is_dataclass(value):
-            _check_values(f"{prefix}{entry.name}.", value)
-        elif value is not None:
-            _check_range(f"{prefix}{entry.name}", value, entry)
-    check = getattr(settings, "check", None)
-    if check is not None:
-        problem = check()
-        if problem:
-            raise SettingsError(f"{prefix}{problem}")
-
-
-def _check_range(key: str, value: Any, entry: Field[Any]) -> None:
-    rules = entry.metadata
-    choices, minimum, maximum, above = (
-        rules.get(name) for name in ("choices", "minimum", "maximum", "above")
-    )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SettingsError(f"{key}: {value} is no finite number")
-    if choices and value not in choices:
-        raise SettingsError(f"{key}: {value!r} is none of {', '.join(choices)}")
-    if minimum is not None and value < minimum:
-        raise SettingsError(f"{key}: {value} is below {minimum}")
-    if maximum is not None and value > maximum:
-        raise SettingsError(f"{key}: {value} is above {maximum}")
-    if above is not None and value <= above:
-        raise SettingsError(f"{key}: {value} is not above {above}")

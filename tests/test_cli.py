@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmutual.composition import compose, run_config_overrides
 from fedmutual.local import request as request_module
 from fedmutual.local.request import DEFAULT_CLIENTS, VISIONNET, hydra_override, prepare, toml_string
 from fedmutual.models.lookup import dotted_path_problem, models_problem
 from fedmutual.results import RunDirectory
-from fedmutual.settings import ModelSettings, SettingsError, compose, run_config_overrides
+from fedmutual.settings import ModelSettings, SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
 NOW = datetime.datetime(2026, 1, 31, 12, 0, 7)

@@ -23,13 +23,13 @@ from local_grid import TINY, enter_run, over_the_wire
 
 from fedmutual import client
 from fedmutual.client import answer, handle
+from fedmutual.composition import compose
 from fedmutual.data.site import load_site
 from fedmutual.distributions import MessageError
 from fedmutual.learner import Learner
 from fedmutual.learning.evaluation import predict
 from fedmutual.messages import Order, order_record, payload_bytes
 from fedmutual.models.build import load_weights
-from fedmutual.settings import compose
 from fedmutual.state import ClientState, StateError, StateFolder
 
 NODE = {"partition-id": 0, "num-partitions": 2}

@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 
 from fedmutual.cli import main
 from fedmutual.commands.config import RESUMED, RUN, resolved
+from fedmutual.composition import CONF_DIR, compose
 from fedmutual.provenance import COMMAND_LINE, NODE, meanings, origins
 from fedmutual.results import RunDirectory
-from fedmutual.settings import CONF_DIR, SettingsError, compose
+from fedmutual.settings import SettingsError
 
 TRICKY = (
     [],

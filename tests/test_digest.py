@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_grid import play, trains
 
+from fedmutual.composition import compose
 from fedmutual.distributions import MessageError, decode, encode
 from fedmutual.learner import Learner
 from fedmutual.learning.aggregation import (
@@ -19,7 +20,6 @@ from fedmutual.learning.aggregation import (
     mean_of_probabilities,
     mean_of_scores,
 )
-from fedmutual.settings import compose
 
 P = np.log(np.array([[[0.8, 0.2]], [[0.5, 0.5]], [[0.2, 0.8]]], np.float32))  # three clients, one sample
 

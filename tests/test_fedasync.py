@@ -11,9 +11,10 @@ import safetensors.numpy
 from flwr.app import Array, Message
 from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
 
+from fedmutual.composition import compose
 from fedmutual.messages import read_order
 from fedmutual.results import RunDirectory
-from fedmutual.settings import SettingsError, compose
+from fedmutual.settings import SettingsError
 
 QUICK = ("evaluation.unseen_every=0", "strategy.updates=7", "strategy.speeds=[1,2,4]")
 FEDASYNC = ("strategy=fedasync", *QUICK)

@@ -12,6 +12,7 @@ import torch
 from scipy.special import rel_entr
 from torch import Tensor, nn
 
+from fedmutual.composition import compose
 from fedmutual.data.images import ImageSet
 from fedmutual.data.public import PublicSet
 from fedmutual.data.site import SiteData
@@ -22,7 +23,7 @@ from fedmutual.learning.evaluation import accuracy, cross_entropy, predict
 from fedmutual.learning.training import Public
 from fedmutual.messages import Order
 from fedmutual.models.build import build_model
-from fedmutual.settings import Settings, compose
+from fedmutual.settings import Settings
 
 SIZE = 8
 PRIVATE, HELD_OUT, PUBLIC, UNSEEN = 20, 6, 12, 8

@@ -94,7 +94,11 @@ def an_order(**changes: Any) -> Order:
 # Distributions
 
 
-@given(distributions(), st.sampled_from([d for d in WIRE_DTYPES if d != "label"]), st.sampled_from([1e-7, 1e-4, 1e-2, 0.1]))
+@given(
+    distributions(),
+    st.sampled_from([d for d in WIRE_DTYPES if d != "label"]),
+    st.sampled_from([1e-7, 1e-4, 1e-2, 0.1]),
+)
 @settings(max_examples=150, deadline=None)
 def test_every_distribution_survives_within_the_error_of_its_type(
     log_p: np.ndarray, wire_dtype: str, floor: float

@@ -13,11 +13,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from local_grid import FIRST_NODE, Played, play, trains
 from PIL import Image
 
+from fedmutual.composition import compose
 from fedmutual.distributions import decode
 from fedmutual.learner import Learner
 from fedmutual.learning.training import Trainer
 from fedmutual.messages import payload_bytes
-from fedmutual.settings import compose
 from fedmutual.state import ClientState, StateFolder
 
 Event = tuple[str, str, int]

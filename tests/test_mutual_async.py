@@ -12,10 +12,11 @@ import torch
 from flwr.app import Message
 from local_grid import FIRST_NODE, Played, play, trains
 
+from fedmutual.composition import compose
 from fedmutual.distributions import decode
 from fedmutual.messages import read_order
 from fedmutual.results import RunDirectory
-from fedmutual.settings import SettingsError, compose
+from fedmutual.settings import SettingsError
 
 QUICK = (
     "strategy=mutual_async",

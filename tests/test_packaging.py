@@ -124,7 +124,7 @@ def installed(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPat
 
 def test_the_wheel_finds_its_own_conf(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import fedmutual.settings as s, sys; print(s.CONF_DIR); print(s.compose(['rounds=3']).rounds); "
+        "import fedmutual.composition as s, sys; print(s.CONF_DIR); print(s.compose(['rounds=3']).rounds); "
         "print([p for p in sys.path if (__import__('pathlib').Path(p) / 'server_app.py').exists()])"
     )
     conf, rounds, apps = command([str(installed / "python"), "-I", "-c", code], tmp_path).splitlines()

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from fedmutual.composition import compose
 from fedmutual.models.build import build_model
 from fedmutual.models.card import card_page
 from fedmutual.models.stored import StoredModelError, find_models, load_model, load_models
-from fedmutual.settings import compose
 from fedmutual.state import StateFolder
 
 

@@ -49,8 +49,9 @@ def add_arguments(commands: Any) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Compose the settings and print them."""
+    from fedmutual.composition import compose
     from fedmutual.provenance import meanings, origins
-    from fedmutual.settings import SettingsError, compose
+    from fedmutual.settings import SettingsError
 
     try:
         node = _node_config(arguments.node_config)
@@ -80,10 +81,10 @@ def resolved(
     SettingsError
         As ``fedmutual run``.
     """
+    from fedmutual.composition import compose
     from fedmutual.local.request import prepare
     from fedmutual.provenance import COMMAND_LINE, origins
     from fedmutual.results import saved_overrides
-    from fedmutual.settings import compose
 
     request = prepare(typed, cwd)
     saved = saved_overrides(Path(request.settings.resume)) if request.settings.resume else []

@@ -13,7 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedmutual.settings import CONF_DIR, SettingsError, setting
+from fedmutual.composition import CONF_DIR
+from fedmutual.settings import SettingsError, setting
 
 PREFIX = "study."
 

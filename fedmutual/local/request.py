@@ -14,9 +14,10 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from fedmutual.composition import compose
 from fedmutual.models.lookup import models_problem
 from fedmutual.results import saved_overrides
-from fedmutual.settings import Settings, SettingsError, compose
+from fedmutual.settings import Settings, SettingsError
 from fedmutual.tracking.tracker import missing_logger
 
 DEFAULT_CLIENTS = 5

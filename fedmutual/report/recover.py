@@ -34,8 +34,8 @@ def recover(path: Path) -> Evidence | None:
     if len(known) < 2:
         return None
     try:
+        from fedmutual.composition import compose
         from fedmutual.data.site import load_shared
-        from fedmutual.settings import compose
 
         settings = compose(saved_overrides(path))
         shared = load_shared(settings, settings.num_clients or len(known))
