@@ -12,6 +12,7 @@ mode and with ``strategy.wire_dtype=float32`` the weights agree with those of ``
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -40,6 +41,13 @@ class Client:
     site: SiteData
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    average: nn.Module | None = None  # of the weights, over so many steps
+    steps: int = 0
+
+    @property
+    def predictor(self) -> nn.Module:
+        """What predicts and is left at the end."""
+        return self.model if self.average is None else self.average
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,8 @@ def start_clients(settings: Settings, num_clients: int) -> list[Client]:
         model = VisionNet(outputs, settings.data.image_size, **settings.model.arguments)
         model = model.to(memory_format=torch.channels_last)
         warm_start(settings, site, model)
-        clients.append(Client(name, site, model, new_optimizer(settings, model)))
+        average = copy.deepcopy(model) if settings.train.ema_decay else None
+        clients.append(Client(name, site, model, new_optimizer(settings, model), average))
     return clients
 
 
@@ -127,7 +136,7 @@ def learn(settings: Settings, clients: list[Client]) -> Result:
         for client, lesson in zip(clients, lessons, strict=True):
             train_one_round(settings, client, current, lesson)
             predictions.append(
-                shared(settings, predict(settings, client.model, pixels(public.images, samples)))
+                shared(settings, predict(settings, client.predictor, pixels(public.images, samples)))
             )
             every = settings.evaluation.unseen_every
             if every and current % every == 0:
@@ -141,7 +150,7 @@ def learn(settings: Settings, clients: list[Client]) -> Result:
         generator = seed_everything(settings, client, settings.rounds + 1)
         separate_mutual_step(settings, client, lesson, generator, last_epochs)
     accuracies = {client.name: unseen_accuracy(settings, client, None) for client in clients}
-    weights = {client.name: client.model.state_dict() for client in clients}
+    weights = {client.name: client.predictor.state_dict() for client in clients}
     weights = {name: {key: value.contiguous() for key, value in w.items()} for name, w in weights.items()}
     return Result(weights, accuracies, time.perf_counter() - start, round_seconds)
 
@@ -172,6 +181,7 @@ def train_one_round(settings: Settings, client: Client, current: int, lesson: Le
             index = next(private_batches)
             z = logits(client.model, images[index])
             descend(client.optimizer, F.cross_entropy(z + correction, labels[index]))
+            follow(settings, client)
         return
     public_images = pixels(site.public.images, lesson.samples)
     public_batches = batches(len(lesson.samples), size, generator)
@@ -182,6 +192,7 @@ def train_one_round(settings: Settings, client: Client, current: int, lesson: Le
         own, public = z[: len(index)], z[len(index) :]
         loss = F.cross_entropy(own + correction, labels[index])
         descend(client.optimizer, loss + public_loss(settings, site, lesson, public, public_index))
+        follow(settings, client)
 
 
 def separate_mutual_step(
@@ -202,6 +213,7 @@ def separate_mutual_step(
         index = next(public_batches)
         z = logits(client.model, images[index])
         descend(optimizer, public_loss(settings, client.site, lesson, z, index))
+        follow(settings, client)
 
 
 def public_loss(settings: Settings, site: SiteData, lesson: Lesson, z: Tensor, index: Tensor) -> Tensor:
@@ -290,6 +302,17 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
+@torch.no_grad()
+def follow(settings: Settings, client: Client) -> None:
+    """Move the average of the weights, where there is one, towards the weights after a step."""
+    if client.average is None:
+        return
+    client.steps += 1
+    decay = min(settings.train.ema_decay, (1 + client.steps) / (10 + client.steps))
+    for kept, new in zip(client.average.parameters(), client.model.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)
+
+
 def logits(model: nn.Module, images: Tensor) -> Tensor:
     """Class scores [n, C] of uint8 images; one output is the log-odds of class 1."""
     inputs = (images.float() / 255).contiguous(memory_format=torch.channels_last)
@@ -312,7 +335,7 @@ def unseen_accuracy(settings: Settings, client: Client, limit: int | None) -> fl
     unseen = client.site.unseen
     assert unseen is not None
     chosen = np.arange(min(limit or len(unseen), len(unseen)))
-    log_p = predict(settings, client.model, pixels(unseen, chosen))
+    log_p = predict(settings, client.predictor, pixels(unseen, chosen))
     return float((log_p.argmax(axis=1) == unseen.labels[chosen]).mean())
 
 
@@ -371,6 +394,8 @@ def _refuse_unsupported(settings: Settings) -> None:
     unsupported = {
         "strategy": strategy.name != "mutual",
         "strategy.divergence": strategy.divergence == "published_code",
+        "consensus": settings.consensus != compose().consensus,
+        "participation": not settings.participation.is_full,
         "strategy.wire_dtype": strategy.wire_dtype == "int8",
         "strategy.average_weights": strategy.average_weights,
         "model": not settings.model.target.endswith(".VisionNet"),

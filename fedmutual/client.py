@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -23,9 +24,11 @@ from fedmutual import messages
 from fedmutual.composition import from_contexts
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.device import choose_device, describe
-from fedmutual.distributions import MessageError
+from fedmutual.distributions import FloatArray, MessageError
 from fedmutual.identity import IdentityError, client_name, partition_of
 from fedmutual.learner import Learner, derived_seed, learning_rate, new_optimizer, warm_start
+from fedmutual.learning.attack import poisoned
+from fedmutual.learning.ema import MovingAverage
 from fedmutual.messages import Order, Report
 from fedmutual.models.build import build_model, load_weights
 from fedmutual.results import user_runs_dir
@@ -176,10 +179,12 @@ def _learn(
             group["lr"] = learning_rate(settings, order.round)
     if order.model is not None:
         load_weights(model, order.model.to_torch_state_dict())
-    learner = Learner(settings, site, model, optimizer, order, name)
+    average = _average(settings, model, order, state)
+    learner = Learner(settings, site, model, optimizer, order, name, average)
     if state is not None and order.model is None:
         learner.remember(state.report)
     said = settings.strategy.learn(learner)
+    predictions = _sent(said.predictions, settings, order, name)
     learner.metrics.setdefault("num-examples", len(site.train_indices(min(order.round, settings.rounds))))
     learner.metrics["seconds"] = time.perf_counter() - start
     report = Report(
@@ -187,18 +192,45 @@ def _learn(
         round=order.round,
         public_digest=site.public.digest,
         architecture=type(model).__name__,
-        predictions=said.predictions,
+        predictions=predictions,
         metrics=learner.metrics,
         unseen_predictions=said.unseen_predictions,
     )
-    weights = {key: value.detach() for key, value in model.state_dict().items()}
     if order.closing:
-        where = folder.export_model(weights, _card(settings, site, arguments, report))
+        where = folder.export_model(_weights(learner.predictor), _card(settings, site, arguments, report))
         logger.info("%s: finished; its model is in %s", name, where)
     logger.info("%s", progress(report, state.report if state else None, order.closing))
     kept = optimizer.state_dict() if settings.optimizer.keep_state else {}
     ledger = state.ledger if state else Ledger()
-    return ClientState(settings.model.target, weights, kept, report, ledger)
+    averaged = {} if average is None else _weights(average.model)
+    steps = 0 if average is None else average.steps
+    return ClientState(settings.model.target, _weights(model), kept, report, ledger, averaged, steps)
+
+
+def _average(
+    settings: Settings, model: nn.Module, order: Order, state: ClientState | None
+) -> MovingAverage | None:
+    """The moving average of the weights, as the client left it; none where weights come from elsewhere."""
+    decay = settings.train.ema_decay
+    if decay == 0 or order.model is not None:
+        return None
+    if state is None:
+        return MovingAverage(model, decay)
+    average = MovingAverage(model, decay, state.average_steps)
+    load_weights(average.model, state.average)
+    return average
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach() for key, value in model.state_dict().items()}
+
+
+def _sent(predictions: FloatArray, settings: Settings, order: Order, name: str) -> FloatArray:
+    """The client's predictions; of an emulated hostile one, what it makes of them."""
+    attack = settings.attack.by(name)
+    same = np.array_equal(order.target_indices, order.public_indices)
+    seed = derived_seed(settings.seed, name, order.round, "attack")
+    return poisoned(attack, predictions, order.targets if same else None, seed)
 
 
 def _restore_layout(optimizer: torch.optim.Optimizer) -> None:

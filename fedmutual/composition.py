@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedmutual.appfolder import app_folder
 from fedmutual.settings import (
+    ConsensusSettings,
     DataSettings,
     ModelSettings,
     PartitionSettings,
@@ -42,7 +43,7 @@ from fedmutual.settings import (
 CONF_DIR = app_folder() / "conf"
 
 # Keys of `[tool.flwr.app.config]` that choose a Hydra group; an empty string means "as in conf/".
-GROUP_KEYS = ("experiment", "strategy", "model", "data", "partition", "public", "optimizer")
+GROUP_KEYS = ("experiment", "strategy", "consensus", "model", "data", "partition", "public", "optimizer")
 PLAIN_KEYS = ("seed", "rounds", "output_dir")
 
 _HYDRA_LOCK = threading.Lock()  # GlobalHydra is a process-wide singleton
@@ -197,7 +198,12 @@ def _explain(error: Exception) -> str:
 
 
 def _checked(config: DictConfig) -> Settings:
-    groups = {"strategy": StrategySettings, "data": DataSettings, "partition": PartitionSettings}
+    groups = {
+        "strategy": StrategySettings,
+        "consensus": ConsensusSettings,
+        "data": DataSettings,
+        "partition": PartitionSettings,
+    }
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise SettingsError(f"{missing[0]}: needs a value")

@@ -16,6 +16,7 @@ from fedmutual.data.site import SharedData, SiteData
 from fedmutual.distributions import FloatArray
 from fedmutual.learning import evaluation
 from fedmutual.learning.divergence import mutual_loss
+from fedmutual.learning.ema import MovingAverage
 from fedmutual.learning.optimizers import make_optimizer
 from fedmutual.learning.training import Private, Public, Trainer, log_prior
 from fedmutual.messages import Metrics, Order, Report
@@ -56,6 +57,8 @@ class Learner:
     order : Order
     client : str
         Seeds the order of the samples, with the run's seed and the round.
+    average : MovingAverage or None
+        Of the model's weights; where there is one, it predicts.
     """
 
     settings: Settings
@@ -64,6 +67,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     order: Order
     client: str
+    average: MovingAverage | None = None
     metrics: Metrics = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -215,16 +219,21 @@ class Learner:
         self.metrics["num-examples"] = len(indices)
         return Private(_images(self.site.private, indices), labels.to(self._device), prior)
 
+    @property
+    def predictor(self) -> nn.Module:
+        """What predicts and is kept: the average of the weights where there is one, else the model."""
+        return self.model if self.average is None else self.average.model
+
     def _trainer(self, optimizer: torch.optim.Optimizer) -> Trainer:
-        train = self.settings.train
-        return Trainer(self.model, optimizer, self.settings.precision, train.batch_size, self._generator)
+        size, precision = self.settings.train.batch_size, self.settings.precision
+        return Trainer(self.model, optimizer, precision, size, self._generator, self.average)
 
     def _predict(self, images: ImageSet, indices: np.ndarray) -> Tensor:
         """Log-probabilities [n, C]; the same images are not run through an unchanged model twice."""
         key = self._key(images, indices)
         if key not in self._known:
             size = self.settings.evaluation.batch_size
-            self._known[key] = evaluation.predict(self.model, _images(images, indices), size)
+            self._known[key] = evaluation.predict(self.predictor, _images(images, indices), size)
         return self._known[key]
 
     @staticmethod

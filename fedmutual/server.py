@@ -63,7 +63,7 @@ def run(grid: Grid, context: Context) -> None:
         started = time.time()
         strategy.start(grid)
         outcome["seconds"] = {"startup": started - start, "training": time.time() - started}
-        outcome |= {"status": "completed", "reason": "", "ensemble": _ensemble(strategy, shared)}
+        outcome |= {"status": "completed", "reason": "", "ensemble": _ensemble(strategy, shared, settings)}
     except BaseException as error:
         outcome["reason"] = f"{type(error).__name__}: {error}"
         raise
@@ -92,15 +92,17 @@ def _run_name(path: Path) -> str:
     return f"{path.name}-{secrets.token_hex(4)}"
 
 
-def _ensemble(strategy: RunnableStrategy, shared: SharedData) -> dict[str, Any] | None:
-    """Measure the mean-logit ensemble of the clients that answered the closing order."""
-    if not strategy.unseen_predictions or shared.unseen is None:
+def _ensemble(strategy: RunnableStrategy, shared: SharedData, settings: Settings) -> dict[str, Any] | None:
+    """Measure the mean-logit ensemble of the (honest) clients that answered the closing order."""
+    hostile = settings.attack.clients
+    said = [values for name, values in strategy.unseen_predictions.items() if name not in hostile]
+    if not said or shared.unseen is None:
         return None
     import torch
 
     from fedmutual.learning.evaluation import ensemble, quality
 
-    log_p = torch.from_numpy(ensemble(list(strategy.unseen_predictions.values())))
+    log_p = torch.from_numpy(ensemble(said))
     return {**quality(log_p, torch.from_numpy(shared.unseen.labels)), "num_examples": len(shared.unseen)}
 
 

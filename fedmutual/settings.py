@@ -17,10 +17,15 @@ if TYPE_CHECKING:  # only what reads its settings imports torch or Flower
     from torch import Tensor
 
     from fedmutual.data.site import SharedData
+    from fedmutual.distributions import FloatArray
     from fedmutual.learner import Answer, Learner
+    from fedmutual.learning.consensus import Consensus, Gathered
     from fedmutual.messages import Report
     from fedmutual.results import RunDirectory
     from fedmutual.strategies.interface import RunnableStrategy
+
+
+_ABSENCE = r"(.+):(\d+)-(\d+)"
 
 
 class SettingsError(ValueError):
@@ -61,6 +66,12 @@ class TrainSettings:
     )
     recompute_norm: bool = setting(
         "before predicting, measure the statistics of batch normalisation anew (arXiv:2105.07576)"
+    )
+    ema_decay: float = setting(
+        "what a step leaves of the moving average of a client's own weights, which predicts, is measured and "
+        "is kept at the end (arXiv:1703.01780); 0: the newest weights do. Not where weights are exchanged",
+        minimum=0,
+        maximum=0.9999,
     )
     common_start: bool = setting(
         "every client of one architecture starts from the same seeded initial weights"
@@ -151,6 +162,62 @@ class ExchangeSettings:
 
 
 @dataclass(kw_only=True)
+class ParticipationSettings:
+    """Which clients get an order in a round; everyone gets the closing one."""
+
+    fraction: float = setting(
+        "share of the clients that take part in a round (seeded); 1: all that are connected",
+        above=0,
+        maximum=1,
+    )
+    absent: list[str] = setting(
+        "emulated absences, NAME:FIRST-LAST in rounds, such as [client-4:1-7, client-1:3-3]"
+    )
+
+    def check(self) -> str | None:
+        """Every absence can be read."""
+        wrong = [text for text in self.absent if re.fullmatch(_ABSENCE, text) is None]
+        return f"absent: {wrong[0]!r} is no NAME:FIRST-LAST, such as client-4:1-7" if wrong else None
+
+    def misses(self, client: str | None, round: int) -> bool:
+        """Whether a client is emulated to be away."""
+        for text in self.absent:
+            name, first, last = re.fullmatch(_ABSENCE, text).groups()  # type: ignore[union-attr]
+            if name == client and int(first) <= round <= int(last):
+                return True
+        return False
+
+    @property
+    def is_full(self) -> bool:
+        """Everyone takes part in every round."""
+        return self.fraction == 1 and not self.absent
+
+
+@dataclass(kw_only=True)
+class AttackSettings:
+    """Emulated hostile clients, for studies of robustness: they learn like all and report something else."""
+
+    name: str = setting(
+        "label_flip; random; constant: always class 0; one_hot: the class that is least probable to the best "
+        "of a client's knowledge (arXiv:2402.12265)",
+        choices=("none", "label_flip", "random", "constant", "one_hot"),
+    )
+    clients: list[str] = setting(
+        "names of the hostile ones; not counted in the run's mean, worst and ensemble"
+    )
+
+    def by(self, client: str) -> str:
+        """What a client does."""
+        return self.name if client in self.clients else "none"
+
+    def check(self) -> str | None:
+        """An attack has an attacker."""
+        if (self.name == "none") != (not self.clients):
+            return f"name: {self.name}, but attack.clients={self.clients}: set both or none"
+        return None
+
+
+@dataclass(kw_only=True)
 class TrackingSettings:
     """Loggers that follow the run at the server, besides the results' folder."""
 
@@ -189,6 +256,7 @@ class StrategySettings:
 
     name: str = setting("name in results and plots")
     whole_pool: ClassVar[bool] = False  # a client gets the private images of all
+    takes_consensus: ClassVar[bool] = False  # the settings group `consensus` has a meaning
 
     def misfit(self, settings: Settings) -> str | None:
         """Say which other setting this strategy cannot run with, key first; None: they go together."""
@@ -206,6 +274,35 @@ class StrategySettings:
 
     def pack(self, report: Report, weights: Mapping[str, Tensor]) -> RecordDict:
         """Turn a client's report, and the weights that it has after it, into what travels."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class ConsensusSettings:
+    """Base of every consensus' settings; ``_target_`` in ``conf/consensus/*.yaml`` names the subclass."""
+
+    is_mean: ClassVar[bool] = False  # of the peers, so that it goes with all of a strategy's settings
+
+    def misfit(self, strategy: StrategySettings) -> str | None:
+        """Say which setting of the strategy this consensus does not go with, key first."""
+        if self.is_mean:
+            return None
+        if not strategy.takes_consensus:
+            return f"consensus: strategy={strategy.name} has one of its own: leave the group as it is"
+        if getattr(strategy, "divergence", "") == "published_code":
+            return "strategy.divergence: published_code is defined for consensus=mean only"
+        if getattr(strategy, "peer_weights", "equal") != "equal":
+            return "strategy.peer_weights: only consensus=mean and consensus=confidence weigh peers"
+        return None
+
+    def remember(
+        self, before: Mapping[str, float], predictions: Mapping[str, FloatArray]
+    ) -> dict[str, float]:
+        """What is held against each client after a round; ``before`` is what was, by name."""
+        return {}
+
+    def form(self, gathered: Gathered) -> Consensus:
+        """Form the consensus of a round's predictions."""
         raise NotImplementedError
 
 
@@ -259,9 +356,12 @@ class Settings:
     public: PublicSettings
     evaluation: EvaluationSettings
     exchange: ExchangeSettings
+    participation: ParticipationSettings
+    attack: AttackSettings
     tracking: TrackingSettings
     simulation: SimulationSettings
     strategy: Any
+    consensus: Any
     data: Any
     partition: Any
     model: Any
@@ -271,7 +371,8 @@ class Settings:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             return f"device: {self.device!r} is none of auto, cpu, mps, cuda, cuda:<n>"
         strategy: StrategySettings = self.strategy
-        return strategy.misfit(self)
+        consensus: ConsensusSettings = self.consensus
+        return consensus.misfit(strategy) or strategy.misfit(self)
 
 
 def as_container(settings: Settings) -> dict[str, Any]:

@@ -61,6 +61,8 @@ class ClientState:
         ``state_dict`` of the local optimiser; empty before the first training.
     report : Report
         The last report; ``report.round`` is the last round that was answered.
+    average : dict[str, Tensor]
+        Moving average of the weights over ``average_steps`` steps; empty where there is none.
     """
 
     architecture: str
@@ -68,6 +70,8 @@ class ClientState:
     optimizer: dict[str, Any]
     report: Report
     ledger: Ledger = field(default_factory=Ledger)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    average_steps: int = 0
 
 
 class StateFolder:
@@ -136,8 +140,10 @@ class StateFolder:
                 "metrics": report.metrics,
             },
             "ledger": vars(state.ledger),
+            "average_steps": state.average_steps,
         }
         arrays = {f"weights.{name}": tensor.cpu().numpy() for name, tensor in state.weights.items()}
+        arrays |= {f"average.{name}": tensor.cpu().numpy() for name, tensor in state.average.items()}
         if state.optimizer:
             meta[_OPTIMIZER_GROUPS] = state.optimizer["param_groups"]
             arrays |= {
@@ -176,6 +182,8 @@ def _state(meta: dict[str, Any], arrays: Arrays) -> ClientState:
         optimizer=_optimizer_from(meta, _below("optimizer.", tensors)),
         report=Report(**meta["report"], predictions=arrays["report.predictions"], unseen_predictions=unseen),
         ledger=Ledger(**meta["ledger"]),
+        average=_below("average.", tensors),
+        average_steps=meta["average_steps"],
     )
 
 

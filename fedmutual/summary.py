@@ -57,7 +57,11 @@ def build_summary(
     """
     if status not in STATUSES:
         raise ValueError(f"status {status!r} is none of {', '.join(STATUSES)}")
+    hostile = hostile_clients(settings)
     clients = _clients(history)
+    for name in hostile & clients.keys():
+        clients[name]["hostile"] = True
+    honest = {name: client for name, client in clients.items() if name not in hostile}
     return {
         "strategy": settings["strategy"]["name"],
         "experiment": settings.get("experiment_name"),
@@ -67,7 +71,7 @@ def build_summary(
         "status": status,
         "reason": reason,
         "clients": clients,
-        "unseen": _unseen(history, clients, ensemble),
+        "unseen": _unseen(history, honest, ensemble),
         "traffic": {**_bytes(history), "public_data_bytes": public_data_bytes},
         "seconds": {"total": 0.0, "startup": 0.0, "training": 0.0, **(seconds or {})},
         "public_digest": public_digest,
@@ -76,6 +80,11 @@ def build_summary(
         "rejected": _rejections(history),
         "config": without_paths(settings),
     }
+
+
+def hostile_clients(settings: Mapping[str, Any]) -> set[str]:
+    """Names of the emulated hostile clients, which no figure of the whole run counts."""
+    return set(settings.get("attack", {}).get("clients", []))
 
 
 def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:

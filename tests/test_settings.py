@@ -16,7 +16,7 @@ from fedmutual.composition import CONF_DIR, GROUP_KEYS, compose, from_contexts, 
 from fedmutual.models.build import build_model
 from fedmutual.settings import OptimizerSettings, PublicSettings, Settings, SettingsError, as_container
 
-GROUPS = {"strategy", "model", "data", "partition", "public", "optimizer", "experiment"}
+GROUPS = {"strategy", "consensus", "model", "data", "partition", "public", "optimizer", "experiment"}
 STUDIES = {
     path.stem for path in CONF_DIR.glob("experiment/*.yaml") if is_study(path.stem)
 }  # several runs each
@@ -64,7 +64,8 @@ def test_every_option_composes(group: str, option: str, required: dict[tuple[str
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [pair for pair in OPTIONS if pair[0] in ("strategy", "data", "partition")]
+    ("group", "option"),
+    [pair for pair in OPTIONS if pair[0] in ("strategy", "consensus", "data", "partition")],
 )
 def test_a_targets_file_holds_its_fields_and_no_others(group: str, option: str) -> None:
     path = CONF_DIR / group / f"{option}.yaml"
@@ -128,6 +129,7 @@ def test_experiment_paper_is_method_section_3() -> None:
             "validation_fraction": 0.2,
             "prior_correction": False,
             "recompute_norm": True,  # its network has nothing of the kind
+            "ema_decay": 0.0,
         },
         "optimizer": {
             "name": "adam",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedmutual.distributions import FloatArray
-from fedmutual.learning.consensus import Target, log_softmax
+from fedmutual.learning.consensus import log_softmax
 
 TINY = np.finfo(np.float32).tiny
 
@@ -37,9 +37,3 @@ def entropy_reduction(predictions: FloatArray, temperature: float) -> FloatArray
     array([[0.982, 0.018]], dtype=float32)
     """
     return log_softmax(np.exp(predictions.astype(np.float64)).mean(axis=0) / temperature)
-
-
-def as_target(log_probabilities: FloatArray) -> Target:
-    """A target for KL(consensus || own), which needs the consensus' entropies."""
-    entropies = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
-    return Target(log_probabilities, entropies.astype(np.float32))

@@ -6,7 +6,8 @@ Numpy only, so that the server starts without torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +48,38 @@ def prediction_shares(log_probabilities: npt.NDArray[np.floating]) -> list[float
     return [float(count) / len(log_probabilities) for count in counts]
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What a consensus is formed from.
+
+    Attributes
+    ----------
+    predictions : Mapping[str, float array [N, C]]
+        Normalised log-probabilities by client, of the same samples in the same order.
+    divergence, temperature
+        Of the mutual loss.
+    weights : Mapping[str, float] or None
+        What each client is worth; None: all the same.
+    held_against : Mapping[str, float]
+        What is held against clients from earlier rounds, 0 for those not named.
+    """
+
+    predictions: Mapping[str, npt.NDArray[np.floating]]
+    divergence: str
+    temperature: float = 1.0
+    weights: Mapping[str, float] | None = None
+    held_against: Mapping[str, float] = field(default_factory=dict)
+
+
+class Consensus(Protocol):
+    """What a round's predictions come to."""
+
+    def target(self, client: str | None) -> Target | None:
+        """Target of ``client`` (None: one that sent nothing); None where there is nothing to learn from."""
+
+
 class MeanConsensus:
-    """Leave-one-out mean of the peers (arXiv:2503.05803 for own || peer, arXiv:1706.00384 for peer || own).
+    """Mean of the peers (arXiv:2503.05803 for own || peer, arXiv:1706.00384 for peer || own).
 
     The sum over all clients is formed once; client i's target is ``(sum - own) / (K - 1)``. A client's
     contribution is computed again where it is taken out, because keeping all of them would double the
@@ -67,6 +98,12 @@ class MeanConsensus:
         Weight w_j >= 0 of each client, see :mod:`fedmutual.learning.competence`; None: all equal. The target
         is ``(sum_j w_j x_j - own) / (sum_j w_j - w_own)``, and the loss against it is exactly the weighted
         mean of the KL divergences, since each of them is linear in the peer's part.
+    confidence : float
+        Exponent a of a weight per sample, ``w_j (1 - H(P_j) / log C) ** a`` (as FedAUX weighs by certainty,
+        arXiv:2102.02514): who is at a loss about an image, because it has seen nothing like it, abstains.
+        0: every sample counts alike.
+    include_own : bool
+        The client's own prediction counts as one of the peers'.
     """
 
     def __init__(
@@ -75,61 +112,100 @@ class MeanConsensus:
         divergence: str,
         temperature: float = 1.0,
         weights: Mapping[str, float] | None = None,
+        confidence: float = 0.0,
+        include_own: bool = False,
     ) -> None:
         self._predictions = predictions
         self._weights = {name: 1.0 if weights is None else weights[name] for name in predictions}
         self._averages_probabilities = divergence == "peer_own"
         self._temperature = np.float32(temperature)
+        self._confidence = confidence
+        self._include_own = include_own
         self._shape = next(iter(predictions.values())).shape if predictions else (0, 1)
         # float64: what is taken out of the sum again is lost to rounding otherwise
         self._sum = np.zeros(self._shape, np.float64)
         self._entropy_sum = np.zeros(self._shape[0], np.float64)
+        self._weight_sum = np.zeros(self._shape[0], np.float64)
         for name, values in predictions.items():
             for rows in self._chunks():
-                contribution, entropies = self._contribution(values[rows], self._weights[name])
-                self._sum[rows] += contribution
-                if entropies is not None:
-                    self._entropy_sum[rows] += entropies
+                part = self._contribution(values[rows], self._weights[name])
+                self._sum[rows] += part.values
+                self._weight_sum[rows] += part.weight
+                if part.entropies is not None:
+                    self._entropy_sum[rows] += part.entropies
+
+    @classmethod
+    def of(cls, gathered: Gathered, confidence: float = 0.0, include_own: bool = False) -> MeanConsensus:
+        """The mean of what was gathered."""
+        g = gathered
+        return cls(g.predictions, g.divergence, g.temperature, g.weights, confidence, include_own)
 
     def target(self, client: str | None) -> Target | None:
         """Target of ``client``: the mean of its peers, or of everyone for a client that sent nothing.
 
         Returns None where there is no peer, or none with a weight.
         """
-        own = self._predictions.get(client) if client is not None else None
-        peers = sum(weight for name, weight in self._weights.items() if name != client)
-        if peers == 0:
+        own = None if client is None or self._include_own else self._predictions.get(client)
+        if not any(weight for name, weight in self._weights.items() if own is None or name != client):
             return None
         mean = np.empty(self._shape, np.float32)
         mean_entropies = np.empty(self._shape[0], np.float32) if self._averages_probabilities else None
         for rows in self._chunks():
-            total, entropies = self._sum[rows], self._entropy_sum[rows]
+            total, entropies, weight = self._sum[rows], self._entropy_sum[rows], self._weight_sum[rows]
             if own is not None:
-                own_contribution, own_entropies = self._contribution(own[rows], self._weights[str(client)])
-                total = total - own_contribution
-                entropies = entropies if own_entropies is None else entropies - own_entropies
-            np.divide(total, peers, out=mean[rows], casting="same_kind")
+                part = self._contribution(own[rows], self._weights[str(client)])
+                total, weight = total - part.values, weight - part.weight
+                entropies = entropies if part.entropies is None else entropies - part.entropies
+            np.divide(total, weight[:, None], out=mean[rows], casting="same_kind")
             if mean_entropies is not None:
                 np.log(np.maximum(mean[rows], np.finfo(np.float32).tiny), out=mean[rows])
-                mean_entropies[rows] = np.maximum(entropies / peers, 0)
+                mean_entropies[rows] = np.maximum(entropies / weight, 0)
         return Target(mean, mean_entropies)
 
     def _chunks(self) -> Iterator[slice]:
-        """So few samples that their intermediate arrays stay in the cache, and their memory is reused."""
-        samples, classes = self._shape
-        size = max(CHUNK_VALUES // classes, 1)
-        return (slice(start, start + size) for start in range(0, samples, size))
+        return chunks(*self._shape)
 
-    def _contribution(
-        self, values: npt.NDArray[np.floating], weight: float
-    ) -> tuple[npt.NDArray[np.floating], FloatArray | None]:
-        """What a client adds to the sums: [N, C], and its entropies [N] in nats where they are needed."""
+    def _contribution(self, values: npt.NDArray[np.floating], weight: float) -> _Part:
+        """What a client adds to the sums."""
         log_p = values
         if self._temperature != 1:
             log_p = log_softmax(np.divide(values, self._temperature, dtype=np.float32))
-        if not self._averages_probabilities:
-            return (log_p if weight == 1 else log_p.astype(np.float64) * weight), None
+        if not self._averages_probabilities and self._confidence == 0:
+            return _Part(log_p if weight == 1 else log_p.astype(np.float64) * weight, None, weight)
         log_p = log_p.astype(np.float32, copy=False)
         p = np.exp(log_p)
         entropies = -np.einsum("nc,nc->n", p, log_p)
-        return (p, entropies) if weight == 1 else (p * np.float64(weight), entropies * np.float64(weight))
+        x = p if self._averages_probabilities else log_p
+        if self._confidence == 0 and weight == 1:
+            return _Part(x, entropies, weight)
+        counts = np.float64(weight) * _certainty(entropies, values.shape[1]) ** self._confidence
+        return _Part(x * counts[:, None], entropies * counts, counts)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A client's part in the sums: values [n, C], entropies [n] in nats where needed, weight [n] or one."""
+
+    values: npt.NDArray[np.floating]
+    entropies: npt.NDArray[np.floating] | None
+    weight: float | npt.NDArray[np.float64]
+
+
+def _certainty(entropies: FloatArray, num_classes: int) -> npt.NDArray[np.float64]:
+    """1 for a one-hot distribution, next to nothing for a uniform one: where all abstain, all count alike."""
+    certain: npt.NDArray[np.float64] = 1 - entropies.astype(np.float64) / np.log(num_classes)
+    return np.maximum(certain, 1e-3)
+
+
+def chunks(samples: int, values_each: int) -> Iterator[slice]:
+    """So few samples that their intermediate arrays stay in the cache, and their memory is reused."""
+    size = max(CHUNK_VALUES // values_each, 1)
+    return (slice(start, start + size) for start in range(0, samples, size))
+
+
+def as_target(log_probabilities: FloatArray, divergence: str = "peer_own") -> Target:
+    """A consensus [N, C] that is one distribution a sample: the loss is the plain KL to it."""
+    if divergence != "peer_own":
+        return Target(log_probabilities)
+    entropies = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
+    return Target(log_probabilities, entropies.astype(np.float32))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmutual.learning.divergence import as_logits, mutual_loss
+from fedmutual.learning.ema import MovingAverage
 from fedmutual.learning.placement import Placed, place, to_input
 
 NORM_BATCHES = 32
@@ -101,6 +102,8 @@ class Trainer:
     batch_size : int
     generator : torch.Generator
         Order of the samples; on the CPU.
+    average : MovingAverage or None
+        Follows the weights, step by step.
     """
 
     def __init__(
@@ -110,8 +113,10 @@ class Trainer:
         precision: str,
         batch_size: int,
         generator: torch.Generator,
+        average: MovingAverage | None = None,
     ) -> None:
         self.model = model
+        self.average = average
         self.optimizer = optimizer
         self.batch_size = batch_size
         self.generator = generator
@@ -142,17 +147,18 @@ class Trainer:
 
     @torch.no_grad()
     def recompute_norm_statistics(self, private: Private | None, public: Public | None) -> None:
-        """Set the running statistics of batch normalisation to those of the weights as they are now.
+        """Set the running statistics of batch normalisation to those of the weights that will predict.
 
         A running average lags behind weights that took a few hundred steps only (torchvision's MobileNetV3
         keeps 99 % of it a step), and evaluation mode then predicts nonsense. The statistics are averaged
         over up to ``NORM_BATCHES`` batches composed like those of training (Precise-BN, arXiv:2105.07576).
         """
-        norms = [norm for norm in self._norms() if norm.track_running_stats]
+        predictor = self.model if self.average is None else self.average.model
+        norms = [norm for norm in _norms(predictor) if norm.track_running_stats]
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
-        self.model.eval()  # no dropout
+        predictor.eval()  # no dropout
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
@@ -166,18 +172,14 @@ class Trainer:
             images = torch.cat([part[index] for part, index in zip(parts, chosen, strict=True)])
             if len(images) > 1:  # the variance of one image is none
                 with self._autocast():
-                    self.model(to_input(images, self.device))
+                    predictor(to_input(images, self.device))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-
-    def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
-        """Layers that normalise over a batch."""
-        return [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def _refuse_single_images(self, private: Private | None, public: Public | None) -> None:
         parts = [part for part in (private, public) if part is not None and len(part.images)]
         smallest = sum(min(b - a for a, b in _cuts(len(part.images), self.batch_size)) for part in parts)
-        if smallest == 1 and self._norms():
+        if smallest == 1 and _norms(self.model):
             raise ValueError(
                 "batch normalisation cannot train on one image at a time: raise train.batch_size, give this "
                 "client more images, or a model without batch normalisation (visionnet, squeezenet1_1)"
@@ -208,6 +210,8 @@ class Trainer:
             self._halve(max(len(private_index), len(public_index)), problem)
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        if self.average is not None:
+            self.average.update(self.model)
         return loss
 
     def _gradients(self, private: _Half[Private], public: _Half[Public]) -> Tensor:
@@ -243,7 +247,7 @@ class Trainer:
             self.device,
             self._pieces,
             " (batch normalisation now sees a micro-batch at a time: results differ)"
-            if self._norms()
+            if _norms(self.model)
             else "",
         )
         if self.device.type == "cuda":
@@ -288,6 +292,11 @@ class _Half(Generic[Part]):
         """Its images, uint8 [n, 3, H, W], on the device or on their way to it."""
         assert self.placed is not None
         return self.placed.take(self.index)
+
+
+def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Layers that normalise over a batch."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def _cuts(samples: int, batch_size: int) -> list[tuple[int, int]]:

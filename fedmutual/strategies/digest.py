@@ -15,7 +15,7 @@ from flwr.app import RecordDict
 
 from fedmutual.data.site import SharedData
 from fedmutual.distributions import WIRE_DTYPES, FloatArray
-from fedmutual.learning.aggregation import as_target
+from fedmutual.learning.consensus import as_target
 from fedmutual.messages import IndexArray, Order, Report, report_record
 from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings, StrategySettings, setting

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from fedmutual.data.site import SharedData
 from fedmutual.distributions import WIRE_DTYPES, FloatArray
 from fedmutual.learning.competence import log_odds_weights
-from fedmutual.learning.consensus import MeanConsensus
+from fedmutual.learning.consensus import Consensus, Gathered
 from fedmutual.messages import IndexArray, Order, Report, report_record
 from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings, StrategySettings, setting
@@ -66,7 +66,14 @@ class MutualSettings(StrategySettings):
         "shared probabilities are raised to this: bounds what one peer can pull", above=0, maximum=0.1
     )
     wire_dtype: str = setting("type in which predictions travel", choices=WIRE_DTYPES)
+    staleness_limit: int | None = setting(
+        "a peer that did not report goes on teaching with its newest predictions for so many rounds "
+        "(public=static; else they are of other images); null: for ever",
+        minimum=0,
+    )
     average_weights: bool = setting("ablation: also send and average all weights every round")
+
+    takes_consensus: ClassVar[bool] = True
 
     def check(self) -> str | None:
         """The published code's divergence has no temperature."""
@@ -135,7 +142,9 @@ class MutualLearning(Rounds):
         self._predicted: IndexArray = NO_SAMPLES
         self._validated: dict[str, float | None] = {}  # balanced accuracies, of those that predicted
         self._model: ArrayRecord | None = None
-        self._consensus = MeanConsensus({}, self.options.divergence)
+        self._spoken: dict[str, int] = {}  # round of each client's predictions
+        self._held_against: dict[str, float] = {}
+        self._consensus: Consensus | None = None
         if self.options.divergence == "published_code" and len(shared.classes) != 2:
             raise StrategyError("strategy.divergence=published_code is defined for two classes only")
 
@@ -144,14 +153,16 @@ class MutualLearning(Rounds):
         weights = None
         if self.options.peer_weights == "validation":
             weights = log_odds_weights(self._validated, len(self.shared.classes))
-        self._consensus = MeanConsensus(
-            self._predictions, self.options.divergence, self.options.temperature, weights
+        options = self.options
+        gathered = Gathered(
+            self._predictions, options.divergence, options.temperature, weights, self._held_against
         )
+        self._consensus = self.settings.consensus.form(gathered)
 
     def order(self, client: str | None, base: Order) -> Order:
         """This round's public samples, and the client's target of the round before."""
         weight = self.options.weight(base.round - 1)
-        target = self._consensus.target(client) if weight > 0 else None
+        target = self._consensus.target(client) if self._consensus and weight > 0 else None
         # known labels of the public samples are trained on also where there is nothing to hear from peers
         taught = target is not None or self.settings.public.labelled
         return replace(
@@ -164,10 +175,20 @@ class MutualLearning(Rounds):
         )
 
     def take(self, round: int, reports: Mapping[str, Report]) -> Line:
-        """Keep the predictions of the round."""
-        self._predicted = self.indices(round)
-        self._predictions = {name: report.predictions for name, report in reports.items()}
-        self._validated = {name: balanced_accuracy(r.metrics) for name, r in reports.items()}
+        """Keep the predictions of the round, and those of peers that did not report while they hold."""
+        indices = self.indices(round)
+        limit = self.options.staleness_limit
+        same = np.array_equal(indices, self._predicted)
+        kept = [
+            n for n, spoken in self._spoken.items() if same and (limit is None or round - spoken <= limit)
+        ]
+        new = {name: report.predictions for name, report in reports.items()}
+        self._predicted = indices
+        self._predictions = {name: self._predictions[name] for name in kept} | new
+        self._spoken = {name: self._spoken[name] for name in kept} | dict.fromkeys(new, round)
+        measured = {name: balanced_accuracy(report.metrics) for name, report in reports.items()}
+        self._validated = {name: self._validated[name] for name in kept} | measured
+        self._held_against = self.settings.consensus.remember(self._held_against, self._predictions)
         self._model = average(reports) if self.options.average_weights else None
         return {}
 
@@ -179,11 +200,13 @@ class MutualLearning(Rounds):
         arrays["predicted"] = self._predicted
         if self._model is not None:
             arrays |= {f"model.{k}": v.numpy() for k, v in self._model.items()}
-        return {"validated": self._validated}, arrays
+        meta = {"validated": self._validated, "spoken": self._spoken, "held_against": self._held_against}
+        return meta, arrays
 
     def restore_state(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
         """Take up what :meth:`state` gave."""
-        self._validated = meta["validated"]
+        self._validated, self._spoken = dict(meta["validated"]), dict(meta["spoken"])
+        self._held_against = dict(meta["held_against"])
         self._predicted = arrays["predicted"]
         self._predictions = below("predictions.", arrays)
         model = {name: Array(values) for name, values in below("model.", arrays).items()}

@@ -15,7 +15,7 @@ import numpy as np
 from fedmutual.data.site import SharedData
 from fedmutual.distributions import FloatArray
 from fedmutual.learning.competence import log_odds_weights
-from fedmutual.learning.consensus import MeanConsensus, Target
+from fedmutual.learning.consensus import Consensus, Gathered, Target
 from fedmutual.messages import IndexArray, Order, Report
 from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings, setting
@@ -71,6 +71,7 @@ class MutualAsync(Arriving):
         self._indices: IndexArray = shared.public.indices(settings.public, settings.seed, 1, settings.rounds)
         self._predictions: dict[str, FloatArray] = {}
         self._validated: dict[str, float | None] = {}
+        self._held_against: dict[str, float] = {}
         self._heard: dict[
             str, dict[str, int]
         ] = {}  # by peer: everyone's delivered reports when it last spoke
@@ -99,6 +100,7 @@ class MutualAsync(Arriving):
         """Newer predictions take the place of older ones."""
         self._predictions[client.name] = report.predictions
         self._validated[client.name] = balanced_accuracy(report.metrics)
+        self._held_against = self.settings.consensus.remember(self._held_against, self._predictions)
         counts = {name: other.delivered for name, other in self.participants.by_name.items()}
         self._heard[client.name] = {**counts, client.name: client.delivered + 1}
         return {"peer_staleness": self._ages[client.name]}
@@ -112,7 +114,12 @@ class MutualAsync(Arriving):
                 arrays[f"target.{name}"] = target.log_probabilities
                 if target.entropies is not None:
                     arrays[f"entropies.{name}"] = target.entropies
-        meta = {"heard": self._heard, "validated": self._validated, "ages": self._ages}
+        meta = {
+            "heard": self._heard,
+            "validated": self._validated,
+            "ages": self._ages,
+            "held_against": self._held_against,
+        }
         return meta, arrays
 
     def restore_state(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -123,7 +130,7 @@ class MutualAsync(Arriving):
             for name, values in arrays.items()
             if name.startswith("predictions.")
         }
-        self._ages = dict(meta["ages"])
+        self._ages, self._held_against = dict(meta["ages"]), dict(meta["held_against"])
         for name in self._ages:
             values = arrays.get(f"target.{name}")
             self._targets[name] = None if values is None else Target(values, arrays.get(f"entropies.{name}"))
@@ -132,13 +139,15 @@ class MutualAsync(Arriving):
         if self.options.weight(client.update - 1) == 0:
             return None
         options = self.options
-        fresh = {peer: self._predictions[peer] for peer in self._teachers(client)}
+        heard = [name for name in (*self._teachers(client), client.name) if name in self._predictions]
+        fresh = {name: self._predictions[name] for name in heard}
         weights = None
         if options.peer_weights == "validation":
-            weights = log_odds_weights(
-                {peer: self._validated[peer] for peer in fresh}, len(self.shared.classes)
-            )
-        return MeanConsensus(fresh, options.divergence, options.temperature, weights).target(None)
+            validated = {name: self._validated[name] for name in heard}
+            weights = log_odds_weights(validated, len(self.shared.classes))
+        gathered = Gathered(fresh, options.divergence, options.temperature, weights, self._held_against)
+        consensus: Consensus = self.settings.consensus.form(gathered)
+        return consensus.target(client.name)
 
     def _teachers(self, client: Participant) -> dict[str, int]:
         """Reports that the client has delivered since each of its peers spoke; without the too stale ones."""

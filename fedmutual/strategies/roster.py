@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedmutual.distributions import MessageError
 from fedmutual.exchange import Exchange, ExchangeError, Reply, messages_to
 from fedmutual.messages import Report, claimed_client
+from fedmutual.settings import ParticipationSettings
 from fedmutual.strategies.history import History
+from fedmutual.summary import natural_key
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +34,21 @@ class Roster:
     Parameters
     ----------
     min_clients : int or None
-        Good reports that a round needs; None: half of the clients of the start, at least one.
+        Good reports that a round needs; None: half of those that take part of the clients of the start, at
+        least one.
+    participation : ParticipationSettings or None
+        Who takes part in a round; None: everyone.
+    seed : int
+        Of the choice.
     """
 
-    def __init__(self, min_clients: int | None) -> None:
+    def __init__(
+        self, min_clients: int | None, participation: ParticipationSettings | None = None, seed: int = 0
+    ) -> None:
         self.expected = 0
         self._min_clients = min_clients
+        self._participation = participation
+        self._seed = seed
         self._names: dict[int, str] = {}
         self._refused: set[int] = set()
         self._history = History()
@@ -55,8 +68,27 @@ class Roster:
         """Connected nodes that take part."""
         return [node for node in sorted(grid.get_node_ids()) if node not in self._refused]
 
+    def taking_part(self, round: int, nodes: list[int]) -> list[int]:
+        """Those of the nodes that take part in a round: the same clients whatever their node ids are."""
+        chosen = self._participation
+        if chosen is None or chosen.is_full:
+            return nodes
+        there = [node for node in nodes if not chosen.misses(self._names.get(node), round)]
+        there.sort(key=lambda node: natural_key(self._names.get(node, f"~{node}")))
+        count = self._part_of(len(nodes))
+        if count >= len(there):
+            return there
+        order = np.random.default_rng([self._seed, round]).permutation(len(there))
+        return [there[position] for position in sorted(order[:count])]
+
+    def _part_of(self, clients: int) -> int:
+        fraction = 1.0 if self._participation is None else self._participation.fraction
+        return max(1, math.ceil(fraction * clients - 1e-9))
+
     def identify(self, exchange: Exchange) -> None:
         """Ask nodes that appeared after the first round, or since the server was restarted, who they are.
+
+        Before the first round as well where clients are chosen by name.
 
         A restarted SuperNode has a new id, but must get its own client's target. A second node with the
         name of one that is still connected is refused for this round, and asked again in the next: Flower
@@ -65,7 +97,8 @@ class Roster:
         self._refused.clear()
         online = self.nodes(exchange.grid)
         strangers = [node for node in online if node not in self._names]
-        if not self._begun or not strangers:
+        by_name = self._participation is not None and not self._participation.is_full
+        if not strangers or not (self._begun or by_name):
             return
         asked = {node: RecordDict({"identify": ConfigRecord()}) for node in strangers}
         questions = messages_to(asked, IDENTIFY, IDENTIFY_SECONDS)
@@ -74,6 +107,8 @@ class Roster:
             if name is None:
                 continue  # it is ordered as a newcomer, and its report names it
             holders = [node for node, known in self._names.items() if known == name]
+            if any(node in online for node in holders) and not self._begun:
+                raise StrategyError(_twins(holders[0], reply.node_id, name))
             if any(node in online for node in holders):
                 self._refused.add(reply.node_id)
                 logger.error(
@@ -125,7 +160,7 @@ class Roster:
         ExchangeError
             Naming every client that failed, and why.
         """
-        needed = self._min_clients or max(1, (self.expected + 1) // 2)
+        needed = self._min_clients or max(1, (self._part_of(self.expected) + 1) // 2)
         if self.good >= needed:
             return
         reasons = [_blame(line) for line in self._lines if "rejected" in line]
@@ -154,14 +189,18 @@ class Roster:
         other = next((n for n in asked if n != node and self._names.get(n) == report.client), None)
         if other is None:
             return ""
-        problem = (
-            f"nodes {other} and {node} are both named {report.client}: give every node its own "
-            "client-name (or partition-id) in its --node-config"
-        )
+        problem = _twins(other, node, report.client)
         if not self._begun:
             raise StrategyError(problem)
         self._refused.add(node)
         return problem
+
+
+def _twins(first: int, second: int, name: str) -> str:
+    return (
+        f"nodes {first} and {second} are both named {name}: give every node its own client-name (or "
+        "partition-id) in its --node-config"
+    )
 
 
 def _blame(line: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ class Rounds(Strategy):
         self.shared = shared
         self.run = run
         self.journal = journal
-        self.roster = Roster(settings.exchange.min_clients)
+        self.roster = Roster(settings.exchange.min_clients, settings.participation, settings.seed)
         self.unseen_predictions: dict[str, FloatArray] = {}
         self._rounds_done = 0
 
@@ -218,9 +218,11 @@ class Rounds(Strategy):
             target_indices=NO_SAMPLES,
             evaluate_unseen=not closing and self.evaluates_unseen(current),
         )
+        nodes = self.participants(self.roster.nodes(grid))
+        if not closing:
+            nodes = self.roster.taking_part(current, nodes)
         orders = {
-            node: order_record(self.order(self.roster.name(node), base), self.wire_dtype)
-            for node in self.participants(self.roster.nodes(grid))
+            node: order_record(self.order(self.roster.name(node), base), self.wire_dtype) for node in nodes
         }
         return messages_to(orders, MESSAGE_TYPE, self.settings.exchange.round_timeout)
 

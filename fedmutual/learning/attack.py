@@ -1,0 +1,62 @@
+"""What hostile clients report instead of their predictions: emulated, for studies of robustness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmutual.distributions import FloatArray
+from fedmutual.learning.consensus import log_softmax
+
+ATTACKS = ("none", "label_flip", "random", "constant", "one_hot")
+SURE = 1e-6  # what a sure liar leaves to the other classes, before the floor of the wire
+
+
+def poisoned(attack: str, log_probabilities: FloatArray, known: FloatArray | None, seed: int) -> FloatArray:
+    """Log-probabilities [N, C] that a hostile client sends.
+
+    Parameters
+    ----------
+    attack : str
+        ``label_flip``: its own prediction, each class's probability given to the next class; ``random``: a
+        random class with all probability; ``constant``: always class 0; ``one_hot``: all probability to the
+        class that is least probable to the best of its knowledge (loss maximisation, arXiv:2402.12265).
+    log_probabilities : float32 [N, C]
+        What it predicts.
+    known : float32 [N, C] or None
+        The consensus of the round before on the same samples, where it has been told that.
+    seed : int
+        Of this client and round.
+
+    Raises
+    ------
+    ValueError
+        There is no such attack.
+
+    >>> p = np.log(np.array([[0.7, 0.2, 0.1]], np.float32))
+    >>> np.exp(poisoned("label_flip", p, None, 0)).round(2)
+    array([[0.1, 0.7, 0.2]], dtype=float32)
+    >>> np.exp(poisoned("one_hot", p, None, 0)).round(2)
+    array([[0., 0., 1.]], dtype=float32)
+    """
+    samples, classes = log_probabilities.shape
+    if attack == "none":
+        return log_probabilities
+    if attack == "label_flip":
+        return np.roll(log_probabilities, 1, axis=1)
+    if attack == "random":
+        return _one_hot(np.random.default_rng(seed).integers(0, classes, (samples,)), classes)
+    if attack == "constant":
+        return _one_hot(np.zeros(samples, np.int64), classes)
+    if attack == "one_hot":
+        best = log_probabilities if known is None else known
+        return _one_hot(np.asarray(best.argmin(axis=1)), classes)
+    raise ValueError(f"attack: {attack!r} is none of {', '.join(ATTACKS)}")
+
+
+def _one_hot(labels: npt.NDArray[np.integer[Any]], classes: int) -> FloatArray:
+    scores = np.full((len(labels), classes), np.log(SURE), np.float32)
+    scores[np.arange(len(labels)), labels] = 0
+    return log_softmax(scores)

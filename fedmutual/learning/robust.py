@@ -1,0 +1,117 @@
+"""Consensus that a minority cannot buy: order statistics over the clients, and a memory of outliers.
+
+Everyone's own prediction counts: with 2 hostile clients of 5, the four peers of an honest one are a draw. A
+robust consensus is one distribution a sample, the same for all clients. Numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from fedmutual.distributions import FloatArray
+from fedmutual.learning.consensus import Target, as_target, chunks, log_softmax
+
+TINY = np.finfo(np.float32).tiny
+
+
+class TrimmedConsensus:
+    """Coordinate-wise trimmed mean of all clients (arXiv:1803.01498), renormalised; at most the median.
+
+    Every class of every sample by itself: the ``trim`` lowest and highest probabilities are left out and the
+    others averaged. As long as no more than ``trim`` clients are hostile, each value lies between
+    honest ones.
+
+    Parameters
+    ----------
+    predictions : Mapping[str, float array [N, C]]
+        Normalised log-probabilities of each client on the same samples.
+    divergence : str
+        Direction of the loss that the target is for.
+    trim : int or None
+        Values cut off at each end; None: as many as possible, which leaves the median. Where too few clients
+        have reported to cut so many, the median is taken.
+    temperature : float
+        Every distribution is softened to ``softmax(log P / temperature)`` first.
+
+    Examples
+    --------
+    >>> p = {k: np.log(np.array([[v, 1 - v]], np.float32)) for k, v in zip("abc", (0.9, 0.8, 0.0001))}
+    >>> np.exp(TrimmedConsensus(p, "peer_own", trim=1).target("a").log_probabilities).round(3)
+    array([[0.8, 0.2]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        predictions: Mapping[str, FloatArray],
+        divergence: str,
+        trim: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        self._target: Target | None = None
+        if predictions:
+            log_q = trimmed_mean(list(predictions.values()), trim, temperature)
+            self._target = as_target(log_q, divergence)
+
+    def target(self, client: str | None) -> Target | None:
+        """The consensus of all, whoever asks."""
+        return self._target
+
+
+def trimmed_mean(predictions: list[FloatArray], trim: int | None, temperature: float = 1.0) -> FloatArray:
+    """Log-probabilities [N, C] of the coordinate-wise trimmed mean of K predictions [N, C].
+
+    Sorted a few samples at a time: O(K N C log K) work, O(N C) memory besides the predictions.
+    """
+    clients, (samples, classes) = len(predictions), predictions[0].shape
+    cut = (clients - 1) // 2 if trim is None else min(trim, (clients - 1) // 2)
+    mean = np.empty((samples, classes), np.float32)
+    for rows in chunks(samples, clients * classes):
+        stack = np.stack([p[rows] for p in predictions]).astype(np.float32)
+        if temperature != 1:
+            stack = np.stack([log_softmax(p / np.float32(temperature)) for p in stack])
+        values = np.sort(np.exp(stack), axis=0)
+        mean[rows] = values[cut : clients - cut].mean(axis=0)
+    return log_softmax(np.log(np.maximum(mean, TINY)))
+
+
+def outlier_scores(predictions: Mapping[str, FloatArray], tolerance: float) -> dict[str, float]:
+    """How far each client is from the coordinate-wise median of all, beyond what is usual; 0 for most.
+
+    ``max(0, d_j - tolerance * median_k d_k)`` with d_j the mean total variation distance in [0, 1] of client
+    j's distributions to the median.
+
+    Parameters
+    ----------
+    predictions : Mapping[str, float array [N, C]]
+    tolerance : float
+        Honest clients with other data differ too: so many times the median distance costs nothing.
+    """
+    if len(predictions) < 3:  # two who disagree: nobody knows which one is wrong
+        return dict.fromkeys(predictions, 0.0)
+    middle = np.exp(trimmed_mean(list(predictions.values()), None))
+    distance = {
+        name: float(np.abs(np.exp(p) - middle).sum(axis=1).mean() / 2) for name, p in predictions.items()
+    }
+    usual = float(np.median(list(distance.values())))
+    return {name: max(0.0, d - tolerance * usual) for name, d in distance.items()}
+
+
+def suspicion(before: Mapping[str, float], scores: Mapping[str, float], memory: float) -> dict[str, float]:
+    """Outlier scores added up over the rounds, older ones fading: ``memory * before + score``.
+
+    Who did not report this round keeps its suspicion.
+
+    >>> suspicion({"a": 1.0, "b": 0.5}, {"a": 0.0}, memory=0.8)
+    {'a': 0.8, 'b': 0.5}
+    """
+    return dict(before) | {name: memory * before.get(name, 0.0) + score for name, score in scores.items()}
+
+
+def trust(suspicions: Mapping[str, float], names: Iterable[str], severity: float) -> dict[str, float]:
+    """Weight of each client, ``exp(-severity * suspicion)``: multiplicative weights over the rounds.
+
+    After ExpGuard (arXiv:2402.12265), with the distance to the median as score.
+    """
+    return {name: float(np.exp(-severity * suspicions.get(name, 0.0))) for name in names}
