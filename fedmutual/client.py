@@ -175,7 +175,8 @@ def _learn(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, order.round)
     if order.model is not None:
-        load_weights(model, order.model.to_torch_state_dict())
+        own = model.state_dict() if settings.strategy.part_of_model else {}
+        load_weights(model, {**own, **order.model.to_torch_state_dict()})
     learner = Learner(settings, site, model, optimizer, order, name)
     if state is not None and order.model is None:
         learner.remember(state.report)

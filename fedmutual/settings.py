@@ -189,6 +189,7 @@ class StrategySettings:
 
     name: str = setting("name in results and plots")
     whole_pool: ClassVar[bool] = False  # a client gets the private images of all
+    part_of_model: ClassVar[bool] = False  # an order's model is some layers only; the client keeps the rest
 
     def misfit(self, settings: Settings) -> str | None:
         """Say which other setting this strategy cannot run with, key first; None: they go together."""

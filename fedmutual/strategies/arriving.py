@@ -125,6 +125,10 @@ class Arriving(ABC):
             If it cannot be used; nothing has changed.
         """
 
+    def global_weights(self) -> Arrays | None:
+        """Weights of the global model at the end of a run; None: the strategy has none."""
+        return None
+
     @abstractmethod
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """What :meth:`restore_state` needs, of the strategy's own."""

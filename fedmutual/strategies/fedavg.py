@@ -16,7 +16,7 @@ from fedmutual.settings import Settings, setting
 from fedmutual.strategies.history import Line
 from fedmutual.strategies.private_training import PrivateTrainingSettings, nothing_predicted
 from fedmutual.strategies.rounds import Arrays, Rounds, below
-from fedmutual.strategies.server_model import ServerModel
+from fedmutual.strategies.server_model import ServerModel, server_order
 from fedmutual.strategies.weights import one_architecture, read_weights, weights_record
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ class FedAvg(Rounds):
         self.server.load(self.weights)
         return self.server.measure(server_order(self, round))
 
+    def global_weights(self) -> Arrays:
+        """The global model."""
+        return self.weights
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """The global model."""
         return {}, {f"model.{name}": values for name, values in self.weights.items()}
@@ -116,17 +120,3 @@ def average_by_examples(reports: Mapping[str, Report]) -> ArrayRecord:
         for report in reports.values()
     ]
     return aggregate_arrayrecords(records, EXAMPLES)
-
-
-def server_order(strategy: Rounds, round: int) -> Order:
-    """What the server orders itself to do with its own model in a round."""
-    indices = strategy.indices(round)
-    return Order(
-        run=strategy.run,
-        round=round,
-        closing=False,
-        public_digest=strategy.shared.public.digest,
-        classes=strategy.shared.classes,
-        public_indices=indices,
-        target_indices=indices,
-    )

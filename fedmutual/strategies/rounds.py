@@ -87,6 +87,10 @@ class Rounds(Strategy):
     def finish(self) -> None:
         """The closing reports are in."""
 
+    def global_weights(self) -> Arrays | None:
+        """Weights of the global model at the end of a run; None: the strategy has none."""
+        return None
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """What the strategy itself needs to go on after the last round done."""
         return {}, {}

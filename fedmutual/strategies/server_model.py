@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedmutual.learner import Learner
+    from fedmutual.strategies.rounds import Rounds
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 NAME = "server"
@@ -29,9 +30,16 @@ class ServerModel:
     settings : Settings
         Its ``model`` without ``per_client``, and its ``device``.
     shared : SharedData
+    weights : Mapping[str, np.ndarray] or None
+        None: the common start.
     """
 
-    def __init__(self, settings: Settings, shared: SharedData) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        shared: SharedData,
+        weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    ) -> None:
         from fedmutual.device import choose_device
         from fedmutual.learner import derived_seed, warm_start
         from fedmutual.models.build import build_model
@@ -45,7 +53,10 @@ class ServerModel:
             settings.model, len(shared.classes), settings.data.image_size, seed
         )
         self.model: nn.Module = model.to(choose_device(settings.device))
-        warm_start(settings, shared, self.model)
+        if weights is None:
+            warm_start(settings, shared, self.model)
+        else:
+            self.load(weights)
 
     def weights(self) -> Arrays:
         """Its weights, by name."""
@@ -71,3 +82,21 @@ class ServerModel:
         learner = self.learner(order)
         learner.evaluate_unseen(self.settings.evaluation.unseen_limit)
         return figures(learner.metrics)
+
+    def measured(self, order: Order) -> Line:
+        """The same for clients that have other models: as what every history line says besides."""
+        return {f"global_{name}": value for name, value in self.measure(order).items()}
+
+
+def server_order(strategy: Rounds, round: int) -> Order:
+    """What the server orders itself to do with its own model in a round."""
+    indices = strategy.indices(round)
+    return Order(
+        run=strategy.run,
+        round=round,
+        closing=False,
+        public_digest=strategy.shared.public.digest,
+        classes=strategy.shared.classes,
+        public_indices=indices,
+        target_indices=indices,
+    )
