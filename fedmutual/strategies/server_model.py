@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from fedmutual.data.site import SharedData, SiteData
 from fedmutual.messages import Order
+from fedmutual.models.card import model_card
+from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings
 from fedmutual.strategies.history import Line, figures
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
     from fedmutual.learner import Learner
     from fedmutual.strategies.rounds import Rounds
+
+logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 NAME = "server"
@@ -82,6 +87,40 @@ class ServerModel:
         learner = self.learner(order)
         learner.evaluate_unseen(self.settings.evaluation.unseen_limit)
         return figures(learner.metrics)
+
+    def leave(self, journal: RunDirectory) -> dict[str, Any]:
+        """Measure it on the whole unseen set, and write it into a run's results.
+
+        Returns
+        -------
+        dict
+            ``global_model`` of ``summary.json``.
+        """
+        nobody = np.zeros(0, np.int32)
+        order = Order(
+            run=journal.path.name,
+            round=self.settings.rounds + 1,
+            closing=True,
+            public_digest=self._site.public.digest,
+            classes=self._site.classes,
+            public_indices=nobody,
+            target_indices=nobody,
+        )
+        learner = self.learner(order)
+        learner.evaluate_unseen(None)
+        metrics = figures(learner.metrics)
+        card = model_card(
+            self.settings,
+            self._site,
+            self.arguments,
+            metrics,
+            client="global model",
+            shared=True,
+            rounds=self.settings.rounds,
+        )
+        folder = journal.write_global_model(self.model.state_dict(), card)
+        logger.info("the global model is in %s", folder)
+        return {"folder": folder.name, "model": type(self.model).__name__, **metrics}
 
     def measured(self, order: Order) -> Line:
         """The same for clients that have other models: as what every history line says besides."""
