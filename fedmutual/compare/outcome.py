@@ -54,6 +54,8 @@ class Outcome:
         Bytes a client and round, the closing message included.
     seconds : float
         Of learning, as :class:`Point` counts them.
+    global_model : float or None
+        Final accuracy of the model that is the run's own; None: the strategy has none.
     """
 
     run: PlannedRun
@@ -65,6 +67,7 @@ class Outcome:
     down: float = 0.0
     seconds: float = 0.0
     curve: tuple[Point, ...] = field(default=())
+    global_model: float | None = None
 
     def price(self, threshold: float) -> Point | None:
         """The first moment at which the clients were, in the mean, as accurate as this; None: never."""
@@ -84,6 +87,7 @@ def read_outcome(run: PlannedRun, path: Path, reason: str = "") -> Outcome:
         mean=unseen.get("mean_accuracy"),
         worst=unseen.get("worst_accuracy"),
         ensemble=unseen.get("ensemble_accuracy"),
+        global_model=(summary.get("global_model") or {}).get("unseen_accuracy"),
         up=summary["traffic"]["uplink_bytes"] / messages,
         down=summary["traffic"]["downlink_bytes"] / messages,
         seconds=_moments(history)[-1][1] if history else 0.0,

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from flwr.app import ArrayRecord, RecordDict
 
@@ -20,10 +20,11 @@ from fedmutual.learning.layers import accuracy_shares, split_layers, weighted_su
 from fedmutual.messages import Expected, Order, Report, read_report, report_record
 from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings, StrategySettings, setting
+from fedmutual.strategies.global_rounds import GlobalRounds
 from fedmutual.strategies.history import Line
 from fedmutual.strategies.private_training import nothing_predicted
-from fedmutual.strategies.rounds import Arrays, Rounds, below
-from fedmutual.strategies.server_model import ServerModel, server_order
+from fedmutual.strategies.rounds import Arrays, Rounds
+from fedmutual.strategies.server_model import server_order
 from fedmutual.strategies.weights import one_architecture, read_weights, weights_record
 
 if TYPE_CHECKING:
@@ -89,18 +90,14 @@ class LayerwiseSettings(StrategySettings):
         return shallow if round % self.deep_every else deep
 
 
-class Layerwise(Rounds):
+class Layerwise(GlobalRounds):
     """Average the layers of the round, train the global model, and return these layers of it."""
-
-    predicts = False
 
     def __init__(
         self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None = None
     ) -> None:
         super().__init__(settings, shared, run, journal)
         self.options: LayerwiseSettings = settings.strategy
-        self.server = ServerModel(settings, shared)
-        self.weights = self.server.weights()
 
     def order(self, client: str | None, base: Order) -> Order:
         """The global model's layers of the round before; everyone has the common start already."""
@@ -128,18 +125,6 @@ class Layerwise(Rounds):
             learner.separate_mutual_step(learner.public("own_peer", 1.0), self.options.server_epochs)
             self.weights = self.server.weights()
         return self.server.measured(order) if self.evaluates_unseen(round) else {}
-
-    def global_weights(self) -> Arrays:
-        """The global model."""
-        return self.weights
-
-    def state(self) -> tuple[dict[str, Any], Arrays]:
-        """The global model."""
-        return {}, {f"model.{name}": values for name, values in self.weights.items()}
-
-    def restore_state(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
-        """Take up what :meth:`state` gave."""
-        self.weights = below("model.", arrays)
 
     def summary(self) -> None:
         """Say also where the server cannot train."""
