@@ -51,7 +51,7 @@ class Outcome:
     mean, worst, ensemble : float or None
         Final accuracy on the whole unseen set; None where the run has none.
     up, down : float
-        Bytes a client and round, the closing message included.
+        Bytes a client and round (without rounds: a report), the closing message included.
     seconds : float
         Of learning, as :class:`Point` counts them.
     global_model : float or None
@@ -80,8 +80,9 @@ def read_outcome(run: PlannedRun, path: Path, reason: str = "") -> Outcome:
     if summary is None or summary["status"] != "completed":
         return Outcome(run, failure=(summary or {}).get("reason") or reason or "it left no summary.json")
     unseen = summary["unseen"] or {}
-    messages = len(summary["clients"]) * max(1, summary["rounds_completed"])
     history = read_history(path)
+    # clients x rounds, but without rounds nobody reports equally often
+    messages = max(1, sum(not line["closing"] and not line.get("rejected") for line in history))
     return Outcome(
         run,
         mean=unseen.get("mean_accuracy"),
