@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -31,25 +30,13 @@ from fedmutual.learning.attack import poisoned
 from fedmutual.learning.ema import MovingAverage
 from fedmutual.messages import Order, Report
 from fedmutual.models.build import build_model, load_weights
+from fedmutual.models.card import model_card
 from fedmutual.results import user_runs_dir
-from fedmutual.settings import Settings, StrategySettings, as_container
+from fedmutual.settings import Settings, StrategySettings
 from fedmutual.site_log import progress
 from fedmutual.state import ClientState, Ledger, StateError, StateFolder
-from fedmutual.summary import flat, installed_versions, without_paths
 
 logger = logging.getLogger(__name__)
-
-# What of the run's settings a model card tells: all that shaped the model, nothing about the machine.
-CARD_SETTINGS = (
-    "strategy",
-    "train",
-    "optimizer",
-    "public",
-    "partition",
-    "data",
-    "precision",
-    "deterministic",
-)
 
 
 def handle(message: Message, context: Context) -> Message:
@@ -178,7 +165,8 @@ def _learn(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, order.round)
     if order.model is not None:
-        load_weights(model, order.model.to_torch_state_dict())
+        own = model.state_dict() if settings.strategy.part_of_model else {}
+        load_weights(model, {**own, **order.model.to_torch_state_dict()})
     average = _average(settings, model, order, state)
     learner = Learner(settings, site, model, optimizer, order, name, average)
     if state is not None and order.model is None:
@@ -212,7 +200,7 @@ def _average(
 ) -> MovingAverage | None:
     """The moving average of the weights, as the client left it; none where weights come from elsewhere."""
     decay = settings.train.ema_decay
-    if decay == 0 or order.model is not None:
+    if decay == 0 or order.model is not None or settings.strategy.part_of_model:
         return None
     if state is None:
         return MovingAverage(model, decay)
@@ -299,26 +287,13 @@ def _model(
 
 
 def _card(settings: Settings, site: SiteData, arguments: dict[str, Any], report: Report) -> dict[str, Any]:
-    """What rebuilds the model, and what is known of it."""
-    return {
-        "target": settings.model.target,
-        "arguments": arguments,
-        "classes": list(site.classes),
-        "image_size": settings.data.image_size,
-        "client": report.client,
-        "rounds": report.round - 1,
-        "strategy": settings.strategy.name,
-        "seed": settings.seed,
-        "num_examples": report.metrics["num-examples"],
-        "num_validation": len(site.validation_indices(settings.rounds)),
-        "num_public": len(site.public),
-        "num_unseen": None if site.unseen is None else len(site.unseen),
-        "public_digest": site.public.digest,
-        "metrics": {key.replace("-", "_"): value for key, value in report.metrics.items()},
-        "settings": {
-            key: value
-            for key, value in flat(without_paths(as_container(settings))).items()
-            if key.partition(".")[0] in CARD_SETTINGS
-        },
-        "versions": {"python": platform.python_version(), **installed_versions()},
-    }
+    return model_card(
+        settings,
+        site,
+        arguments,
+        {key.replace("-", "_"): value for key, value in report.metrics.items()},
+        client=report.client,
+        rounds=report.round - 1,
+        num_examples=report.metrics["num-examples"],
+        num_validation=len(site.validation_indices(settings.rounds)),
+    )

@@ -12,14 +12,18 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
 from fedmutual import checkpoint
 from fedmutual.atomic import atomic_write, sync_folder
+from fedmutual.models.stored import GLOBAL, save_model
 from fedmutual.summary import build_summary, flat
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["ResultsError", "RunDirectory", "build_summary", "json_safe", "leave_summary", "user_runs_dir"]
 
@@ -207,6 +211,10 @@ class RunDirectory:
             return int(json.loads((self.path / PUBLIC_DATA).read_bytes())["bytes"])
         except FileNotFoundError:
             return 0
+
+    def write_global_model(self, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
+        """Write the run's global model and its card into a folder of its own."""
+        return save_model(self.path / GLOBAL, weights, card)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json`` atomically; NaN and inf become null."""

@@ -63,7 +63,11 @@ def run(grid: Grid, context: Context) -> None:
         started = time.time()
         strategy.start(grid)
         outcome["seconds"] = {"startup": started - start, "training": time.time() - started}
-        outcome |= {"status": "completed", "reason": "", "ensemble": _ensemble(strategy, shared, settings)}
+        outcome |= {
+            "ensemble": _ensemble(strategy, shared, settings),
+            "global_model": _global_model(strategy, settings, shared, journal),
+        }
+        outcome |= {"status": "completed", "reason": ""}
     except BaseException as error:
         outcome["reason"] = f"{type(error).__name__}: {error}"
         raise
@@ -104,6 +108,18 @@ def _ensemble(strategy: RunnableStrategy, shared: SharedData, settings: Settings
 
     log_p = torch.from_numpy(ensemble(said))
     return {**quality(log_p, torch.from_numpy(shared.unseen.labels)), "num_examples": len(shared.unseen)}
+
+
+def _global_model(
+    strategy: RunnableStrategy, settings: Settings, shared: SharedData, journal: RunDirectory
+) -> dict[str, Any] | None:
+    """Measure and leave the global model, where the strategy has one."""
+    weights = strategy.global_weights()
+    if weights is None:
+        return None
+    from fedmutual.strategies.server_model import ServerModel
+
+    return ServerModel(settings, shared, weights).leave(journal)
 
 
 def _finish(

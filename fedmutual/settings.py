@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -251,12 +252,35 @@ class SimulationSettings:
 
 
 @dataclass(kw_only=True)
+class EmulationSettings:
+    """Clients of unequal speed, emulated, and the clock by which a run's history tells the time."""
+
+    clock: str = setting(
+        "wall: as time passes; virtual: as if an update took speed * nominal_seconds, and a round as long as "
+        "its slowest client, the same on every machine; auto: virtual where one process plays all clients of "
+        "a strategy without rounds (fedmutual compare), and where clients of one with rounds differ in speed",
+        choices=("auto", "wall", "virtual"),
+    )
+    speeds: list[float] = setting(
+        "how many times as long an update takes, dealt out to the clients in order of their names"
+    )
+    nominal_seconds: float = setting("virtual clock: what an update takes at speed 1", above=0)
+
+    def check(self) -> str | None:
+        """There is a speed, and each one is a time."""
+        if not self.speeds or not all(math.isfinite(speed) and speed > 0 for speed in self.speeds):
+            return f"speeds: {self.speeds} is no list of numbers above 0, such as [1] or [1,1,2,4,8]"
+        return None
+
+
+@dataclass(kw_only=True)
 class StrategySettings:
     """Base of every strategy's settings; ``_target_`` in ``conf/strategy/*.yaml`` names the subclass."""
 
     name: str = setting("name in results and plots")
     whole_pool: ClassVar[bool] = False  # a client gets the private images of all
     takes_consensus: ClassVar[bool] = False  # the settings group `consensus` has a meaning
+    part_of_model: ClassVar[bool] = False  # an order's model is some layers only; the client keeps the rest
 
     def misfit(self, settings: Settings) -> str | None:
         """Say which other setting this strategy cannot run with, key first; None: they go together."""
@@ -360,6 +384,7 @@ class Settings:
     attack: AttackSettings
     tracking: TrackingSettings
     simulation: SimulationSettings
+    emulation: EmulationSettings
     strategy: Any
     consensus: Any
     data: Any

@@ -8,7 +8,6 @@ derived from (seed, client, round), so no generator's state has to be kept.
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from fedmutual.atomic import atomic_write
 from fedmutual.checkpoint import (
     Arrays,
     CheckpointError,
@@ -31,7 +28,7 @@ from fedmutual.checkpoint import (
     step_back,
 )
 from fedmutual.messages import Report
-from fedmutual.models.card import card_page
+from fedmutual.models.stored import save_model
 
 _OPTIMIZER_GROUPS = "optimizer-groups"
 
@@ -165,12 +162,8 @@ class StateFolder:
             ) from error
 
     def export_model(self, weights: dict[str, Tensor], card: dict[str, Any]) -> Path:
-        """Write ``model.safetensors``, ``model.json`` (what rebuilds it) and a card; return the folder."""
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
-        atomic_write(self.path / "model.safetensors", save(tensors))
-        atomic_write(self.path / "README.md", card_page(card).encode())
-        atomic_write(self.path / "model.json", json.dumps(card, indent=2).encode())
-        return self.path
+        """Write the model and its card beside the state (:func:`fedmutual.models.stored.save_model`)."""
+        return save_model(self.path, weights, card)
 
 
 def _state(meta: dict[str, Any], arrays: Arrays) -> ClientState:

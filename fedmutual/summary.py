@@ -25,6 +25,7 @@ def build_summary(
     reason: str = "",
     history: Sequence[Record],
     ensemble: Mapping[str, Any] | None = None,
+    global_model: Mapping[str, Any] | None = None,
     public_digest: str | None = None,
     public_data_bytes: int = 0,
     seconds: Mapping[str, float] | None = None,
@@ -45,6 +46,9 @@ def build_summary(
     ensemble : Mapping[str, Any] | None
         The mean-logit ensemble of the clients on the unseen set: accuracy, balanced_accuracy, auroc,
         num_examples; None: not measured.
+    global_model : Mapping[str, Any] | None
+        Folder (in the results), architecture and figures on the unseen set of the model that is the run's
+        own and no client's; None: the strategy has none.
     public_data_bytes : int
         Bytes of public images that the server sent, all clients.
     seconds : Mapping[str, float] | None
@@ -72,6 +76,7 @@ def build_summary(
         "reason": reason,
         "clients": clients,
         "unseen": _unseen(history, honest, ensemble),
+        "global_model": None if global_model is None else dict(global_model),
         "traffic": {**_bytes(history), "public_data_bytes": public_data_bytes},
         "seconds": {"total": 0.0, "startup": 0.0, "training": 0.0, **(seconds or {})},
         "public_digest": public_digest,

@@ -33,6 +33,7 @@ STUDY = (
     "study.thresholds=[0.4]",
     # torch names no such GPU, which only the clients can find out
     'study.variants.broken=["device=cuda:99"]',
+    "study.only=[mutual,fedasync,broken]",
     "study.conditions={}",
     "seed=0,1",
     "cache_dir=cache",
@@ -137,14 +138,14 @@ def test_a_failed_run_is_named_and_stops_nobody(undisturbed: Path) -> None:
     rows = {row["variant"]: row for row in csv.DictReader((study / "table.csv").open())}
     assert {name: (row["runs"], row["failed"]) for name, row in rows.items()} == {
         "mutual": ("2", "0"),
-        "alone": ("2", "0"),
+        "fedasync": ("2", "0"),
         "broken": ("0", "2"),
     }
     summaries = [summary(run) for run in runs(undisturbed)]
     mutual = [
         one["unseen"]["mean_accuracy"]
         for one in summaries
-        if one["status"] == "completed" and one["config"]["strategy"]["kl_weight"] > 0
+        if one["status"] == "completed" and one["strategy"] == "mutual"
     ]
     assert float(rows["mutual"]["mean"]) == pytest.approx(sum(mutual) / 2)
     assert float(rows["mutual"]["reached 40 %"]) >= 1
@@ -189,7 +190,8 @@ def test_killed_stopped_and_resumed_gives_the_same_tables(undisturbed: Path, tmp
     assert resumed.returncode == 1, errors
     assert "runs were completed before" in out
     assert all((run / "history.jsonl").stat().st_mtime_ns == before[run] for run in before)
-    for run in continued:  # from its checkpoint: no round was trained twice
+    # from its checkpoint: no round was trained twice (a run without rounds says nothing of them)
+    for run in (run for run in continued if summary(run)["strategy"] != "fedasync"):
         assert run.with_name(f"{run.name}.log").read_text().count("round 1: 3 clients reported") == 1
     assert results(tmp_path) == results(undisturbed)
 

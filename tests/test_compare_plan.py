@@ -21,10 +21,6 @@ def plan(*arguments: str, cwd: Path = Path("/")) -> Plan:
     return make_plan(load_study(arguments), cwd)
 
 
-def variants_of(name: str) -> dict[str, list[str]]:
-    return dict(OmegaConf.load(CONF_DIR / f"experiment/{name}.yaml").study.variants)
-
-
 def test_sweeps_are_hydras_and_every_combination_is_run() -> None:
     made = plan("strategy.kl_weight=0,1", "partition=iid,dirichlet", "seed=range(3)", "rounds=2")
     assert made.variants == ("strategy.kl_weight=0", "strategy.kl_weight=1")
@@ -51,9 +47,9 @@ def test_a_digest_covers_the_settings_and_not_the_folders() -> None:
 
 
 def test_the_command_line_wins_over_the_study() -> None:
-    made = plan("experiment=smoke", "seed=7", "rounds=9", "study.reference=alone", "study.only=[alone]")
-    assert made.variants == ("alone",)
-    assert made.reference == "alone"
+    made = plan("experiment=smoke", "seed=7", "rounds=9", "study.reference=local", "study.only=[local]")
+    assert made.variants == ("local",)
+    assert made.reference == "local"
     assert {(run.seed, run.rounds) for run in made.runs} == {(7, 9)}
     swept = plan("experiment=smoke", "seed=4,5", "study.only=[mutual]")
     assert [run.seed for run in swept.runs] == [4, 4, 5, 5]
@@ -79,9 +75,12 @@ def test_a_study_names_its_runs_with_relative_paths_made_absolute(tmp_path: Path
         (["experiment=smoke", "study.thresholds=[90]"], "study.thresholds: 90 "),
         (
             ["experiment=smoke", "study.reference=nosuch"],
-            "study.reference: 'nosuch' is none of mutual, alone",
+            "study.reference: 'nosuch' is none of mutual, fedavg, fedasync, local",
         ),
-        (["experiment=smoke", "study.only=[nosuch]"], "study.only: 'nosuch' is none of mutual, alone"),
+        (
+            ["experiment=smoke", "study.only=[nosuch]"],
+            "study.only: 'nosuch' is none of mutual, fedavg, fedasync, local",
+        ),
         (["experiment=smoke", "study.axes.seed=0,1"], "study.axes.seed=0,1: .* seed=0,1"),
         (["partition=iid,dirichlet", "partition.alpha=1"], "iid: partition.alpha"),
         (["seed=0,0"], "have the same settings"),
@@ -104,21 +103,29 @@ def test_bad_studies_are_refused_by_name(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("study", "variant"), [(s, v) for s in STUDIES for v in variants_of(s)])
-def test_every_variant_of_every_study_is_accepted(study: str, variant: str, tmp_path: Path) -> None:
-    chosen = [o.partition("=")[2] for o in variants_of(study)[variant] if o.startswith("strategy=")]
-    if chosen and not (CONF_DIR / f"strategy/{chosen[-1]}.yaml").exists():
-        pytest.skip(f"strategy={chosen[-1]} does not exist yet")
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_expands_to_a_checked_plan(study: str, tmp_path: Path) -> None:
     for side in ("pool", "unseen"):
         for name in ("mask", "no_mask"):
             (tmp_path / side / name).mkdir(parents=True)
-    # one condition will do: composing settings takes longer than everything else here
-    given = ["study.conditions={}", "study.axes={}"]
-    given += ["data=facemask", f"data.root={tmp_path}"] if study != "smoke" else []
-    made = plan(f"experiment={study}", f"study.only=[{variant}]", f"study.reference={variant}", *given)
-    assert made.variants == (variant,)
     content = OmegaConf.load(CONF_DIR / f"experiment/{study}.yaml").study
-    assert content.reference in content.variants
+    photographs = "data=facemask" in content.get("overrides", [])
+    given = [f"data.root={tmp_path}"] if photographs else []
+    made = plan(f"experiment={study}", *given)
+    assert made.variants == tuple(content.variants)
+    points = {run.condition for run in made.runs}
+    seeds = {run.seed for run in made.runs}
+    assert len(seeds) >= 2
+    assert len(made.runs) == len(made.variants) * len(points) * len(
+        seeds
+    )  # every combination, and none twice
+    assert made.reference == content.reference
+    compared = {strategy_of(run.overrides) for run in made.runs}
+    assert {"mutual"} < compared or study == "ablations"
+
+
+def strategy_of(overrides: tuple[str, ...]) -> str:
+    return next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("strategy=")), "mutual")
 
 
 def test_the_defaults_are_complete() -> None:

@@ -170,6 +170,19 @@ def test_one_condition_needs_no_column(study: tuple[Plan, list[Outcome]]) -> Non
     assert "| (all) |" not in text
 
 
+def test_global_models_have_a_column_where_there_are_any(study: tuple[Plan, list[Outcome]]) -> None:
+    def cells(outcomes: list[Outcome]) -> list[list[str]]:
+        text = tables.markdown(study[0], outcomes, [0.9], "command", "x")
+        return [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("|")]
+
+    assert "global model" not in cells(study[1])[0]
+    outcomes = [replace(o, global_model=0.5 + 0.25 * o.run.seed) for o in study[1]]
+    head, _, first, *_ = cells(outcomes)
+    assert first[head.index("global model")] == "62.50 ± 17.68"  # 50 and 75
+    rows = list(csv.DictReader(io.StringIO(tables.as_csv(tables.run_rows(outcomes)))))
+    assert {row["global_model"] for row in rows if row["seed"] == "1"} == {"0.75"}
+
+
 def test_csv_holds_every_figure_at_full_precision(study: tuple[Plan, list[Outcome]]) -> None:
     plan, outcomes = study
     (row, *_) = csv.DictReader(io.StringIO(tables.as_csv(tables.result_rows(plan, outcomes, [0.9]))))

@@ -16,7 +16,7 @@ from fedmutual.messages import read_order
 from fedmutual.results import RunDirectory
 from fedmutual.settings import SettingsError
 
-QUICK = ("evaluation.unseen_every=0", "strategy.updates=7", "strategy.speeds=[1,2,4]")
+QUICK = ("evaluation.unseen_every=0", "strategy.updates=7", "emulation.speeds=[1,2,4]")
 FEDASYNC = ("strategy=fedasync", *QUICK)
 FEDBUFF = ("strategy=fedbuff", *QUICK, "strategy.buffer_size=2", "strategy.alpha=0.5")
 NAMES = ("client-0", "client-1", "client-2")
@@ -142,7 +142,7 @@ def test_it_ends_by_its_clock(tmp_path: Path) -> None:
 
 
 def test_on_the_wall_clock(tmp_path: Path) -> None:
-    run = play(tmp_path, *FEDASYNC, "strategy.clock=wall", "strategy.speeds=[1,1,20]")
+    run = play(tmp_path, *FEDASYNC, "emulation.clock=wall", "emulation.speeds=[1,1,20]")
     assert run.error is None
     assert len(mixed_in(run)) == 7
     clocks = [line["clock"] for line in arrivals(run)]
@@ -307,15 +307,15 @@ def test_fedbuff_resumes_with_a_half_full_buffer(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["strategy.speeds=[]"], "strategy.speeds: "),
-        (["strategy.speeds=[1,0]"], "strategy.speeds: "),
+        (["emulation.speeds=[]"], "emulation.speeds: "),
+        (["emulation.speeds=[1,0]"], "emulation.speeds: "),
         (["strategy.alpha=0"], "strategy.alpha: "),
         (["strategy.alpha=1.5"], "strategy.alpha: "),
         (
             ["strategy.staleness=linear"],
             "strategy.staleness: 'linear' is none of constant, polynomial, hinge",
         ),
-        (["strategy.clock=sun"], "strategy.clock: "),
+        (["emulation.clock=sun"], "emulation.clock: "),
         (["strategy.updates=0"], "strategy.updates: "),
         (["strategy.seconds=0"], "strategy.seconds: "),
         (["strategy.buffer_size=0"], "strategy.buffer_size: "),

@@ -24,7 +24,7 @@ QUICK = (
     "strategy.divergence=own_peer",
     "evaluation.unseen_every=0",
     "strategy.updates=9",
-    "strategy.speeds=[1,2,8]",
+    "emulation.speeds=[1,2,8]",
 )
 NAMES = ("client-0", "client-1", "client-2")
 # speeds 1, 2, 8: client-1's first report comes at 2 s, after client-0's second; client-2's at 8 s
@@ -116,7 +116,7 @@ def test_a_peer_that_is_too_stale_no_longer_teaches(tmp_path: Path) -> None:
     run = play(
         tmp_path,
         *QUICK,
-        "strategy.speeds=[1,4]",
+        "emulation.speeds=[1,4]",
         "strategy.updates=10",
         "strategy.staleness_limit=2",
         clients=2,
@@ -138,7 +138,7 @@ def test_a_peer_that_is_too_stale_no_longer_teaches(tmp_path: Path) -> None:
         9: False,
     } | {update: taught for update, taught in heard.items() if update > 9}
     endless = play(
-        tmp_path / "endless", *QUICK, "strategy.speeds=[1,4]", "strategy.updates=10",
+        tmp_path / "endless", *QUICK, "emulation.speeds=[1,4]", "strategy.updates=10",
         "strategy.staleness_limit=null", clients=2,
     )  # fmt: skip
     assert targets(endless)["client-0", 8] is not None
@@ -200,7 +200,7 @@ def test_killed_and_resumed_equals_undisturbed(
         (["public=sample"], "public.schedule: sample, but strategy=mutual_async"),
         (["strategy.average_weights=true"], "strategy.average_weights: true"),
         (["strategy.staleness_limit=0"], "strategy.staleness_limit: 0 is below 1"),
-        (["strategy.speeds=[]"], "strategy.speeds: "),
+        (["emulation.speeds=[]"], "emulation.speeds: "),
         (["strategy.divergence=published_code", "strategy.temperature=2"], "strategy.temperature: 2"),
     ],
 )

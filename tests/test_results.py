@@ -336,6 +336,7 @@ def test_summary_keeps_the_contract() -> None:
         status="completed",
         history=full_history(),
         ensemble={"accuracy": 0.85, "balanced_accuracy": 0.84, "auroc": 0.95},
+        global_model={"folder": "global_model", "model": "VisionNet", "unseen_accuracy": 0.75},
         public_digest="abc",
         public_data_bytes=5,
         seconds={"total": 9.0, "startup": 2.0, "training": 6.0},
@@ -378,6 +379,7 @@ def test_summary_keeps_the_contract() -> None:
             "ensemble_balanced_accuracy": 0.84,
             "ensemble_auroc": 0.95,
         },
+        "global_model": {"folder": "global_model", "model": "VisionNet", "unseen_accuracy": 0.75},
         "traffic": {
             "uplink_bytes": 600,
             "downlink_bytes": 120,

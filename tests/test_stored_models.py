@@ -84,6 +84,14 @@ def test_a_runs_folder_stands_for_all_its_models(tmp_path: Path) -> None:
         find_models(tmp_path / "a" / "nothing")
 
 
+def test_a_global_model_is_asked_where_it_is_named_or_alone(tmp_path: Path) -> None:
+    shared, client = model_folder(tmp_path / "run" / "global_model"), tmp_path / "run" / "clients" / "a"
+    assert find_models(tmp_path / "run") == [shared]  # its clients' models are at their sites
+    owned = model_folder(client)
+    assert find_models(tmp_path / "run") == [owned]
+    assert find_models(shared) == [shared]
+
+
 def test_a_pickle_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = model_folder(tmp_path / "clinic-a")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedmutual.learning import divergence, training
+from fedmutual.learning import divergence, layers, training
 from fedmutual.learning.optimizers import make_optimizer
 from fedmutual.learning.placement import to_input
 from fedmutual.learning.training import (
@@ -327,7 +327,7 @@ def test_make_optimizer_takes_every_argument() -> None:
         make_optimizer("lion", Linear(1).parameters(), 1.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("module", [training, divergence], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [training, divergence, layers], ids=lambda m: m.__name__)
 def test_examples_in_the_docstrings(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0

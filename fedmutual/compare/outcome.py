@@ -51,9 +51,11 @@ class Outcome:
     mean, worst, ensemble : float or None
         Final accuracy on the whole unseen set; None where the run has none.
     up, down : float
-        Bytes a client and round, the closing message included.
+        Bytes a client and round (without rounds: a report), the closing message included.
     seconds : float
         Of learning, as :class:`Point` counts them.
+    global_model : float or None
+        Final accuracy of the model that is the run's own; None: the strategy has none.
     """
 
     run: PlannedRun
@@ -65,6 +67,7 @@ class Outcome:
     down: float = 0.0
     seconds: float = 0.0
     curve: tuple[Point, ...] = field(default=())
+    global_model: float | None = None
 
     def price(self, threshold: float) -> Point | None:
         """The first moment at which the clients were, in the mean, as accurate as this; None: never."""
@@ -77,13 +80,15 @@ def read_outcome(run: PlannedRun, path: Path, reason: str = "") -> Outcome:
     if summary is None or summary["status"] != "completed":
         return Outcome(run, failure=(summary or {}).get("reason") or reason or "it left no summary.json")
     unseen = summary["unseen"] or {}
-    messages = len(summary["clients"]) * max(1, summary["rounds_completed"])
     history = read_history(path)
+    # clients x rounds, but without rounds nobody reports equally often
+    messages = max(1, sum(not line["closing"] and not line.get("rejected") for line in history))
     return Outcome(
         run,
         mean=unseen.get("mean_accuracy"),
         worst=unseen.get("worst_accuracy"),
         ensemble=unseen.get("ensemble_accuracy"),
+        global_model=(summary.get("global_model") or {}).get("unseen_accuracy"),
         up=summary["traffic"]["uplink_bytes"] / messages,
         down=summary["traffic"]["downlink_bytes"] / messages,
         seconds=_moments(history)[-1][1] if history else 0.0,

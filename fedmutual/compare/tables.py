@@ -31,12 +31,18 @@ def result_rows(plan: Plan, outcomes: Sequence[Outcome], thresholds: Sequence[fl
                 continue
             row: Row = {"condition": condition, "variant": variant, "runs": len(done), "failed": 0}
             row["failed"] = len(planned) - len(done)
-            row |= {m: spread(v for o in done if (v := getattr(o, m)) is not None) for m in MEASURES}
+            shown = (*MEASURES, *_global(outcomes))
+            row |= {m: spread(v for o in done if (v := getattr(o, m)) is not None) for m in shown}
             row |= {key: mean(getattr(o, key) for o in done) for key in ("up", "down")}
             row |= _prices(done, thresholds)
             row["seconds"] = mean(o.seconds for o in done)
             rows.append(row)
     return rows
+
+
+def _global(outcomes: Iterable[Outcome]) -> tuple[str, ...]:
+    """The column of global models, where a strategy of the study has one."""
+    return ("global_model",) if any(outcome.global_model is not None for outcome in outcomes) else ()
 
 
 def _prices(done: Sequence[Outcome], thresholds: Sequence[float]) -> Row:
@@ -107,10 +113,12 @@ def markdown(
 
 _EXPLAINED = """\
 Accuracy on the whole unseen set in per cent, mean over the runs (seeds) ± standard deviation: of the mean
-of the clients, of the worst client (in brackets: the lowest of all runs), and of their mean-logit ensemble.
+of the clients, of the worst client (in brackets: the lowest of all runs), of their mean-logit ensemble,
+and of the global model where a strategy has one.
 Bytes are payload: up and down a client and round; to a threshold, both ways and a client. Seconds are those
-of clients that learn side by side, each at the pace that it had here. Rounds, bytes and seconds to a
-threshold are means over the runs that reached it; where not all did, it says how many."""
+of clients that learn side by side, each at the pace that it had here; of a run on a virtual clock (emulation,
+and every strategy without rounds) they are that clock's. Rounds, bytes and seconds to a threshold are means
+over the runs that reached it; where not all did, it says how many."""
 
 _DIFFERENCES = f"""\
 In points, paired by seed (same data, same partition, same start), with Student's 95 % interval over the
@@ -124,6 +132,8 @@ def _cells(row: Row, thresholds: Sequence[float]) -> Row:
     cells: Row = {"condition": row["condition"], "variant": row["variant"], "runs": runs}
     cells |= {"mean": _spread(row["mean"]), "worst client": _spread(worst) + lowest}
     cells["ensemble"] = _spread(row["ensemble"])
+    if "global_model" in row:
+        cells["global model"] = _spread(row["global_model"])
     cells |= {key: _bytes(row[key]) for key in ("up", "down")}
     for name in (f"{100 * threshold:g} %" for threshold in thresholds):
         reached = row[f"reached {name}"]
@@ -208,7 +218,7 @@ def run_rows(outcomes: Sequence[Outcome]) -> list[Row]:
         {
             **{key: getattr(outcome.run, key) for key in ("condition", "variant", "seed")},
             "failure": outcome.failure,
-            **{key: getattr(outcome, key) for key in (*MEASURES, "up", "down")},
+            **{key: getattr(outcome, key) for key in (*MEASURES, *_global(outcomes), "up", "down")},
             "folder": outcome.run.folder,
             "seconds": outcome.seconds,
         }

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fedmutual.settings import Settings, as_container
+from fedmutual.summary import flat, installed_versions, without_paths
+
+if TYPE_CHECKING:
+    from fedmutual.data.site import SharedData, SiteData
+
+# What of the run's settings a model card tells: all that shaped the model, nothing about the machine.
+SETTINGS = (
+    "strategy",
+    "train",
+    "optimizer",
+    "public",
+    "partition",
+    "data",
+    "precision",
+    "deterministic",
+)
 PREPROCESSING = (
     "RGB, turned as EXIF says, transparency over white, resized to {size}x{size} pixels (bilinear, "
     "antialiased, whatever the shape), uint8 divided by 255: float [N, 3, {size}, {size}] in [0, 1]"
@@ -24,6 +42,46 @@ def preprocessing(image_size: int) -> str:
     return PREPROCESSING.format(size=image_size)
 
 
+def model_card(
+    settings: Settings,
+    data: SiteData | SharedData,
+    arguments: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    **own: Any,
+) -> dict[str, Any]:
+    """What rebuilds a model, and what is known of it: the content of ``model.json``.
+
+    Parameters
+    ----------
+    arguments : Mapping[str, Any]
+        Of the call that rebuilds the architecture.
+    metrics : Mapping[str, Any]
+        Measurements under the names of the history.
+    own
+        What only its owner knows: ``client``, ``rounds``, ``num_examples``, ``num_validation``; ``shared``
+        is true for the global model of a run.
+    """
+    return {
+        "target": settings.model.target,
+        "arguments": dict(arguments),
+        "classes": list(data.classes),
+        "image_size": settings.data.image_size,
+        "strategy": settings.strategy.name,
+        "seed": settings.seed,
+        "num_public": len(data.public),
+        "num_unseen": None if data.unseen is None else len(data.unseen),
+        "public_digest": data.public.digest,
+        "metrics": dict(metrics),
+        "settings": {
+            key: value
+            for key, value in flat(without_paths(as_container(settings))).items()
+            if key.partition(".")[0] in SETTINGS
+        },
+        "versions": {"python": platform.python_version(), **installed_versions()},
+        **own,
+    }
+
+
 def card_page(card: Mapping[str, Any]) -> str:
     """Return the card as Markdown with the front matter of model hubs.
 
@@ -36,10 +94,12 @@ def card_page(card: Mapping[str, Any]) -> str:
     classes = ", ".join(f"`{name}`" for name in card["classes"])
     settings = card.get("settings", {})
     size = card["image_size"]
+    shared = card.get("shared", False)
+    origin = "the server of a federation" if shared else "one site"
     sections = [
         _FRONT,
-        f"# {architecture} of {_plain(card['client'])}",
-        f"An image classifier that one site trained with [fedmutual]({_PROJECT}), strategy "
+        f"# {architecture}{', the' if shared else ' of'} {_plain(card['client'])}",
+        f"An image classifier that {origin} trained with [fedmutual]({_PROJECT}), strategy "
         f"`{card['strategy']}`, {card['rounds']} rounds, seed {card['seed']}.",
         "## Use",
         "```bash\nfedmutual predict --model . photo.jpg\nfedmutual export --model . --format onnx\n```",

@@ -1,4 +1,4 @@
-"""A client's model folder, read back: ``model.safetensors`` and ``model.json``. Nothing is unpickled.
+"""A model's folder, written and read back: ``model.safetensors`` and ``model.json``. Nothing is unpickled.
 
 The card names the class that rebuilds the network. It is text from somebody else's computer: a class is
 called only if it is a ``torch.nn.Module``, a function only if it is one of torchvision's models.
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from fedmutual.atomic import atomic_write
+from fedmutual.models.card import card_page
 
-WEIGHTS, CARD = "model.safetensors", "model.json"
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTS, CARD, PAGE = "model.safetensors", "model.json", "README.md"
+GLOBAL = "global_model"  # folder of a run's global model, beside its clients'
 _PRETRAINED = ("weights", "weights_backbone", "pretrained")  # would be downloaded, and then replaced
 
 
@@ -57,8 +61,20 @@ class StoredModel:
         return int(self.card["image_size"])
 
 
+def save_model(folder: Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
+    """Write ``model.safetensors``, ``model.json`` (what rebuilds it) and a card; return the folder."""
+    from safetensors.torch import save
+
+    atomic_write(folder / WEIGHTS, save({name: w.cpu().contiguous() for name, w in weights.items()}))
+    atomic_write(folder / PAGE, card_page(card).encode())
+    atomic_write(folder / CARD, json.dumps(card, indent=2).encode())
+    return folder
+
+
 def find_models(folder: Path) -> list[Path]:
-    """Return the model folder itself, or all model folders below a run's folder, sorted.
+    """Return the model folder itself, or those of all clients below a run's folder, sorted.
+
+    Where the clients' models are not there (they stay at the sites), a run's folder means its global model.
 
     Raises
     ------
@@ -68,10 +84,11 @@ def find_models(folder: Path) -> list[Path]:
     if (folder / CARD).is_file():
         return [folder]
     found = sorted(card.parent for card in folder.glob(f"**/{CARD}"))
+    found = [path for path in found if path.name != GLOBAL] or found
     if not found:
         raise StoredModelError(
             f"{folder} holds no {CARD}: give a client's model folder "
-            "(<run>/clients/<run name>/<client>), or the run's folder for all of its clients"
+            f"(<run>/clients/<run name>/<client>), a run's {GLOBAL}, or its folder for all of its clients"
         )
     return found
 

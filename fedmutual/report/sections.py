@@ -119,6 +119,8 @@ def _table(summary: Mapping[str, Any]) -> Context:
     feet.append(("worst", [percent(min(column, default=None)) for column in columns], "", ""))
     if together[1] is not None:
         feet.append(("ensemble", [percent(value) for value in together], "", ""))
+    if summary.get("global_model"):
+        feet.append(("global model", [percent(summary["global_model"].get(key)) for key in keys], "", ""))
     traffic = summary["traffic"]
     up, down = (human_bytes(traffic[key]) for key in ("uplink_bytes", "downlink_bytes"))
     feet.append(("total", [""] * len(keys), up, down))

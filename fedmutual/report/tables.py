@@ -19,7 +19,8 @@ def clients_table(summary: Mapping[str, Any]) -> Table:
     """Return the clients of a summary as a table: accuracies in per cent, traffic in bytes.
 
     "unseen" is the accuracy on the shared unseen set, "bal." the balanced accuracy on it. The last rows are
-    the mean and the worst of the clients, and the ensemble where it was measured. A dagger marks a client
+    the mean and the worst of the clients, the ensemble where it was measured, and the global model where the
+    strategy has one. A dagger marks a client
     that did not finish: its figures are the last known ones. Fits 80 columns.
     """
     clients: Mapping[str, Mapping[str, Any]] = summary["clients"]
@@ -79,6 +80,10 @@ def _add_footer(table: Table, summary: Mapping[str, Any], clients: Iterable[Mapp
     if unseen.get("ensemble_accuracy") is not None:
         balanced = unseen.get("ensemble_balanced_accuracy")
         table.add_row("ensemble", "", "", "", percent(unseen["ensemble_accuracy"]), percent(balanced), "", "")
+    together = summary.get("global_model")
+    if together is not None:
+        figures = [percent(together.get(measure)) for measure in MEASURES]
+        table.add_row("global", escape(together["model"]), "", *figures, "", "")
     table.add_row("total", "", "", "", "", "", *total)
 
 

@@ -44,22 +44,6 @@ class ArrivingSettings(StrategySettings):
 
     updates: int | None = setting("ends after so many reports; null: rounds times clients", minimum=1)
     seconds: float | None = setting("ends after so many seconds of its clock; null: no limit", above=0)
-    clock: str = setting(
-        "wall: replies count as they come; virtual: as they would if an update took speed * nominal_seconds, "
-        "the same on every machine; auto: virtual where one process plays all clients (fedmutual compare), "
-        "else wall",
-        choices=("auto", "wall", "virtual"),
-    )
-    speeds: list[float] = setting(
-        "emulated: how many times as long an update takes, dealt out to the clients in order of their names"
-    )
-    nominal_seconds: float = setting("clock=virtual: what an update takes at speed 1", above=0)
-
-    def check(self) -> str | None:
-        """There is a speed, and each one is a time."""
-        if not self.speeds or not all(np.isfinite(speed) and speed > 0 for speed in self.speeds):
-            return f"speeds: {self.speeds} is no list of numbers above 0, such as [1] or [1,1,2,4,8]"
-        return None
 
 
 class Arriving(ABC):
@@ -89,7 +73,7 @@ class Arriving(ABC):
         self.arrivals = 0
         self.delivered = 0
         self._limits: ArrivingSettings = settings.strategy
-        self.participants = Participants(self._limits.speeds)
+        self.participants = Participants(settings.emulation.speeds)
         self._expected = 0
         self._now = 0.0
         self._history = History()
@@ -124,6 +108,10 @@ class Arriving(ABC):
         MessageError
             If it cannot be used; nothing has changed.
         """
+
+    def global_weights(self) -> Arrays | None:
+        """Weights of the global model at the end of a run; None: the strategy has none."""
+        return None
 
     @abstractmethod
     def state(self) -> tuple[dict[str, Any], Arrays]:
@@ -241,9 +229,10 @@ class Arriving(ABC):
         return self.delivered >= self._budget or (limit is not None and now >= limit)
 
     def _timing(self, grid: Grid) -> Timing:
-        virtual = self._limits.clock == "virtual"
-        if virtual or (self._limits.clock == "auto" and getattr(grid, "takes_turns", False)):
-            return VirtualTiming(self._limits.nominal_seconds, self._now)
+        emulation = self.settings.emulation
+        alone = emulation.clock == "auto" and getattr(grid, "takes_turns", False)
+        if alone or emulation.clock == "virtual":
+            return VirtualTiming(emulation.nominal_seconds, self._now)
         return WallTiming(start=self._now)
 
     def _checked(self, client: Participant, reply: Reply, late: bool) -> tuple[Report | None, str, Line]:

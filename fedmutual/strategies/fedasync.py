@@ -125,6 +125,10 @@ class FedAsync(Arriving):
                 self._buffer, self._buffered = None, 0
         return {"version": self.version, "downloaded": downloaded, "staleness": age, "alpha": weight}
 
+    def global_weights(self) -> Arrays:
+        """The newest version."""
+        return self._models[self.version]
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """The models, which version each client works on, and the buffer."""
         arrays = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
@@ -13,10 +13,11 @@ from fedmutual.data.site import SharedData
 from fedmutual.messages import METRICS, MODEL, Expected, Order, Report, read_report, report_record
 from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings, setting
+from fedmutual.strategies.global_rounds import GlobalRounds
 from fedmutual.strategies.history import Line
 from fedmutual.strategies.private_training import PrivateTrainingSettings, nothing_predicted
-from fedmutual.strategies.rounds import Arrays, Rounds, below
-from fedmutual.strategies.server_model import ServerModel
+from fedmutual.strategies.rounds import Rounds
+from fedmutual.strategies.server_model import server_order
 from fedmutual.strategies.weights import one_architecture, read_weights, weights_record
 
 if TYPE_CHECKING:
@@ -61,17 +62,8 @@ class FedAvgSettings(PrivateTrainingSettings):
         return report_record(report, Rounds.wire_dtype, Rounds.floor)
 
 
-class FedAvg(Rounds):
+class FedAvg(GlobalRounds):
     """Average all weights every round, by numbers of examples; the server measures the average itself."""
-
-    predicts = False
-
-    def __init__(
-        self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None = None
-    ) -> None:
-        super().__init__(settings, shared, run, journal)
-        self.server = ServerModel(settings, shared)
-        self.weights = self.server.weights()
 
     def order(self, client: str | None, base: Order) -> Order:
         """The global model."""
@@ -95,14 +87,6 @@ class FedAvg(Rounds):
         self.server.load(self.weights)
         return self.server.measure(server_order(self, round))
 
-    def state(self) -> tuple[dict[str, Any], Arrays]:
-        """The global model."""
-        return {}, {f"model.{name}": values for name, values in self.weights.items()}
-
-    def restore_state(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
-        """Take up what :meth:`state` gave."""
-        self.weights = below("model.", arrays)
-
 
 def average_by_examples(reports: Mapping[str, Report]) -> ArrayRecord:
     """Flower's weighted average of the reported weights, in the order of the reports."""
@@ -116,17 +100,3 @@ def average_by_examples(reports: Mapping[str, Report]) -> ArrayRecord:
         for report in reports.values()
     ]
     return aggregate_arrayrecords(records, EXAMPLES)
-
-
-def server_order(strategy: Rounds, round: int) -> Order:
-    """What the server orders itself to do with its own model in a round."""
-    indices = strategy.indices(round)
-    return Order(
-        run=strategy.run,
-        round=round,
-        closing=False,
-        public_digest=strategy.shared.public.digest,
-        classes=strategy.shared.classes,
-        public_indices=indices,
-        target_indices=indices,
-    )

@@ -27,5 +27,8 @@ class RunnableStrategy(Protocol):
     def start(self, grid: Grid) -> object:
         """Run all rounds and the closing one."""
 
+    def global_weights(self) -> Mapping[str, np.ndarray[Any, Any]] | None:
+        """Weights of the global model at the end of a run; None: the strategy has none."""
+
     def restore(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Continue a run from its checkpoint."""

@@ -36,10 +36,10 @@ class MutualAsyncSettings(MutualSettings, ArrivingSettings):
     )
 
     def check(self) -> str | None:
-        """Both parents', and no weights."""
+        """No weights."""
         if self.average_weights:
             return "average_weights: true, but strategy=mutual_async never exchanges weights: see fedasync"
-        return MutualSettings.check(self) or ArrivingSettings.check(self)
+        return super().check()
 
     def misfit(self, settings: Settings) -> str | None:
         """Predictions of different samples cannot be averaged."""

@@ -25,6 +25,7 @@ from fedmutual.settings import Settings
 from fedmutual.strategies.history import Line
 from fedmutual.strategies.interface import MESSAGE_TYPE
 from fedmutual.strategies.roster import Roster
+from fedmutual.strategies.virtual_rounds import VirtualRounds
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 NO_SAMPLES: IndexArray = np.zeros(0, np.int32)
@@ -65,6 +66,7 @@ class Rounds(Strategy):
         self.roster = Roster(settings.exchange.min_clients, settings.participation, settings.seed)
         self.unseen_predictions: dict[str, FloatArray] = {}
         self._rounds_done = 0
+        self._clock = VirtualRounds.of(settings.emulation)
 
     # -----------------------------------------------------------------------------------------------
     # What a strategy of this kind is made of
@@ -86,6 +88,10 @@ class Rounds(Strategy):
 
     def finish(self) -> None:
         """The closing reports are in."""
+
+    def global_weights(self) -> Arrays | None:
+        """Weights of the global model at the end of a run; None: the strategy has none."""
+        return None
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """What the strategy itself needs to go on after the last round done."""
@@ -186,12 +192,16 @@ class Rounds(Strategy):
         """Everything that :meth:`restore` needs to go on after the last round done."""
         meta, arrays = self.state()
         head = {"run": self.run, "round": self._rounds_done, "roster": self.roster.as_dict()}
+        if self._clock is not None:
+            head["clock"] = self._clock.as_dict()
         return head | meta, arrays
 
     def restore(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
         """Continue a run from what :meth:`checkpoint` gave."""
         self.run, self._rounds_done = meta["run"], meta["round"]
         self.roster.restore(meta["roster"])
+        if self._clock is not None:
+            self._clock.restore(meta["clock"])
         self.restore_state(meta, arrays)
 
     # -----------------------------------------------------------------------------------------------
@@ -249,9 +259,13 @@ class Rounds(Strategy):
             else:
                 figures = self.take(current, reports)
                 self._rounds_done = current
+                if self._clock is not None:
+                    self._clock.pass_round(reports)
         finally:
             if self.journal is not None:
                 lines = self.roster.lines()
+                if self._clock is not None:
+                    lines = [line | {"clock": self._clock.now} for line in lines]
                 self.journal.append([line if "rejected" in line else line | figures for line in lines])
         return MetricRecord({"clients": len(reports), "rejected": len(replies) - len(reports)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from fedmutual.data.site import SharedData, SiteData
 from fedmutual.messages import Order
+from fedmutual.models.card import model_card
+from fedmutual.results import RunDirectory
 from fedmutual.settings import Settings
 from fedmutual.strategies.history import Line, figures
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedmutual.learner import Learner
+    from fedmutual.strategies.rounds import Rounds
+
+logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 NAME = "server"
@@ -29,9 +35,16 @@ class ServerModel:
     settings : Settings
         Its ``model`` without ``per_client``, and its ``device``.
     shared : SharedData
+    weights : Mapping[str, np.ndarray] or None
+        None: the common start.
     """
 
-    def __init__(self, settings: Settings, shared: SharedData) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        shared: SharedData,
+        weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    ) -> None:
         from fedmutual.device import choose_device
         from fedmutual.learner import derived_seed, warm_start
         from fedmutual.models.build import build_model
@@ -45,7 +58,10 @@ class ServerModel:
             settings.model, len(shared.classes), settings.data.image_size, seed
         )
         self.model: nn.Module = model.to(choose_device(settings.device))
-        warm_start(settings, shared, self.model)
+        if weights is None:
+            warm_start(settings, shared, self.model)
+        else:
+            self.load(weights)
 
     def weights(self) -> Arrays:
         """Its weights, by name."""
@@ -71,3 +87,55 @@ class ServerModel:
         learner = self.learner(order)
         learner.evaluate_unseen(self.settings.evaluation.unseen_limit)
         return figures(learner.metrics)
+
+    def leave(self, journal: RunDirectory) -> dict[str, Any]:
+        """Measure it on the whole unseen set, and write it into a run's results.
+
+        Returns
+        -------
+        dict
+            ``global_model`` of ``summary.json``.
+        """
+        nobody = np.zeros(0, np.int32)
+        order = Order(
+            run=journal.path.name,
+            round=self.settings.rounds + 1,
+            closing=True,
+            public_digest=self._site.public.digest,
+            classes=self._site.classes,
+            public_indices=nobody,
+            target_indices=nobody,
+        )
+        learner = self.learner(order)
+        learner.evaluate_unseen(None)
+        metrics = figures(learner.metrics)
+        card = model_card(
+            self.settings,
+            self._site,
+            self.arguments,
+            metrics,
+            client="global model",
+            shared=True,
+            rounds=self.settings.rounds,
+        )
+        folder = journal.write_global_model(self.model.state_dict(), card)
+        logger.info("the global model is in %s", folder)
+        return {"folder": folder.name, "model": type(self.model).__name__, **metrics}
+
+    def measured(self, order: Order) -> Line:
+        """The same for clients that have other models: as what every history line says besides."""
+        return {f"global_{name}": value for name, value in self.measure(order).items()}
+
+
+def server_order(strategy: Rounds, round: int) -> Order:
+    """What the server orders itself to do with its own model in a round."""
+    indices = strategy.indices(round)
+    return Order(
+        run=strategy.run,
+        round=round,
+        closing=False,
+        public_digest=strategy.shared.public.digest,
+        classes=strategy.shared.classes,
+        public_indices=indices,
+        target_indices=indices,
+    )
