@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from importlib import metadata
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import fedmutual
 from fedmutual.appfolder import app_folder, runnable_app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,3 +201,15 @@ def test_what_is_installed_runs_in_an_empty_folder(
     assert {path.name for path in tmp_path.iterdir()} == {"out", "cache"}
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["status"], len(summary["clients"])) == ("completed", 2)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert fedmutual.__version__ == declared
+    places = [path for path in (ROOT / "docker").rglob("*") if path.is_file() and path.suffix != ".txt"]
+    tags = {
+        tag
+        for path in places
+        for tag in re.findall(r"\bfedmutual:(\d[\w.]*)", path.read_text(errors="ignore"))
+    }
+    assert tags == {declared}
