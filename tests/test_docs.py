@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import flwr
 import omegaconf
@@ -97,12 +98,18 @@ def test_every_command_and_option_is_on_its_page(site: Path) -> None:
             assert all(option in shown for option in action.option_strings)
 
 
-def test_formulas_become_mathml() -> None:
-    spec = spec_from_file_location("mathml", DOCS / "hooks" / "mathml.py")
+def script(path: Path) -> ModuleType:
+    """A Python file of the documentation, which is in no package."""
+    spec = spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    hook = module_from_spec(spec)
-    spec.loader.exec_module(hook)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_formulas_become_mathml() -> None:
+    hook = script(DOCS / "hooks" / "mathml.py")
     shown = hook.on_page_content(r'<p><span class="arithmatex">\(a &lt; b_i\)</span></p>')
     assert "<math" in shown
     assert "<mo>&#x0003C;</mo>" in shown
@@ -142,12 +149,8 @@ def test_every_message_of_troubleshooting_is_one_of_the_code() -> None:
 
 
 def test_the_picture_is_what_its_script_draws() -> None:
-    spec = spec_from_file_location("draw_round", DOCS / "figures" / "draw_round.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = module_from_spec(spec)
-    spec.loader.exec_module(script)
-    assert (DOCS / "figures" / "round.svg").read_text(encoding="utf-8") == script.draw()
+    drawn = script(DOCS / "figures" / "draw_round.py").draw()
+    assert (DOCS / "figures" / "round.svg").read_text(encoding="utf-8") == drawn
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
