@@ -154,7 +154,11 @@ def installed_from_source(distributions: tuple[Path, Path], tmp_path_factory: py
     return environment(distributions[0], tmp_path_factory.mktemp("source"))
 
 
-def test_the_wheel_finds_its_own_conf(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("programs", ["installed", "installed_from_source"])
+def test_what_is_installed_finds_its_own_conf(
+    programs: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    installed: Path = request.getfixturevalue(programs)
     code = (
         "import fedmutual.composition as s, sys; print(s.CONF_DIR); print(s.compose(['rounds=3']).rounds); "
         "print([p for p in sys.path if (__import__('pathlib').Path(p) / 'server_app.py').exists()])"
