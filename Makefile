@@ -1,5 +1,5 @@
 # Needs python >= 3.11 and make; everything else is installed into .venv from pyproject.toml.
-#   make run ARGS="partition=dirichlet partition.alpha=0.3"      make test      make lint      make clean
+#   make run ARGS="partition=dirichlet partition.alpha=0.3"      make test      make lint      make docs      make clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: run test test-docker lint clean
+.PHONY: run test test-docker lint docs clean
 .DEFAULT_GOAL := run
 
 run: $(STAMP)
@@ -25,6 +25,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fedmutual
 
+# The documentation, into site/; a warning is an error. While writing: .venv/bin/mkdocs serve
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Installed anew when pyproject.toml changes; an interrupted installation leaves no stamp and is repeated.
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -35,5 +39,5 @@ $(STAMP): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None, app_dir: Path | None = None) -> int:
     int
         The exit code.
     """
-    parser = _parser()
+    parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
         import argcomplete
 
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None, app_dir: Path | None = None) -> int:
     return int(arguments.call(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="fedmutual",
         description="Federated image learning without sharing weights.",

@@ -324,3 +324,15 @@ class TestLookup:
     def test_custom_is_no_model_of_a_client(self) -> None:
         model = ModelSettings(target="torchvision.models.resnet18", arguments={}, per_client=["custom"])
         assert str(models_problem(model)).startswith("model.per_client: 'custom'")
+
+
+@pytest.mark.parametrize(("said", "details"), [("N/A", ""), (None, ""), ("no heartbeat", "no heartbeat")])
+def test_flowers_word_for_nothing_is_no_reason(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, details: str
+) -> None:
+    from fedmutual.local.superlink import SuperLink
+
+    answer = {"runs": [{"status": "finished:failed", "status-details": said}]}
+    monkeypatch.setattr(SuperLink, "ask", lambda self, arguments, wait: answer)
+    link = SuperLink.__new__(SuperLink)  # nothing is started
+    assert link.status("1", lambda: None) == ("finished:failed", details)

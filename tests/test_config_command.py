@@ -34,7 +34,14 @@ def test_a_file_named_as_source_holds_the_value(overrides: list[str]) -> None:
     found = by_key(overrides)
     files = 0
     for key, (value, source) in found.items():
-        if not source.startswith("conf/") or key in {"data", "model", "strategy", "partition", "public"}:
+        if not source.startswith("conf/") or key in {
+            "data",
+            "model",
+            "strategy",
+            "consensus",
+            "partition",
+            "public",
+        }:
             continue
         path = CONF_DIR.parent / source
         content = OmegaConf.load(path)

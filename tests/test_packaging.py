@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from importlib import metadata
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import fedmutual
 from fedmutual.appfolder import app_folder, runnable_app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,28 +94,45 @@ def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_the_source_archive_is_whole_and_clean(distributions: tuple[Path, Path]) -> None:
     with tarfile.open(distributions[0]) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    assert needed() | set(APP_FILES) | {"Makefile", "tests/conftest.py", "docs/METHOD.md"} <= held
-    assert not {name for name in held if name.startswith(("outputs", "photos", "notes", "my.py"))}
+    also = {"Makefile", "mkdocs.yml", "tests/conftest.py", "docs/METHOD.md", "notebooks/comparison.ipynb"}
+    assert needed() | set(APP_FILES) | also <= held
+    assert {name.partition("/")[0] for name in held if name} == SOURCE_PARTS
 
 
-@pytest.fixture(scope="module")
-def installed(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel and nothing of the checkout; returns its folder of programs.
+SOURCE_PARTS = {
+    "fedmutual", "conf", "tests", "benchmarks", "docs", "docker", "notebooks", "server_app.py",
+    "client_app.py", "pyproject.toml", "mkdocs.yml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md",
+    "CONTRIBUTING.md", ".gitignore", "PKG-INFO",
+}  # fmt: skip
 
-    What the wheel depends on is large: it comes from this environment, behind the new one's own packages. A
+
+def test_the_wheel_holds_the_package_and_its_app_only(distributions: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(distributions[1]) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        described = next(name for name in archive.namelist() if name.endswith("/METADATA"))
+        said = archive.read(described).decode()
+    app = {name for name in needed() | {"pyproject.toml"} if not name.startswith("fedmutual/")}
+    package = {name for name in needed() if name.startswith("fedmutual/")}
+    assert held == package | {f"fedmutual/_app/{name}" for name in app}
+    assert "Description-Content-Type: text/markdown" in said
+    assert distributions[1].stat().st_size < BUNDLE_LIMIT
+
+
+def environment(archive: Path, folder: Path) -> Path:
+    """An environment with an archive installed and nothing of the checkout; returns its folder of programs.
+
+    What the archive depends on is large: it comes from this environment, behind the new one's own packages. A
     path in a .pth file is searched, but its own .pth files, such as an editable installation's, are not read.
     """
-    folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
-    command([*pip, "install", "--quiet", "--no-deps", "--no-index", str(distributions[1])], folder)
-    own = Path(
-        command([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder)[:-1]
-    )
-    (own / "dependencies.pth").write_text(
+    own = command([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder)[:-1]
+    (Path(own) / "dependencies.pth").write_text(
         f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n"
     )
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
+    command([*pip, "install", *options, str(archive)], folder)
     for entry in metadata.distribution("flwr").entry_points.select(group="console_scripts"):
         program = folder / "bin" / entry.name
         program.write_text(
@@ -122,7 +142,23 @@ def installed(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPat
     return folder / "bin"
 
 
-def test_the_wheel_finds_its_own_conf(installed: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def installed(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel."""
+    return environment(distributions[1], tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def installed_from_source(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that built the source archive itself."""
+    return environment(distributions[0], tmp_path_factory.mktemp("source"))
+
+
+@pytest.mark.parametrize("programs", ["installed", "installed_from_source"])
+def test_what_is_installed_finds_its_own_conf(
+    programs: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    installed: Path = request.getfixturevalue(programs)
     code = (
         "import fedmutual.composition as s, sys; print(s.CONF_DIR); print(s.compose(['rounds=3']).rounds); "
         "print([p for p in sys.path if (__import__('pathlib').Path(p) / 'server_app.py').exists()])"
@@ -153,10 +189,14 @@ def test_the_wheel_compares_with_its_own_client_app(installed: Path, tmp_path: P
     assert found.is_relative_to(installed.parent)
 
 
-def test_the_wheel_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("programs", ["installed", "installed_from_source"])
+def test_what_is_installed_runs_in_an_empty_folder(
+    programs: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(programs)
     command(
         [
-            str(installed / "fedmutual"), "run", "num_clients=2", "rounds=1", "data.image_size=24",
+            str(folder / "fedmutual"), "run", "num_clients=2", "rounds=1", "data.image_size=24",
             "data.pool_size=120", "data.unseen_size=40", "train.local_epochs=1", "strategy.public_epochs=1",
             "output_dir=out", "cache_dir=cache",
         ],
@@ -165,3 +205,15 @@ def test_the_wheel_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> N
     assert {path.name for path in tmp_path.iterdir()} == {"out", "cache"}
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["status"], len(summary["clients"])) == ("completed", 2)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert fedmutual.__version__ == declared
+    places = [path for path in (ROOT / "docker").rglob("*") if path.is_file() and path.suffix != ".txt"]
+    tags = {
+        tag
+        for path in places
+        for tag in re.findall(r"\bfedmutual:(\d[\w.]*)", path.read_text(errors="ignore"))
+    }
+    assert tags == {declared}

@@ -204,6 +204,23 @@ def test_missing_parts_are_said(tmp_path: Path) -> None:
     assert Page(render([run])).says("the run is still going on, or was killed")
 
 
+def test_a_run_of_a_comparison_has_its_variants_name(tmp_path: Path) -> None:
+    folders = [
+        tmp_path / variant / digest
+        for variant, digest in (
+            ("fedavg-seed_0", "0" * 16),
+            ("mutual", "0" * 16),
+            ("mutual", "f" * 16),
+            ("a", "b"),
+        )
+    ]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(json.dumps(CONFIG))
+    names = [run.name for run in read_runs(folders)]
+    assert names == ["fedavg-seed_0", f"mutual/{'0' * 16}", f"mutual/{'f' * 16}", "b"]
+
+
 def test_damaged_files_are_named(played: Played, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(played.path, folder, ignore=shutil.ignore_patterns("clients"))

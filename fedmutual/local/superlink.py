@@ -150,7 +150,8 @@ class SuperLink:
         if not answer.get("runs"):
             raise FlowerError(f"flwr ls: {_complaint(answer)}")
         run = answer["runs"][0]
-        return str(run["status"]), str(run.get("status-details") or "")
+        details = str(run.get("status-details") or "")
+        return str(run["status"]), "" if details == "N/A" else details  # Flower's word for nothing
 
     def stop_run(self, run_id: str, wait: Callable[[], None]) -> None:
         """Tell Flower to stop the run and end its process, which would notice within a minute."""

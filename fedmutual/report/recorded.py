@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from fedmutual.report.recover import recover
 from fedmutual.results import CONFIG, SUMMARY, Record, ResultsError, RunDirectory, saved_overrides
 from fedmutual.summary import build_summary
 
+_DIGEST = re.compile(r"[0-9a-f]{16}")  # of a run's settings, see fedmutual/compare/plan.py
+
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
@@ -22,7 +25,8 @@ class RecordedRun:
     Attributes
     ----------
     name : str
-        The folder's name; with its parent's where two runs share it.
+        The folder's name, or its parent's where ``fedmutual compare`` named the folder by a digest; both
+        where two runs share it.
     summary : dict
         ``summary.json``, or what the history allows to say where there is none.
     history : list of dict
@@ -58,7 +62,7 @@ def read_run(path: Path, summary: Mapping[str, Any] | None = None) -> RecordedRu
         raise ResultsError(f"{path} holds no {CONFIG}: give the results folder of a run")
     history = RunDirectory(path).history()
     return RecordedRun(
-        name=path.name,
+        name=path.parent.name if _DIGEST.fullmatch(path.name) else path.name,
         summary=summary or _summary(path, history),
         history=history,
         overrides=saved_overrides(path),

@@ -185,8 +185,8 @@ def _traffic(history: Sequence[Record], end: int | None) -> Context:
     power, unit = next(((p, u) for p, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if top >= p), (1.0, "B"))
     scaled = {key: {x: y / power for x, y in curve.items()} for key, curve in totals.items()}
     lines = [
-        Line("clients to server", scaled["uplink"], "c0"),
-        Line("server to clients", scaled["downlink"], "c1", "7 3"),
+        Line("clients to server", scaled["uplink"], ALL),
+        Line("server to clients", scaled["downlink"], ALL, "7 3"),
     ]
     note = f"All clients since the start, in {unit}. Solid: clients to server; dashed: server to clients."
     return {"title": "Traffic", "note": note, "svg": line_chart(lines, unit, end=end), "missing": ""}
