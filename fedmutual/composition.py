@@ -24,7 +24,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -188,6 +188,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}: {option!r} is none of {', '.join(error.options or ())}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} is no override (key=value): {str(error).splitlines()[0]}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     key = getattr(cause or error, "full_key", None)
     text = " ".join(line.strip() for line in str(cause or error).splitlines()[:1])

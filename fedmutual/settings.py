@@ -336,6 +336,18 @@ class DataSettings:
 
     image_size: int = setting("images are resized to this many pixels a side", minimum=8)
 
+    def count(self) -> tuple[int, int | None] | None:
+        """Images of the pool and of the public set that the data bring (None: none), without reading one.
+
+        Returns None where that cannot be known before they are loaded; unreadable images still count.
+
+        Raises
+        ------
+        DataError
+            Naming the folder or setting, and the remedy.
+        """
+        return None
+
 
 @dataclass(kw_only=True)
 class PartitionSettings:

@@ -57,6 +57,9 @@ def processor_seconds() -> float:
         (["data.image_size=17"], "data.image_size"),
         (["partition=size", "partition.weights=[1,2]"], "partition.weights"),
         (["model.per_client=[visionnet,resnet18,resnet18]", "num_clients=2"], "model.per_client"),
+        (["output_dir=/proc/nosuch/run"], "output_dir"),  # the kernel refuses it also to root
+        (["output_dir=/dev/null/run"], "output_dir"),
+        (["public.size=2000"], "public.size"),
     ],
 )
 def test_bad_settings_are_refused_by_name_and_at_once(overrides: list[str], key: str, tmp_path: Path) -> None:
@@ -110,6 +113,16 @@ def test_version_help_and_unknown_options() -> None:
         (["model.per_client=[resnet18,visionnet]", "num_clients=2"], None),
         (["model.per_client=[resnet18,visionnet]"], None),  # in turn
         (["model.per_client=[resnet18,visionnet]", "num_clients=1"], "model.per_client: 2 models for 1"),
+        (["model=vit_small", "data.image_size=40"], None),
+        (
+            ["model=vit_small", "data.image_size=50"],
+            "data.image_size: 50 is no multiple of model.patch_size=8",
+        ),
+        (["data.pool_size=20", "num_clients=17"], None),
+        (["data.pool_size=20", "num_clients=18"], "num_clients: 18 clients cannot share 17 images"),
+        (["data.pool_size=20", "public.size=20"], "public.size: 20 leaves nothing private"),
+        (["data.pool_size=146", "experiment=paper"], None),
+        (["data.pool_size=145", "experiment=paper"], "partition=stream cuts the pool into"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
@@ -121,6 +134,34 @@ def test_settings_that_do_not_fit_are_refused(
     with pytest.raises(SettingsError) as refusal:
         prepare(overrides, tmp_path, NOW)
     assert str(refusal.value).startswith(problem)
+
+
+def test_folders_are_looked_into_before_anything_starts(tmp_path: Path) -> None:
+    def refusal(*overrides: str) -> str:
+        with pytest.raises(SettingsError) as error:
+            prepare(["data=folder", f"data.root={tmp_path}", *overrides], tmp_path, NOW)
+        return str(error.value)
+
+    assert refusal().startswith(f"data.root: {tmp_path} holds neither a train nor a public folder")
+    (tmp_path / "train/a").mkdir(parents=True)
+    assert "1 class folders ['a'], but 2 are needed" in refusal()
+    (tmp_path / "train/b").mkdir()
+    assert "train holds no images" in refusal()
+    for name in ("a/1", "a/2", "b/1", "b/2"):  # never opened
+        (tmp_path / f"train/{name}.png").touch()
+    assert refusal("public.size=4").startswith("public.size: 4 leaves nothing private of a pool of 4")
+    assert refusal().startswith("num_clients: 5 clients cannot share 3 images")
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public/1.png").touch()
+    prepare(["data=folder", f"data.root={tmp_path}", "num_clients=4", "public.size=9"], tmp_path, NOW)
+    assert refusal().startswith("num_clients: 5 clients cannot share 4 images")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(SettingsError, match=f"output_dir: .*{tmp_path} is not writable"):
+        prepare([], tmp_path, NOW)
 
 
 class TestQuoting:
@@ -175,6 +216,8 @@ class TestPaths:
         monkeypatch.chdir(tmp_path)
         for name in ("a", "b"):
             (tmp_path / "my photos" / "train" / name).mkdir(parents=True)
+            for number in range(5):
+                (tmp_path / f"my photos/train/{name}/{number}.png").touch()
         overrides = [
             "data=folder",
             "data.root='my photos'",

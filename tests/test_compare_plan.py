@@ -103,14 +103,21 @@ def test_bad_studies_are_refused_by_name(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many files as the studies ask for; nothing opens them."""
+    root = tmp_path_factory.mktemp("photographs")
+    for folder in ("pool/mask", "pool/no_mask", "unseen/mask", "unseen/no_mask"):
+        (root / folder).mkdir(parents=True)
+        for number in range(400):
+            (root / folder / f"{number}.jpg").touch()
+    return root
+
+
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_study_expands_to_a_checked_plan(study: str, tmp_path: Path) -> None:
-    for side in ("pool", "unseen"):
-        for name in ("mask", "no_mask"):
-            (tmp_path / side / name).mkdir(parents=True)
+def test_every_study_expands_to_a_checked_plan(study: str, photographs: Path) -> None:
     content = OmegaConf.load(CONF_DIR / f"experiment/{study}.yaml").study
-    photographs = "data=facemask" in content.get("overrides", [])
-    given = [f"data.root={tmp_path}"] if photographs else []
+    given = [f"data.root={photographs}"] if "data=facemask" in content.get("overrides", []) else []
     made = plan(f"experiment={study}", *given)
     assert made.variants == tuple(content.variants)
     points = {run.condition for run in made.runs}

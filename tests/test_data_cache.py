@@ -204,6 +204,21 @@ def test_sixteen_bit_greyscale_keeps_its_range() -> None:
     assert np.unique(to_rgb(deep, 8)).tolist() == [128]
 
 
+def test_floating_point_pixels_are_refused_and_not_cut() -> None:
+    with pytest.raises(ValueError, match="floating-point"):
+        to_rgb(Image.fromarray(np.full((4, 4), 0.5, np.float32)), 8)
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    for name in ("in/a", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").touch()
+    (tmp_path / "in/a/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere/self").symlink_to(tmp_path / "elsewhere")
+    assert [file.name for file in list_images(tmp_path / "in")] == ["a/1.png", "a/link/1.png"]
+
+
 def test_hidden_and_foreign_files_are_no_images(tmp_path: Path) -> None:
     write_images(tmp_path / "b", 1)
     write_images(tmp_path / "a", 1, suffix="JPG")

@@ -240,6 +240,7 @@ def test_an_override_wins_over_an_experiment() -> None:
         # not Hydra's grammar
         ("rounds=[1", r"\[1"),
         ("rounds", "rounds"),
+        ("seed=1 rounds=1=2", "'rounds=1=2' is no override"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(overrides: str, message: str) -> None:

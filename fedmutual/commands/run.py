@@ -53,6 +53,11 @@ def call(arguments: argparse.Namespace) -> int:
     except SettingsError as error:
         return _refuse(str(error))
 
+    try:
+        request.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a read-only or full disk
+        return _refuse(f"output_dir: {request.output_dir} cannot be made: {error.strerror}")
+
     from rich.console import Console
 
     from fedmutual.local.run import LocalRun

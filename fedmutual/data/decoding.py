@@ -40,10 +40,13 @@ class ImageFile:
 
 
 def list_images(folder: Path) -> list[ImageFile]:
-    """Find the image files below a folder, by suffix, sorted by name relative to it ('/' between parts)."""
+    """Find the image files below a folder, by suffix, sorted by name relative to it ('/' between parts).
+
+    Linked folders are followed, but not back into one that leads there.
+    """
     found: list[ImageFile] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not (name.startswith(".") or _leads_back(parent, name))]
         for name in names:
             if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
                 continue
@@ -55,6 +58,12 @@ def list_images(folder: Path) -> list[ImageFile]:
                 stamp = -1, 0
             found.append(ImageFile(Path(path).relative_to(folder).as_posix(), path, *stamp))
     return sorted(found, key=lambda file: file.name)
+
+
+def _leads_back(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, where a walk would never end."""
+    path = Path(parent, name)
+    return path.is_symlink() and any(path.samefile(above) for above in path.parents)
 
 
 def decode_files(
@@ -90,6 +99,10 @@ def to_rgb(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
     """
     from PIL import Image, ImageOps
 
+    if picture.mode == "F":  # `convert` would cut whatever is not 0 to 255
+        raise ValueError(
+            "floating-point pixels, whose range the file does not tell: save it with 8 or 16 bits"
+        )
     picture.draft("RGB", (2 * image_size, 2 * image_size))  # JPEG: do not decode more pixels than are used
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits; `convert` would cut everything above 255

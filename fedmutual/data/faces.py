@@ -63,6 +63,10 @@ class FacesSettings(DataSettings):
     unseen_size: int = setting("images of the other source, to evaluate", minimum=2)
     seed: int = setting("seed of the pictures", minimum=0)
 
+    def count(self) -> tuple[int, int | None]:
+        """The pool's size is a setting."""
+        return self.pool_size, None
+
     def load(self, cache_dir: Path) -> ImageData:
         """Return the pictures, drawn once a machine."""
         pool = _source(self, "pool", POOL, self.pool_size, cache_dir)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from fedmutual.data.images import DataError, ImageData, ImageSet, empty_set
 from fedmutual.settings import DataSettings, setting
 
 logger = logging.getLogger(__name__)
+
+MASK_CLASSES = ("mask", "no_mask")
 
 
 @dataclass(kw_only=True)
@@ -38,13 +41,30 @@ class FolderSettings(DataSettings):
             return f"classes: {self.classes} are fewer than 2: name the classes of all clients"
         return _root_problem(self.root, "train/<class>/ (and public/, test/<class>/)")
 
+    def count(self) -> tuple[int, int | None]:
+        """Count the files of the pool and of the public folder; what lies where it should not is refused."""
+        _, listed = self._listed()
+        pool, public = listed["train"], listed["public"]
+        return 0 if pool is None else len(pool.files), None if public is None else len(public.files)
+
     def load(self, cache_dir: Path) -> ImageData:
         """Decode the folders (once a machine), or open what was decoded before."""
+        classes, listed = self._listed()
+        sets = {name: _decoded(part, classes, self.image_size, cache_dir) for name, part in listed.items()}
+        return ImageData(
+            classes=classes,
+            pool=sets["train"] or empty_set(self.image_size),
+            public=sets["public"],
+            unseen=sets["test"],
+        )
+
+    def _listed(self) -> tuple[tuple[str, ...], dict[str, _Listing | None]]:
+        """The classes, and the files of each folder; nothing is decoded."""
         root = _root(self.check(), self.root)
         train, public, test = (root / name for name in ("train", "public", "test"))
         if not train.is_dir() and not public.is_dir():
             raise DataError(
-                f"{root} holds neither a train nor a public folder: put images into train/<class>/"
+                f"data.root: {root} holds neither a train nor a public folder: put images into train/<class>/"
             )
         public_flat = public.is_dir() and not _subfolders(public)
         found = [*_subfolders(train), *([] if public_flat else _subfolders(public))]
@@ -54,14 +74,11 @@ class FolderSettings(DataSettings):
                 f"data.root: {root} has {len(classes)} class folders {list(classes)}, but 2 are needed: "
                 "put images into train/<class>/, or set data.classes=[a,b] to the classes of all clients"
             )
-        return ImageData(
-            classes=classes,
-            pool=_labelled(train, classes, self.image_size, cache_dir) or empty_set(self.image_size),
-            public=_flat(public, self.image_size, cache_dir)
-            if public_flat
-            else _labelled(public, classes, self.image_size, cache_dir),
-            unseen=_labelled(test, classes, self.image_size, cache_dir),
-        )
+        return classes, {
+            "train": _labelled(train, classes),
+            "public": _flat(public) if public_flat else _labelled(public, classes),
+            "test": _labelled(test, classes),
+        }
 
 
 @dataclass(kw_only=True)
@@ -74,14 +91,37 @@ class FacemaskSettings(DataSettings):
         """Say what is wrong with ``root``, or None."""
         return _root_problem(self.root, "pool/{mask,no_mask}/ and unseen/{mask,no_mask}/")
 
+    def count(self) -> tuple[int, int | None]:
+        """Count the files of the pool."""
+        return len(self._listed()["pool"].files), None
+
     def load(self, cache_dir: Path) -> ImageData:
         """Decode the photographs (once a machine), or open what was decoded before."""
-        root, classes = _root(self.check(), self.root), ("mask", "no_mask")
-        pool = _labelled(root / "pool", classes, self.image_size, cache_dir)
-        if pool is None:
-            raise DataError(f"{root} holds no pool folder: set data.root to the folder of pool/ and unseen/")
-        unseen = _labelled(root / "unseen", classes, self.image_size, cache_dir)
-        return ImageData(classes=classes, pool=pool, public=None, unseen=unseen)
+        sets = {
+            name: _decoded(part, MASK_CLASSES, self.image_size, cache_dir)
+            for name, part in self._listed().items()
+        }
+        return ImageData(classes=MASK_CLASSES, pool=sets["pool"], public=None, unseen=sets.get("unseen"))
+
+    def _listed(self) -> dict[str, _Listing]:
+        root = _root(self.check(), self.root)
+        parts = {name: _labelled(root / name, MASK_CLASSES) for name in ("pool", "unseen")}
+        listed = {name: part for name, part in parts.items() if part is not None}
+        if "pool" not in listed:
+            raise DataError(
+                f"data.root: {root} holds no pool folder: set it to the folder of pool/ and unseen/"
+            )
+        return listed
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files of one folder, in the order of their names, with labels and natural ids."""
+
+    folder: Path
+    files: list[ImageFile]
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]]
+    groups: tuple[str, ...] | None = None
 
 
 def _root_problem(root: str | None, layout: str) -> str | None:
@@ -108,8 +148,8 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _labelled(folder: Path, classes: Sequence[str], image_size: int, cache_dir: Path) -> ImageSet | None:
-    """Read ``folder/<class>/**``; None where there is no such folder."""
+def _labelled(folder: Path, classes: Sequence[str]) -> _Listing | None:
+    """List ``folder/<class>/**``; None where there is no such folder."""
     if not folder.is_dir():
         return None
     unknown = [name for name in _subfolders(folder) if name not in classes]
@@ -123,18 +163,15 @@ def _labelled(folder: Path, classes: Sequence[str], image_size: int, cache_dir: 
         raise DataError(f"{loose[0]} lies beside the class folders: move it into one of {list(classes)}")
     _need_images(folder, files)
     parts = [file.name.split("/") for file in files]
-    for name in classes:
-        if not any(part[0] == name for part in parts):
-            logger.warning("%s holds no images of class %s", folder, name)
     labels = np.asarray([classes.index(part[0]) for part in parts], dtype=np.int64)
     groups = tuple(part[1] if len(part) > 2 else "" for part in parts)
-    return _decode(files, labels, groups if any(groups) else None, image_size, cache_dir)
+    return _Listing(folder, files, labels, groups if any(groups) else None)
 
 
-def _flat(folder: Path, image_size: int, cache_dir: Path) -> ImageSet:
+def _flat(folder: Path) -> _Listing:
     files = list_images(folder)
     _need_images(folder, files)
-    return _decode(files, np.full(len(files), -1, dtype=np.int64), None, image_size, cache_dir)
+    return _Listing(folder, files, np.full(len(files), -1, dtype=np.int64))
 
 
 def _need_images(folder: Path, files: Sequence[ImageFile]) -> None:
@@ -142,13 +179,21 @@ def _need_images(folder: Path, files: Sequence[ImageFile]) -> None:
         raise DataError(f"{folder} holds no images: add some (jpg, png, ...), or remove the folder")
 
 
-def _decode(
-    files: list[ImageFile],
-    labels: np.ndarray[tuple[int], np.dtype[np.int64]],
-    groups: tuple[str, ...] | None,
-    image_size: int,
-    cache_dir: Path,
-) -> ImageSet:
+@overload
+def _decoded(listing: _Listing, classes: Sequence[str], image_size: int, cache_dir: Path) -> ImageSet: ...
+@overload
+def _decoded(listing: None, classes: Sequence[str], image_size: int, cache_dir: Path) -> None: ...
+def _decoded(
+    listing: _Listing | None, classes: Sequence[str], image_size: int, cache_dir: Path
+) -> ImageSet | None:
+    if listing is None:
+        return None
+    files, labels, groups = listing.files, listing.labels, listing.groups
+    present = np.bincount(labels[labels >= 0], minlength=len(classes))
+    for name in (
+        name for name, count in zip(classes, present, strict=True) if count == 0 and labels.max() >= 0
+    ):
+        logger.warning("%s holds no images of class %s", listing.folder, name)
     # classes in order first, then names: equal folders give equal sets, whatever their names sort to
     order = np.lexsort((np.arange(len(files)), labels))
     entry, kept = decode_files([files[i] for i in order], image_size, cache_dir)

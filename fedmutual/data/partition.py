@@ -91,8 +91,7 @@ def split(
     DataError
         The settings ask for what these images cannot give; the message says what to change.
     """
-    if num_clients > len(data):
-        raise DataError(f"{num_clients} clients cannot share {len(data)} images: start fewer clients")
+    require_shares(len(data), num_clients)
     path = cache_dir / "splits" / f"{_key(data, settings, num_clients, seed)}.npz"
     if not path.is_file():
         with locked(cache_dir / "locks" / path.stem):
@@ -101,6 +100,19 @@ def split(
                 _save(path, parts)
     with np.load(path, allow_pickle=False) as file:
         return np.split(file["positions"], file["ends"][:-1])
+
+
+def require_shares(num_images: int, num_clients: int) -> None:
+    """Refuse more clients than private images.
+
+    Raises
+    ------
+    DataError
+    """
+    if num_clients > num_images:
+        raise DataError(
+            f"num_clients: {num_clients} clients cannot share {num_images} images: start fewer clients"
+        )
 
 
 def _save(path: Path, parts: list[Positions]) -> None:

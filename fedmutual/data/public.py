@@ -129,11 +129,23 @@ def _own(data: ImageData, settings: Settings) -> tuple[ImageSet, Positions]:
 
 def _drawn(data: ImageData, settings: Settings) -> tuple[ImageSet, Positions]:
     total = len(data.pool)
-    size = settings.public.size if settings.public.size is not None else max(round(DEFAULT_SHARE * total), 1)
-    if size >= total:
-        raise DataError(f"public.size: {size} leaves nothing private of a pool of {total} images: lower it")
+    size = drawn_size(total, settings.public)
     chosen = stratified_sample(data.pool.labels, size, generator(settings.seed, "public"))
     return data.pool.subset(chosen), np.setdiff1d(np.arange(total, dtype=np.int64), chosen)
+
+
+def drawn_size(total: int, settings: PublicSettings) -> int:
+    """How many images of a pool become public.
+
+    Raises
+    ------
+    DataError
+        All of them would.
+    """
+    size = settings.size if settings.size is not None else max(round(DEFAULT_SHARE * total), 1)
+    if size >= total:
+        raise DataError(f"public.size: {size} leaves nothing private of a pool of {total} images: lower it")
+    return size
 
 
 def _check(public: PublicSet, settings: PublicSettings) -> None:

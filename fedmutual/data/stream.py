@@ -30,8 +30,8 @@ class StreamFolds:
     public: tuple[Positions, ...]
 
 
-def stream_folds(labels: NDArray[np.int64], num_clients: int, rounds: int, seed: int) -> StreamFolds:
-    """Cut the pool into (K + 1) * R + 1 class-stratified folds: METHOD.md section 3, arXiv:2503.05803.
+def num_folds(num_images: int, num_clients: int, rounds: int) -> int:
+    """Folds that a stream cuts a pool into.
 
     Raises
     ------
@@ -39,11 +39,23 @@ def stream_folds(labels: NDArray[np.int64], num_clients: int, rounds: int, seed:
         A fold would hold less than two images (one to train on, one to hold out).
     """
     count = (num_clients + 1) * rounds + 1
-    if len(labels) < 2 * count:
+    if num_images < 2 * count:
         raise DataError(
             f"partition=stream cuts the pool into (clients + 1) * rounds + 1 = {count} folds, "
-            f"too many for its {len(labels)} images: set fewer rounds or clients, or add images"
+            f"too many for its {num_images} images: set fewer rounds or clients, or add images"
         )
+    return count
+
+
+def stream_folds(labels: NDArray[np.int64], num_clients: int, rounds: int, seed: int) -> StreamFolds:
+    """Cut the pool into (K + 1) * R + 1 class-stratified folds: METHOD.md section 3, arXiv:2503.05803.
+
+    Raises
+    ------
+    DataError
+        There are too few images, see :func:`num_folds`.
+    """
+    count = num_folds(len(labels), num_clients, rounds)
     folds = stratified_folds(labels, count, generator(seed, "stream"))
     step = num_clients + 1
     starts = range(1, count, step)

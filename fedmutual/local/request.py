@@ -84,6 +84,7 @@ def prepare(overrides: Sequence[str], cwd: Path, now: datetime.datetime | None =
     if problem:
         raise SettingsError(problem)
     output_dir = _output_dir(settings, cwd, now or datetime.datetime.now())
+    _require_writable(output_dir)
     own = {"output_dir": str(output_dir), "state_dir": str(output_dir / "clients")}
     paths = {**own, **_absolute_paths(settings, cwd)}
     completed = [*typed, *(hydra_override(key, value) for key, value in paths.items())]
@@ -91,7 +92,11 @@ def prepare(overrides: Sequence[str], cwd: Path, now: datetime.datetime | None =
         completed.append(f"num_clients={num_clients}")
     at_once = min(num_clients, max(1, available_cores() // settings.simulation.client_cpus))
     gpus = _client_gpus(settings, at_once, os.environ)
-    return RunRequest(compose(completed), tuple(completed), output_dir, num_clients, at_once, gpus)
+    settings = compose(completed)
+    problem = _data_problem(settings, num_clients)
+    if problem:
+        raise SettingsError(problem)
+    return RunRequest(settings, tuple(completed), output_dir, num_clients, at_once, gpus)
 
 
 def hydra_override(key: str, value: str) -> str:
@@ -118,12 +123,37 @@ def _misfit(settings: Settings, num_clients: int) -> str | None:
         return f"model.per_client: {len(models)} models for {num_clients} clients (num_clients)"
     if size < VISIONNET_SIDE and set(models or [settings.model.target]) & set(VISIONNET):
         return f"data.image_size: {size} is below {VISIONNET_SIDE}, the least that model=visionnet takes"
+    patch = settings.model.arguments.get("patch_size")
+    if isinstance(patch, int) and patch > 0 and size % patch:
+        return f"data.image_size: {size} is no multiple of model.patch_size={patch}"
     weights = getattr(settings.partition, "weights", [])
     if len(weights) not in (0, num_clients):
         return (
             f"partition.weights: {len(weights)} weights for {num_clients} clients (num_clients); "
             "give one a client, or none"
         )
+    return None
+
+
+def _data_problem(settings: Settings, num_clients: int) -> str | None:
+    """Say why the data cannot be divided as asked, as far as that is known without reading an image."""
+    from fedmutual.data.images import DataError
+    from fedmutual.data.partition import Stream, require_shares
+    from fedmutual.data.public import drawn_size
+    from fedmutual.data.stream import num_folds
+
+    try:
+        counted = settings.data.count()
+        if counted is None:
+            return None
+        pool, public = counted
+        if isinstance(settings.partition, Stream):
+            num_folds(pool, num_clients, settings.rounds)
+        else:
+            private = pool - drawn_size(pool, settings.public) if public is None else pool
+            require_shares(private, 1 if settings.strategy.whole_pool else num_clients)
+    except DataError as error:
+        return str(error)
     return None
 
 
@@ -191,6 +221,17 @@ def _output_dir(settings: Settings, cwd: Path, now: datetime.datetime) -> Path:
     name = f"{now:%H-%M-%S}-{settings.strategy.name}"
     candidates = (base / (name if number == 1 else f"{name}-{number}") for number in range(1, 10_000))
     return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _require_writable(output_dir: Path) -> None:
+    """Refuse a results' folder that cannot be made, as far as that is known without making it."""
+    above = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
+    if not above.is_dir():
+        raise SettingsError(f"output_dir: {output_dir} cannot be made: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"output_dir: {output_dir} cannot be made: {above} is not writable; name another folder"
+        )
 
 
 def _absolute(path: str, cwd: Path) -> Path:
