@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedmutual.learner import Learner
 from fedmutual.learning.training import Trainer
 from fedmutual.messages import payload_bytes
 from fedmutual.state import ClientState, StateFolder
+from fedmutual.strategies import mutual
 
 Event = tuple[str, str, int]
 
@@ -156,6 +158,22 @@ def test_targets_are_the_mean_of_the_others_peer_own(tmp_path: Path) -> None:
         np.testing.assert_allclose(order.target_entropies, entropy, rtol=5e-3)
     assert run.line(2, "client-0")["kl_before"] >= 0  # with the entropies it is a divergence
     assert run.summary["status"] == "completed"
+
+
+def test_peers_and_the_own_prediction_are_weighed_by_the_odds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = itertools.cycle((0.9, 0.75, 0.5))  # what so short a run learns is chance
+    monkeypatch.setattr(mutual, "balanced_accuracy", lambda metrics: next(accuracies))
+    overrides = ("strategy.peer_weights=validation", "consensus.include_own=true")
+    run = play(tmp_path, EAGER, *overrides, "strategy.divergence=peer_own", "rounds=2")
+    sent = {name: np.exp(log_p.astype(np.float64)) for name, log_p in predictions(run, 1).items()}
+    assert list(sent) == list(NAMES)
+    for i in range(3):
+        order = run.orders()[FIRST_NODE + i, 2]
+        assert order.targets is not None
+        mean = (9 * sent["client-0"] + 3 * sent["client-1"]) / 12
+        np.testing.assert_allclose(np.exp(order.targets), mean, rtol=5e-3)
 
 
 def test_the_reported_kl_is_the_true_mean_of_all_pairs(tmp_path: Path) -> None:

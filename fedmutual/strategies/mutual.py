@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 from fedmutual.data.site import SharedData
 from fedmutual.distributions import WIRE_DTYPES, FloatArray
-from fedmutual.learning.competence import log_odds_weights
+from fedmutual.learning.competence import odds_weights
 from fedmutual.learning.consensus import Consensus, Gathered
 from fedmutual.messages import IndexArray, Order, Report, report_record
 from fedmutual.results import RunDirectory
@@ -51,8 +51,8 @@ class MutualSettings(StrategySettings):
     )
     temperature: float = setting("softens every distribution in the mutual loss", above=0)
     peer_weights: str = setting(
-        "equal; validation: a peer counts by its balanced accuracy on its own validation images, one at "
-        "chance not at all (for different architectures; no use where clients lack classes)",
+        "equal; validation: a client counts by the odds that it is right on its own validation images, and "
+        "one at chance not at all (for different architectures; no use where clients lack classes)",
         choices=("equal", "validation"),
     )
     kl_weight: float = setting("lambda, the weight of the mean KL; 0: no mutual learning", minimum=0)
@@ -152,7 +152,7 @@ class MutualLearning(Rounds):
         """Form the sum over all clients once."""
         weights = None
         if self.options.peer_weights == "validation":
-            weights = log_odds_weights(self._validated, len(self.shared.classes))
+            weights = odds_weights(self._validated, len(self.shared.classes))
         options = self.options
         gathered = Gathered(
             self._predictions, options.divergence, options.temperature, weights, self._held_against

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedmutual.data.site import SharedData
 from fedmutual.distributions import FloatArray
-from fedmutual.learning.competence import log_odds_weights
+from fedmutual.learning.competence import odds_weights
 from fedmutual.learning.consensus import Consensus, Gathered, Target
 from fedmutual.messages import IndexArray, Order, Report
 from fedmutual.results import RunDirectory
@@ -144,7 +144,7 @@ class MutualAsync(Arriving):
         weights = None
         if options.peer_weights == "validation":
             validated = {name: self._validated[name] for name in heard}
-            weights = log_odds_weights(validated, len(self.shared.classes))
+            weights = odds_weights(validated, len(self.shared.classes))
         gathered = Gathered(fresh, options.divergence, options.temperature, weights, self._held_against)
         consensus: Consensus = self.settings.consensus.form(gathered)
         return consensus.target(client.name)
