@@ -113,6 +113,16 @@ def test_version_help_and_unknown_options() -> None:
         (["model.per_client=[resnet18,visionnet]", "num_clients=2"], None),
         (["model.per_client=[resnet18,visionnet]"], None),  # in turn
         (["model.per_client=[resnet18,visionnet]", "num_clients=1"], "model.per_client: 2 models for 1"),
+        (["model.dropout=0"], None),
+        (["model.dropout=much"], "model.dropout: 'much' is no float"),
+        (["model.dropout=true"], "model.dropout: True is no float"),
+        (["+model.width=2"], "model.width: fedmutual.models.visionnet.VisionNet takes no such argument"),
+        (
+            ["model=vit_small", "model.num_heads=2.5"],
+            "model.num_heads: 2.5 is no int",
+        ),  # of torchvision's source
+        (["model=vit_small", "+model.depth=2"], "model.depth: "),
+        (["model=resnet18", "+model.width_per_group=32"], None),  # takes **kwargs
         (["model=vit_small", "data.image_size=40"], None),
         (
             ["model=vit_small", "data.image_size=50"],

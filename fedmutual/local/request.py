@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from fedmutual.composition import compose
+from fedmutual.models.arguments import arguments_problem
 from fedmutual.models.lookup import models_problem
 from fedmutual.results import saved_overrides
 from fedmutual.settings import Settings, SettingsError
@@ -80,7 +81,8 @@ def prepare(overrides: Sequence[str], cwd: Path, now: datetime.datetime | None =
         typed = [*_at_home(saved_overrides(resumed), resumed), *typed]
         settings = compose(typed)
     num_clients = settings.num_clients or DEFAULT_CLIENTS
-    problem = models_problem(settings.model) or _misfit(settings, num_clients) or missing_logger(settings)
+    problem = models_problem(settings.model) or arguments_problem(settings.model)
+    problem = problem or _misfit(settings, num_clients) or missing_logger(settings)
     if problem:
         raise SettingsError(problem)
     output_dir = _output_dir(settings, cwd, now or datetime.datetime.now())

@@ -69,6 +69,21 @@ def dotted_path_problem(path: str) -> str | None:
     return f"{path!r} is a module, not a class or function in it"
 
 
+def definition(path: str) -> ast.FunctionDef | ast.ClassDef | None:
+    """Find where a class or function is written, through what its modules import; None: not found.
+
+    Examples
+    --------
+    >>> definition("json.JSONDecoder").lineno > 1  # from json/decoder.py
+    True
+    """
+    *modules, name = path.split(".")
+    module = _top_module(modules[0]) if modules else None
+    for part in modules[1:]:
+        module = module.child(part) if module else None
+    return module.definition(name) if module else None
+
+
 @dataclass(frozen=True)
 class _Attributes:
     objects: frozenset[str]  # names that the module's source binds, submodules left out
@@ -109,6 +124,23 @@ class _Module:
             else:
                 names.update(_bound_names(statement))
         return _Attributes(frozenset(names), certain and "__getattr__" not in names)
+
+    def definition(self, name: str, depth: int = 0) -> ast.FunctionDef | ast.ClassDef | None:
+        if self.source is None or depth > _MAX_STAR_IMPORTS:
+            return None
+        found: ast.FunctionDef | ast.ClassDef | None = None
+        for statement in _module_level(ast.parse(self.source.read_text(encoding="utf-8")).body):
+            if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
+                found = statement
+            elif isinstance(statement, ast.ImportFrom):
+                for alias in statement.names:
+                    if (alias.asname or alias.name) == name or (
+                        alias.name == "*" and not name.startswith("_")
+                    ):
+                        module = self._relative(statement)
+                        wanted = name if alias.name == "*" else alias.name
+                        found = (module.definition(wanted, depth + 1) if module else None) or found
+        return found
 
     def _imported(self, statement: ast.ImportFrom) -> Iterator[str]:
         module = self._relative(statement)
