@@ -382,11 +382,10 @@ def test_a_late_joiner_is_taught_and_takes_part(tmp_path: Path) -> None:
 def test_a_changed_public_set_is_refused_by_name_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     load = fedmutual.client.load_site
 
-    def load_site(settings: Any, partition: Any, public_digest: str) -> Any:
-        site = load(settings, partition, public_digest)
+    def load_site(settings: Any, partition: Any, *more: Any) -> Any:
+        site = load(settings, partition, *more)
         if partition == (1, 3):
             return dataclasses.replace(site, public=dataclasses.replace(site.public, digest="0123"))
         return site
