@@ -163,6 +163,16 @@ class Loopback:
 
         wait_for(there, timeout, f"{part} starts no {name}")
 
+    def client_cpu(self) -> float:
+        """CPU seconds of all client processes that have ended: children of the sites' SuperExecs."""
+        total = 0.0
+        for site in range(self.sites):
+            for process in self.processes(f"site-{site}", "flower-superexec"):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    used = process.cpu_times()
+                    total += used.children_user + used.children_system
+        return total
+
     def close(self) -> None:
         """End everything."""
         for part in list(self._keepers):
