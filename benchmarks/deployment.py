@@ -3,7 +3,8 @@
 Three SuperNodes with TLS and keys (benchmarks/loopback.py) do rounds of fedmutual and, in turn, rounds of a
 bare Flower app whose ClientApp imports torch and answers: what Flower and the import of torch cost by
 themselves. Both servers look for replies at the same interval. A round counts with its slowest client, less
-what that client spent in training steps.
+what that client spent in training steps, and with what the server does between two rounds, on average. The
+CPU seconds of a client process, training included, depend less on what else the machine does.
 
     python benchmarks/deployment.py --rounds 10 --repeat 2 --json deployment.json
 
@@ -110,19 +111,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     bare: list[float] = []
     ours: list[float] = []
     closing: list[float] = []
+    between: list[float] = []
+    bare_cpu: list[float] = []
+    cpu: list[float] = []
     with tempfile.TemporaryDirectory(prefix="fedmutual-deployment-") as folder:
         app = write_bare_app(Path(folder) / "bare")
         with Loopback(Path(folder) / "loopback", SITES) as deployment:
             for number in range(arguments.repeat):
+                start = deployment.client_cpu()
                 bare += run_bare(deployment, app, arguments.rounds)
-                rounds, last = run_fedmutual(deployment, f"out-{number}", arguments.rounds)
-                ours, closing = ours + rounds, [*closing, last]
+                middle = deployment.client_cpu()
+                rounds, last, server = run_fedmutual(deployment, f"out-{number}", arguments.rounds)
+                ours, closing, between = ours + rounds, [*closing, last], [*between, server]
+                bare_cpu.append((middle - start) / SITES / arguments.rounds)
+                cpu.append((deployment.client_cpu() - middle) / SITES / (arguments.rounds + 1))
                 console.print(f"{number + 1} of {arguments.repeat}: load {os.getloadavg()[0]:.1f}")
     ratio = statistics.median(ours) / statistics.median(bare)
-    show(console, bare, ours, closing)
+    show(console, bare, ours, closing, between, bare_cpu, cpu)
     console.print(f"{'ok' if ratio <= LIMIT else 'WRONG'} {ratio:.2f} times the bare app (at most {LIMIT})")
     if arguments.json is not None:
-        figures = {"bare": bare, "fedmutual": ours, "closing": closing, "ratio": ratio}
+        figures = {"bare": bare, "fedmutual": ours, "closing": closing, "between": between,
+                   "bare_cpu": bare_cpu, "cpu": cpu, "ratio": ratio}  # fmt: skip
         arguments.json.write_text(json.dumps(figures, indent=2))
     return int(ratio > LIMIT)
 
@@ -144,19 +153,18 @@ def run_bare(deployment: Loopback, app: Path, rounds: int) -> list[float]:
     return seconds[1:]
 
 
-def run_fedmutual(deployment: Loopback, name: str, rounds: int) -> tuple[list[float], float]:
-    """Seconds of each round but the first beyond training, and those of the closing message."""
+def run_fedmutual(deployment: Loopback, name: str, rounds: int) -> tuple[list[float], float, float]:
+    """Seconds beyond training: of each round but the first, of the closing one, of the server a round."""
     output = deployment.folder / name
     finish(deployment, deployment.submit(*SETTINGS, f"rounds={rounds}", f"output_dir={output}"))
-    beyond = {
-        round: max(
-            line["round_trip_seconds"] - line.get("train_seconds", 0.0)
-            for line in read_history(output)
-            if line["round"] == round
-        )
-        for round in range(2, rounds + 2)
-    }
-    return [beyond[round] for round in range(2, rounds + 1)], beyond[rounds + 1]
+    lines: dict[int, list[tuple[float, float]]] = {}
+    for line in read_history(output):
+        spent = (line["round_trip_seconds"], line.get("train_seconds", 0.0))
+        lines.setdefault(line["round"], []).append(spent)
+    running = json.loads((output / "summary.json").read_text())["seconds"]["training"]
+    server = (running - sum(max(whole for whole, _ in each) for each in lines.values())) / (rounds + 1)
+    beyond = {round: server + max(whole - train for whole, train in each) for round, each in lines.items()}
+    return [beyond[round] for round in range(2, rounds + 1)], beyond[rounds + 1], server
 
 
 def finish(deployment: Loopback, run: str) -> None:
@@ -170,12 +178,13 @@ def finish(deployment: Loopback, run: str) -> None:
         raise SystemExit(f"run {run} ended as {status} after {time.monotonic() - start:.0f} s")
 
 
-def show(console: Console, bare: Sequence[float], ours: Sequence[float], closing: Sequence[float]) -> None:
+def show(console: Console, *figures: Sequence[float]) -> None:
     table = Table(title="Seconds a round beyond training", title_justify="left")
-    for column in ("", "median", "least", "greatest", "rounds"):
+    for column in ("", "median", "least", "greatest", "values"):
         table.add_column(column, justify="left" if not column else "right")
-    rows = (("bare app, import torch", bare), ("fedmutual", ours), ("fedmutual, closing message", closing))
-    for name, values in rows:
+    rows = ("bare app, import torch", "fedmutual", "fedmutual, closing message", "fedmutual, server's part",
+            "CPU of a client process, bare", "CPU of a client process, fedmutual")  # fmt: skip
+    for name, values in zip(rows, figures, strict=True):
         cells = [statistics.median(values), min(values), max(values)]
         table.add_row(name, *(f"{value:.2f}" for value in cells), str(len(values)))
     console.print(table)

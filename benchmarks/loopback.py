@@ -163,6 +163,16 @@ class Loopback:
 
         wait_for(there, timeout, f"{part} starts no {name}")
 
+    def client_cpu(self) -> float:
+        """CPU seconds of all client processes that have ended: children of the sites' SuperExecs."""
+        total = 0.0
+        for site in range(self.sites):
+            for process in self.processes(f"site-{site}", "flower-superexec"):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    used = process.cpu_times()
+                    total += used.children_user + used.children_system
+        return total
+
     def close(self) -> None:
         """End everything."""
         for part in list(self._keepers):
@@ -328,8 +338,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def make_certificates(folder: Path, host: str = "127.0.0.1") -> None:
-    """Write ``ca.crt``, ``server.crt`` and ``server.key`` for a day."""
+def make_certificates(folder: Path, host: str = "127.0.0.1", hours: float = 24.0) -> None:
+    """Write ``ca.crt``, ``server.crt`` and ``server.key``; the server's is good for ``hours`` from now."""
     authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback CA")])
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
@@ -344,7 +354,7 @@ def make_certificates(folder: Path, host: str = "127.0.0.1") -> None:
         [x509.IPAddress(ipaddress.ip_address(host)), x509.DNSName("localhost")]
     )
     leaf = _certificate(
-        subject, issuer, server, authority, [x509.BasicConstraints(False, None), serve, names]
+        subject, issuer, server, authority, [x509.BasicConstraints(False, None), serve, names], hours
     )
     pem = serialization.Encoding.PEM
     (folder / "ca.crt").write_bytes(ca.public_bytes(pem))
@@ -373,6 +383,7 @@ def _certificate(
     key: ec.EllipticCurvePrivateKey,
     authority: ec.EllipticCurvePrivateKey,
     extensions: list[Any],
+    hours: float = 24.0,
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.UTC)
     builder = (
@@ -381,8 +392,8 @@ def _certificate(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(hours=24))
+        .not_valid_after(now + datetime.timedelta(hours=hours))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), False)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -211,6 +212,16 @@ def test_a_client_that_missed_the_lost_round_learns_it_from_the_one_before(tmp_p
     for round in (1, 2):
         expected = do(an_order(round), other)
     assert late["report"] == expected["report"]
+
+
+def test_the_device_is_said_once_in_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    context = a_context(tmp_path)
+    with caplog.at_level(logging.INFO):
+        for round in (1, 2, 3):
+            do(an_order(round), context)
+    (said,) = [text for text in caplog.messages if "training on" in text]
+    assert said.startswith("client-0: training on CPU, ")
+    assert said.endswith("(device=cpu)")
 
 
 def test_rounds_that_were_missed_are_no_obstacle(tmp_path: Path) -> None:

@@ -170,6 +170,22 @@ def test_another_authority(certificates: Path, tmp_path: Path) -> None:
     assert "copy this server's ca.crt here" in error.value.remedy
 
 
+def test_an_authority_is_replaced_by_way_of_a_file_with_both(certificates: Path, tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    both = tmp_path / "both.crt"
+    both.write_text((certificates / "ca.crt").read_text() + (tmp_path / "ca.crt").read_text())
+    for folder in (certificates, tmp_path):
+        with serving(folder) as address:
+            assert "certificate accepted" in Link(address, False, both, None).check_tls()
+
+
+def test_a_certificate_that_has_expired(tmp_path: Path) -> None:
+    make_certificates(tmp_path, hours=-1.0)
+    with serving(tmp_path) as address, pytest.raises(CheckError, match="expired") as error:
+        Link(address, False, tmp_path / "ca.crt", None).check_tls()
+    assert error.value.remedy.startswith("the server's certificate has expired: make a new one")
+
+
 def test_a_certificate_of_another_host(tmp_path: Path) -> None:
     make_certificates(tmp_path, host="10.1.2.3")
     with serving(tmp_path) as address, pytest.raises(CheckError) as error:

@@ -180,12 +180,31 @@ print("torch._dynamo" in sys.modules)
 """
 
 
-def test_an_optimiser_does_not_import_the_compiler() -> None:
+def in_a_new_process(code: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [sys.executable, "-c", LEAN], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "False"
+    return done.stdout.strip()
+
+
+def test_an_optimiser_does_not_import_the_compiler() -> None:
+    assert in_a_new_process(LEAN) == "False"
+
+
+COLLECTIONS = """
+import gc, client_app
+before = [generation["collections"] for generation in gc.get_stats()][1:]
+client_app._client()
+first = gc.get_freeze_count()
+client_app._client()
+after = [generation["collections"] for generation in gc.get_stats()][1:]
+print(after == before, gc.isenabled(), first > 100_000, gc.get_freeze_count() == first)
+"""
+
+
+def test_a_client_process_collects_no_garbage_while_it_imports_and_does_afterwards() -> None:
+    assert in_a_new_process(COLLECTIONS) == "True True True True"
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])

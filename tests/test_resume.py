@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from flwr.app import Message
 from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
 
+import fedmutual.checkpoint
 from fedmutual.messages import REPORT
 from fedmutual.results import RunDirectory
 
@@ -224,6 +227,27 @@ def test_a_damaged_checkpoint_after_a_kill_within_the_next_round(
     path = tmp_path / "run" / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-30])
     # the server is back at round 1, and two clients have done round 3: they step back to round 2
+    assert_same(play(tmp_path / "run", *MIXED, resume=True), undisturbed(*MIXED))
+
+
+def test_a_full_disk_at_the_server_ends_the_run_which_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Callable[..., Played]
+) -> None:
+    write, written = fedmutual.checkpoint.atomic_write, []
+
+    def full(path: Path, *arguments: Any, **options: Any) -> None:
+        if path == tmp_path / "run" / "checkpoint.safetensors":
+            if len(written) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            written.append(path)
+        write(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fedmutual.checkpoint, "atomic_write", full)
+        stopped = play(tmp_path / "run", *MIXED)
+    assert stopped.summary["status"] == "failed"
+    assert "No space left on device" in stopped.summary["reason"]
+    assert str(tmp_path / "run" / "checkpoint.safetensors") in stopped.summary["reason"]
     assert_same(play(tmp_path / "run", *MIXED, resume=True), undisturbed(*MIXED))
 
 

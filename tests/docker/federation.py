@@ -152,9 +152,15 @@ class Federation:
 
     def run(self, output: str, *overrides: str) -> str:
         """Start a run whose results go to ``output`` on the server's volume; returns its id."""
-        config = f"output_dir='{HOME}/{output}' overrides='{' '.join(overrides)}'"
+        return self._submit(f"output_dir='{HOME}/{output}' overrides='{' '.join(overrides)}'")
+
+    def resume(self, output: str, *overrides: str) -> str:
+        """Go on with the run whose results are in ``output``; returns its new id."""
+        return self._submit(f"overrides='{' '.join(overrides)} resume={HOME}/{output}'")
+
+    def _submit(self, config: str) -> str:
         command = ["run", "/app", "server", "--format", "json", "--run-config", config]
-        for _ in range(5):  # a machine that is too busy for a TLS handshake in time
+        for _ in range(12):  # the SuperLink is starting, or too busy for a TLS handshake in time
             said = self.compose("server", "run", "--rm", "-T", "flwr", *command, check=False)
             if '"run-id"' in said:
                 answer, _ = json.JSONDecoder().raw_decode(said[said.index("{") :])

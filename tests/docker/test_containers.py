@@ -11,7 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from federation import HOME, SITES, Federation, build_image, call, missing_engine, wait_for
+from federation import (
+    DOCKER,
+    HOME,
+    SITES,
+    Federation,
+    build_image,
+    call,
+    compose_command,
+    missing_engine,
+    wait_for,
+)
 
 pytestmark = pytest.mark.docker
 
@@ -21,6 +31,12 @@ RUN = (
     "data.image_size=64", "data.pool_size=160", "data.unseen_size=60",
     "train.local_epochs=1", "strategy.public_epochs=1",
 )  # fmt: skip
+COMPOSE_FILES = {
+    "server": DOCKER / "server/compose.yaml",
+    "trial": DOCKER / "trial.compose.yaml",
+    "client": DOCKER / "client/compose.yaml",
+    "gpu": DOCKER / "client/compose.gpu.yaml",
+}
 PATIENCE = 3000.0  # seconds; a busy machine is slow, not wrong
 
 
@@ -78,7 +94,7 @@ def undisturbed(federation: Federation) -> Outcome:
 
 @pytest.fixture(scope="module")
 def disturbed(federation: Federation) -> Outcome:
-    """The same run; a site and the SuperLink are killed while their work goes on."""
+    """The same run; in mid-round a site is killed, the SuperLink, and at last SuperLink and ServerApp."""
     with federation.captured() as traffic:
         run_id = federation.run("disturbed", *RUN)
         working = f"ls {HOME}/state | grep -q disturbed && echo yes || true"
@@ -91,6 +107,11 @@ def disturbed(federation: Federation) -> Outcome:
         wait_for(lambda: rounds_done(federation) >= 1, PATIENCE, "round 1")
         federation.compose("server", "kill", "-s", "SIGKILL", "superlink")
         federation.compose("server", "start", "superlink")
+
+        wait_for(lambda: rounds_done(federation) >= 2, PATIENCE, "round 2")
+        federation.compose("server", "kill", "-s", "SIGKILL", "superlink", "superexec")
+        federation.compose("server", "up", "-d")
+        run_id = federation.resume("disturbed", *RUN)
         outcome = completed(federation, "disturbed", run_id)
     outcome.traffic = traffic
     return outcome
@@ -107,10 +128,36 @@ def rounds_done(federation: Federation) -> int:
     return max((int(line["round"]) for line in federation.history("disturbed")), default=0)
 
 
+@pytest.mark.parametrize("files", [["server"], ["server", "trial"], ["client"], ["client", "gpu"]])
+def test_compose_accepts_the_files(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER", "server.example:8443")
+    monkeypatch.setenv("SITE", "clinic-a")
+    named = [argument for name in files for argument in ("-f", str(COMPOSE_FILES[name]))]
+    call(*compose_command(), *named, "config", "-q")
+
+
+def doctor(federation: Federation, site: str) -> str:
+    """What `fedmutual doctor` says in a container of the site; RuntimeError where it finds a failure."""
+    node = f'client-name="{site}" state-dir="{HOME}/state" partition-id=0 num-partitions={len(SITES)}'
+    command = ["python", "-m", "fedmutual", "doctor", *RUN, "--node-config", node]
+    command += ["--superlink", f"{federation.address}:{federation.port}"]
+    command += ["--root-certificates", "/secrets/ca.crt"]
+    command += ["--auth-supernode-private-key", f"/secrets/{site}.key"]
+    return federation.compose(site, "run", "--rm", "-T", "supernode", *command)
+
+
+def test_the_doctor_finds_a_site_ready(federation: Federation) -> None:
+    said = doctor(federation, "site-a")
+    assert "certificate accepted, by /secrets/ca.crt" in said
+    assert "/secrets/site-a.key is registered" in said
+
+
 def test_a_node_without_a_registered_key_is_refused(federation: Federation) -> None:
     federation.keys("site", "stranger", "stranger")
     federation.copy("server/ca.crt", "stranger/ca.crt")
     federation.define_site("stranger")
+    with pytest.raises(RuntimeError, match=r"the SuperLink does not know /secrets/stranger\.key"):
+        doctor(federation, "stranger")
     said = federation.compose("stranger", "run", "--rm", "-T", "supernode", check=False)
     assert "Exit Code: 305" in said
     assert "Failed to activate SuperNode" in said
@@ -153,11 +200,11 @@ def test_no_weight_travels(name: str, request: pytest.FixtureRequest) -> None:
     outcome = request.getfixturevalue(name)
     up, down = outcome.traffic["up"], outcome.traffic["down"]
     assert outcome.traffic["dropped"] == 0  # the capture is complete
-    # the app's code is the one thing of size: each site fetches it once a run
+    # the app's code is the one thing of size: each site fetches it once a run, and for the resumed one again
     code = [size for size in down if size > outcome.model_bytes / 10]
     assert max(up) < outcome.model_bytes / 100
     assert max(down) < outcome.model_bytes
-    assert len(code) <= len(SITES) + (name == "disturbed")  # the killed one may fetch it again
+    assert len(code) <= (2 * len(SITES) + 1 if name == "disturbed" else len(SITES))  # +1: the killed site
     assert max(code) - min(code) < 100
     assert sum(up) < outcome.model_bytes * len(
         SITES
