@@ -90,7 +90,10 @@ def test_a_node_wins_over_the_command_line(tmp_path: Path) -> None:
 
 def test_what_fedmutual_run_fills_in_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos" / "train").mkdir(parents=True)
+    for kind in ("round", "square"):
+        (tmp_path / "photos" / "train" / kind).mkdir(parents=True)
+        for number in range(20):  # as many as five clients and a public set need; nothing opens them
+            (tmp_path / "photos" / "train" / kind / f"{number}.png").touch()
     _, entries = resolved(["data=folder", "data.root=photos", "seed=1"], tmp_path, {})
     found = {entry.key: (entry.value, entry.source) for entry in entries}
     assert found["num_clients"] == (5, RUN)

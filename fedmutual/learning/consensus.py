@@ -125,12 +125,13 @@ class MeanConsensus:
         # float64: what is taken out of the sum again is lost to rounding otherwise
         self._sum = np.zeros(self._shape, np.float64)
         self._entropy_sum = np.zeros(self._shape[0], np.float64)
-        self._weight_sum = np.zeros(self._shape[0], np.float64)
+        self._weight_sum = np.zeros(self._shape[0] if confidence else 0, np.float64)
         for name, values in predictions.items():
             for rows in self._chunks():
                 part = self._contribution(values[rows], self._weights[name])
                 self._sum[rows] += part.values
-                self._weight_sum[rows] += part.weight
+                if confidence:
+                    self._weight_sum[rows] += part.weight
                 if part.entropies is not None:
                     self._entropy_sum[rows] += part.entropies
 
@@ -146,17 +147,20 @@ class MeanConsensus:
         Returns None where there is no peer, or none with a weight.
         """
         own = None if client is None or self._include_own else self._predictions.get(client)
-        if not any(weight for name, weight in self._weights.items() if own is None or name != client):
+        if not any(weight for name, weight in self._weights.items() if name != client):
             return None
+        counted = sum(weight for name, weight in self._weights.items() if own is None or name != client)
         mean = np.empty(self._shape, np.float32)
         mean_entropies = np.empty(self._shape[0], np.float32) if self._averages_probabilities else None
         for rows in self._chunks():
-            total, entropies, weight = self._sum[rows], self._entropy_sum[rows], self._weight_sum[rows]
+            total, entropies = self._sum[rows], self._entropy_sum[rows]
+            weight = self._weight_sum[rows] if self._confidence else np.full(1, counted)
             if own is not None:
                 part = self._contribution(own[rows], self._weights[str(client)])
-                total, weight = total - part.values, weight - part.weight
+                total = total - part.values
                 entropies = entropies if part.entropies is None else entropies - part.entropies
-            np.divide(total, weight[:, None], out=mean[rows], casting="same_kind")
+                weight = np.asarray(weight - part.weight) if self._confidence else weight
+            np.divide(total, np.expand_dims(weight, -1), out=mean[rows], casting="same_kind")
             if mean_entropies is not None:
                 np.log(np.maximum(mean[rows], np.finfo(np.float32).tiny), out=mean[rows])
                 mean_entropies[rows] = np.maximum(entropies / weight, 0)
