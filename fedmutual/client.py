@@ -169,7 +169,7 @@ def _learn(
         load_weights(model, {**own, **order.model.to_torch_state_dict()})
     average = _average(settings, model, order, state)
     learner = Learner(settings, site, model, optimizer, order, name, average)
-    if state is not None and order.model is None:
+    if state is not None and order.model is None and settings.attack.by(name) == "none":
         learner.remember(state.report)
     said = settings.strategy.learn(learner)
     predictions = _sent(said.predictions, settings, order, name)
@@ -202,7 +202,7 @@ def _average(
     decay = settings.train.ema_decay
     if decay == 0 or order.model is not None or settings.strategy.part_of_model:
         return None
-    if state is None:
+    if state is None or not state.average:
         return MovingAverage(model, decay)
     average = MovingAverage(model, decay, state.average_steps)
     load_weights(average.model, state.average)
