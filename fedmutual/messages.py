@@ -119,6 +119,7 @@ class Expected:
 def order_record(order: Order, wire_dtype: str) -> RecordDict:
     """Pack an order. Targets travel in float16, or in float32 where predictions do."""
     dtype = "<f4" if wire_dtype == "float32" else "<f2"
+    indices = _index_dtype(order)
     config: dict[str, Any] = {
         "protocol": PROTOCOL,
         "run": order.run,
@@ -126,12 +127,14 @@ def order_record(order: Order, wire_dtype: str) -> RecordDict:
         "closing": order.closing,
         "public-digest": order.public_digest,
         "classes": list(order.classes),
-        "public-indices": order.public_indices.astype("<i4").tobytes(),
-        "target-indices": order.target_indices.astype("<i4").tobytes(),
+        "indices-dtype": indices,
+        "public-indices": order.public_indices.astype(indices).tobytes(),
         "kl-weight": float(order.kl_weight),
         "evaluate-unseen": order.evaluate_unseen,
         "targets-dtype": dtype,
     }
+    if not np.array_equal(order.target_indices, order.public_indices):  # a static public set goes once
+        config["target-indices"] = order.target_indices.astype(indices).tobytes()
     if order.targets is not None:
         config["targets"] = order.targets.astype(dtype).tobytes()
     if order.target_entropies is not None:
@@ -160,7 +163,9 @@ def read_order(content: RecordDict) -> Order:
     try:
         classes = tuple(cast(list[str], config["classes"]))
         dtype = np.dtype(cast(str, config["targets-dtype"]))
-        target_indices = np.frombuffer(cast(bytes, config["target-indices"]), "<i4")
+        public_indices = target_indices = _indices(config, "public-indices")
+        if "target-indices" in config:
+            target_indices = _indices(config, "target-indices")
         targets = entropies = None
         if "targets" in config:
             flat = np.frombuffer(cast(bytes, config["targets"]), dtype).astype(np.float32)
@@ -174,7 +179,7 @@ def read_order(content: RecordDict) -> Order:
             closing=bool(config["closing"]),
             public_digest=str(config["public-digest"]),
             classes=classes,
-            public_indices=np.frombuffer(cast(bytes, config["public-indices"]), "<i4"),
+            public_indices=public_indices,
             target_indices=target_indices,
             targets=targets,
             target_entropies=entropies,
@@ -294,6 +299,19 @@ def unseen_payload_bytes(report: Report) -> int:
 def payload_bytes(content: RecordDict) -> int:
     """Bytes of a message's content as Flower serialises it."""
     return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
+
+
+def _index_dtype(order: Order) -> str:
+    """Two bytes an index where that is enough."""
+    both = np.concatenate((order.public_indices, order.target_indices))
+    return "<u2" if both.max(initial=0) < 2**16 else "<i4"
+
+
+def _indices(config: ConfigRecord, key: str) -> IndexArray:
+    dtype = str(config["indices-dtype"])
+    if dtype not in ("<u2", "<i4"):
+        raise ValueError(f"indices-dtype {dtype!r}")
+    return np.frombuffer(cast(bytes, config[key]), dtype).astype(np.int32)
 
 
 def _metrics(content: RecordDict, num_classes: int) -> Metrics:

@@ -163,8 +163,9 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 
 
 def commands_in(text: str) -> list[str]:
-    """The ``fedmutual`` commands that a text shows as code."""
-    return [line.split("#")[0].strip() for line in text.splitlines() if line.startswith("    fedmutual ")]
+    """The ``fedmutual`` commands that a text shows as code, continued lines joined."""
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.startswith("    fedmutual ")]
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda p: p.stem)

@@ -350,6 +350,21 @@ def test_an_order_comes_back(wire_dtype: str, classes: int, entropies: bool) -> 
         assert back.target_entropies is None
 
 
+@pytest.mark.parametrize(("largest", "width"), [(2**16 - 1, 2), (2**16, 4)])
+def test_an_index_takes_two_bytes_where_that_is_enough(largest: int, width: int) -> None:
+    order = an_order(public_indices=np.array([3, largest], np.int32))
+    content = order_record(order, "float16")
+    assert len(content[ORDER]["public-indices"]) == 2 * width
+    np.testing.assert_array_equal(read_order(wire(content)).public_indices, [3, largest])
+
+
+def test_samples_that_have_a_target_and_are_to_be_predicted_are_named_once() -> None:
+    order = an_order(public_indices=np.array([4, 1], np.int32), target_indices=np.array([4, 1], np.int32))
+    content = order_record(order, "float16")
+    assert "target-indices" not in content[ORDER]
+    np.testing.assert_array_equal(read_order(wire(content)).target_indices, [4, 1])
+
+
 def test_a_first_order_has_no_target() -> None:
     back = read_order(
         wire(order_record(an_order(targets=None, target_indices=np.zeros(0, np.int32)), "float16"))
@@ -376,6 +391,8 @@ def bad_order(**changes: Any) -> RecordDict:
         (bad_order(run=None), "malformed.*run"),
         (bad_order(classes=None), "malformed.*classes"),
         (bad_order(public_indices=b"123"), "malformed"),
+        (bad_order(indices_dtype=None), "malformed.*indices-dtype"),
+        (bad_order(indices_dtype="<f8"), "malformed.*indices-dtype"),
         (bad_order(target_indices=np.arange(3, dtype="<i4").tobytes()), "malformed"),
         (bad_order(targets=halves(0.0)), "malformed"),
         (bad_order(targets_dtype="no type"), "malformed"),
