@@ -307,7 +307,7 @@ def _index_dtype(order: Order) -> str:
     return "<u2" if both.max(initial=0) < 2**16 else "<i4"
 
 
-def _indices(config: ConfigRecord, key: str) -> IndexArray:
+def _indices(config: dict[str, Any], key: str) -> IndexArray:
     dtype = str(config["indices-dtype"])
     if dtype not in ("<u2", "<i4"):
         raise ValueError(f"indices-dtype {dtype!r}")
