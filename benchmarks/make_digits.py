@@ -22,7 +22,9 @@ SHARES = {"public": 400, "test": 399}  # images; the rest is `train`
 
 def main() -> None:
     """Write the three folders."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     digits = load_digits()

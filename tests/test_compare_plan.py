@@ -53,6 +53,9 @@ def test_the_command_line_wins_over_the_study() -> None:
     assert {(run.seed, run.rounds) for run in made.runs} == {(7, 9)}
     swept = plan("experiment=smoke", "seed=4,5", "study.only=[mutual]")
     assert [run.seed for run in swept.runs] == [4, 4, 5, 5]
+    one = plan("experiment=smoke", "study.only=[iid,mutual,local]")
+    assert (one.variants, one.conditions) == (("mutual", "local"), ("iid",))
+    assert plan("experiment=smoke", "study.only=[iid]").variants == plan("experiment=smoke").variants
 
 
 def test_a_study_names_its_runs_with_relative_paths_made_absolute(tmp_path: Path) -> None:
@@ -79,7 +82,7 @@ def test_a_study_names_its_runs_with_relative_paths_made_absolute(tmp_path: Path
         ),
         (
             ["experiment=smoke", "study.only=[nosuch]"],
-            "study.only: 'nosuch' is none of mutual, fedavg, fedasync, local",
+            "study.only: 'nosuch' is none of mutual, fedavg, fedasync, local, iid, dirichlet-0.3",
         ),
         (["experiment=smoke", "study.axes.seed=0,1"], "study.axes.seed=0,1: .* seed=0,1"),
         (["partition=iid,dirichlet", "partition.alpha=1"], "iid: partition.alpha"),
@@ -107,7 +110,8 @@ def test_bad_studies_are_refused_by_name(
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As many files as the studies ask for; nothing opens them."""
     root = tmp_path_factory.mktemp("photographs")
-    for folder in ("pool/mask", "pool/no_mask", "unseen/mask", "unseen/no_mask"):
+    digits = (f"{part}/{digit}" for part in ("train", "public", "test") for digit in range(10))
+    for folder in ("pool/mask", "pool/no_mask", "unseen/mask", "unseen/no_mask", *digits):
         (root / folder).mkdir(parents=True)
         for number in range(400):
             (root / folder / f"{number}.jpg").touch()
@@ -117,7 +121,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_study_expands_to_a_checked_plan(study: str, photographs: Path) -> None:
     content = OmegaConf.load(CONF_DIR / f"experiment/{study}.yaml").study
-    given = [f"data.root={photographs}"] if "data=facemask" in content.get("overrides", []) else []
+    own = {"data=facemask", "data=folder"} & set(content.get("overrides", []))
+    given = [f"data.root={photographs}"] if own else []
     made = plan(f"experiment={study}", *given)
     assert made.variants == tuple(content.variants)
     points = {run.condition for run in made.runs}

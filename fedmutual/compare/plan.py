@@ -93,7 +93,8 @@ def make_plan(study: Study, cwd: Path) -> Plan:
     swept = _points(list(axes.values()))
     plain = [o.input_line or "" for o in given if not o.is_sweep_override()]
     runs = []
-    named = (_named("variants", _chosen(study)), _named("conditions", study.settings.conditions))
+    chosen = _chosen(study)
+    named = (_named("variants", chosen[0]), _named("conditions", chosen[1]))
     for variant, condition, point in itertools.product(*named, swept):
         text = [*(o.input_line or "" for o in shared), *condition[1], *variant[1], *point, *plain]
         runs += _planned(study, variant[0], condition[0], point, text, seeds, cwd)
@@ -107,12 +108,15 @@ def make_plan(study: Study, cwd: Path) -> Plan:
     return Plan(tuple(sorted(runs, key=lambda run: run.seed)), variants, conditions, reference)
 
 
-def _chosen(study: Study) -> dict[str, list[str]]:
-    variants, only = study.settings.variants, study.settings.only
-    unknown = [name for name in only if name not in variants]
+def _chosen(study: Study) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The variants and the conditions that ``study.only`` names; all of a kind of which it names none."""
+    variants, conditions, only = study.settings.variants, study.settings.conditions, study.settings.only
+    unknown = [name for name in only if name not in variants and name not in conditions]
     if unknown:
-        raise SettingsError(f"study.only: {unknown[0]!r} is none of {', '.join(variants) or 'no variants'}")
-    return {name: own for name, own in variants.items() if name in (only or variants)}
+        known = ", ".join([*variants, *conditions]) or "no variants"
+        raise SettingsError(f"study.only: {unknown[0]!r} is none of {known}")
+    named = [{name: own for name, own in kind.items() if name in only} for kind in (variants, conditions)]
+    return named[0] or variants, named[1] or conditions
 
 
 def _named(kind: str, choices: dict[str, list[str]]) -> list[tuple[str, list[str]]]:

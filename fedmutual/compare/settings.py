@@ -34,7 +34,7 @@ class StudySettings:
     condition_groups: list[str] = setting(
         "axes of these groups (partition: also partition.alpha) are conditions, all others but seed variants"
     )
-    only: list[str] = setting("the variants to run; empty: all")
+    only: list[str] = setting("the variants and the conditions to run; of a kind of which none is named, all")
     reference: str | None = setting("the variant that the others are compared with; null: the first")
     thresholds: list[float] = setting("accuracies whose price is reported: rounds, bytes, seconds")
 
