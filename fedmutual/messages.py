@@ -119,7 +119,7 @@ class Expected:
 def order_record(order: Order, wire_dtype: str) -> RecordDict:
     """Pack an order. Targets travel in float16, or in float32 where predictions do."""
     dtype = "<f4" if wire_dtype == "float32" else "<f2"
-    indices = _index_dtype(order)
+    index_dtype = _index_dtype(order)
     config: dict[str, Any] = {
         "protocol": PROTOCOL,
         "run": order.run,
@@ -127,14 +127,14 @@ def order_record(order: Order, wire_dtype: str) -> RecordDict:
         "closing": order.closing,
         "public-digest": order.public_digest,
         "classes": list(order.classes),
-        "indices-dtype": indices,
-        "public-indices": order.public_indices.astype(indices).tobytes(),
+        "indices-dtype": index_dtype,
+        "public-indices": order.public_indices.astype(index_dtype).tobytes(),
         "kl-weight": float(order.kl_weight),
         "evaluate-unseen": order.evaluate_unseen,
         "targets-dtype": dtype,
     }
     if not np.array_equal(order.target_indices, order.public_indices):  # a static public set goes once
-        config["target-indices"] = order.target_indices.astype(indices).tobytes()
+        config["target-indices"] = order.target_indices.astype(index_dtype).tobytes()
     if order.targets is not None:
         config["targets"] = order.targets.astype(dtype).tobytes()
     if order.target_entropies is not None:
