@@ -86,10 +86,22 @@ def test_the_loss_to_a_robust_consensus_is_zero_at_it(divergence: str) -> None:
 
 
 def test_outlier_scores_by_hand() -> None:
-    """Median 0.7; distances 0.2, 0.1, 0, 0.6, of which the usual one is 0.15."""
-    scores = outlier_scores(two_classes(a=0.9, b=0.8, c=0.7, d=0.7, x=0.1), tolerance=2)
-    assert scores == pytest.approx({"a": 0.0, "b": 0.0, "c": 0.0, "d": 0.0, "x": 0.6 - 2 * 0.1}, abs=1e-5)
-    assert outlier_scores(two_classes(a=0.9, x=0.1), tolerance=1) == {"a": 0, "x": 0}
+    """Median 0.7; distances 0.2, 0.1, 0, 0, 0.6, of which the usual one is 0.1."""
+    predictions = two_classes(a=0.9, b=0.8, c=0.7, d=0.7, x=0.1)
+    scores = outlier_scores(predictions, predictions, tolerance=2, margin=0.05)
+    assert scores == pytest.approx({"a": 0, "b": 0, "c": 0, "d": 0, "x": 0.6 - 2 * 0.1 - 0.05}, abs=1e-5)
+    assert outlier_scores(two_classes(a=0.9, x=0.1), "ax", tolerance=1, margin=0) == {"a": 0, "x": 0}
+
+
+def test_who_knows_one_class_and_has_not_been_taught_is_no_outlier() -> None:
+    """It says "class 0" of everything, of which half is class 1: half of all away from the others."""
+    knows = log_softmax(np.array([[9, 0], [0, 9]], np.float32))
+    lacks = log_softmax(np.array([[9, 0], [9, 0]], np.float32))
+    predictions = {"a": knows, "b": knows, "c": knows, "d": lacks}
+    first_time = outlier_scores(predictions, taught=(), tolerance=1, margin=0.1)
+    assert first_time == dict.fromkeys("abcd", 0)
+    again = outlier_scores(predictions, taught="abcd", tolerance=1, margin=0.1)
+    assert again == pytest.approx({"a": 0, "b": 0, "c": 0, "d": 0.4}, abs=1e-3)
 
 
 def test_what_is_held_against_a_client_fades() -> None:

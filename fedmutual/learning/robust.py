@@ -6,7 +6,7 @@ robust consensus is one distribution a sample, the same for all clients. Numpy o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import numpy as np
 
@@ -76,17 +76,26 @@ def trimmed_mean(predictions: list[FloatArray], trim: int | None, temperature: f
     return log_softmax(np.log(np.maximum(mean, TINY)))
 
 
-def outlier_scores(predictions: Mapping[str, FloatArray], tolerance: float) -> dict[str, float]:
+def outlier_scores(
+    predictions: Mapping[str, FloatArray], taught: Container[str], tolerance: float, margin: float
+) -> dict[str, float]:
     """How far each client is from the coordinate-wise median of all, beyond what is usual; 0 for most.
 
-    ``max(0, d_j - tolerance * median_k d_k)`` with d_j the mean total variation distance in [0, 1] of client
-    j's distributions to the median.
+    ``max(0, d_j - tolerance * median_k d_k - margin_j)`` with d_j the mean total variation distance in
+    [0, 1] of client j's distributions to the median. Honest clients that lack classes are far from it before
+    they have learnt from their peers, and close to it after their first mutual step; who is taught and stays
+    away does not learn. The margin of a client that has not been taught is therefore ``1 - 1 / C``, the
+    distance of one that knows a single class from the truth.
 
     Parameters
     ----------
     predictions : Mapping[str, float array [N, C]]
+    taught : Container[str]
+        The clients that have had a target before these predictions.
     tolerance : float
-        Honest clients with other data differ too: so many times the median distance costs nothing.
+        So many times the median distance costs nothing.
+    margin : float
+        Total variation distance that costs a taught client nothing on top.
     """
     if len(predictions) < 3:  # two who disagree: nobody knows which one is wrong
         return dict.fromkeys(predictions, 0.0)
@@ -94,8 +103,11 @@ def outlier_scores(predictions: Mapping[str, FloatArray], tolerance: float) -> d
     distance = {
         name: float(np.abs(np.exp(p) - middle).sum(axis=1).mean() / 2) for name, p in predictions.items()
     }
-    usual = float(np.median(list(distance.values())))
-    return {name: max(0.0, d - tolerance * usual) for name, d in distance.items()}
+    usual = tolerance * float(np.median(list(distance.values())))
+    untaught = 1 - 1 / middle.shape[1]
+    return {
+        name: max(0.0, d - usual - (margin if name in taught else untaught)) for name, d in distance.items()
+    }
 
 
 def suspicion(before: Mapping[str, float], scores: Mapping[str, float], memory: float) -> dict[str, float]:

@@ -70,7 +70,12 @@ class TrimmedMean(ConsensusSettings):
 class Reputation(ConsensusSettings):
     """Settings of ``consensus=reputation``."""
 
-    tolerance: float = setting("so many times the median distance is held against nobody", minimum=1)
+    tolerance: float = setting("so many times the median distance is held against nobody", minimum=0)
+    margin: float = setting(
+        "nor, on top, this total variation distance, against a client that has been taught before",
+        minimum=0,
+        maximum=1,
+    )
     memory: float = setting(
         "share of what was held against a client that is left a round later", minimum=0, maximum=1
     )
@@ -78,7 +83,8 @@ class Reputation(ConsensusSettings):
 
     def remember(self, before: Weights, predictions: Predictions) -> dict[str, float]:
         """Outlier scores, added up and fading."""
-        return suspicion(before, outlier_scores(predictions, self.tolerance), self.memory)
+        scores = outlier_scores(predictions, before, self.tolerance, self.margin)
+        return suspicion(before, scores, self.memory)
 
     def form(self, gathered: Gathered) -> Consensus:
         """The mean of all by what is held against them."""
