@@ -1,6 +1,6 @@
 """Write scikit-learn's handwritten digits (1,797 of 8x8 pixels, ten classes) as folders for ``data=folder``.
 
-    pip install scikit-learn
+    pip install scikit-learn  # part of the extra `dev`
     python benchmarks/make_digits.py DIGITS
     fedmutual compare experiment=digits data.root=DIGITS
 
