@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedmutual.data.images import ImageSet
 from fedmutual.data.site import SharedData, SiteData
+from fedmutual.data.views import mixed_views
 from fedmutual.distributions import FloatArray
 from fedmutual.learning import evaluation
 from fedmutual.learning.divergence import mutual_loss
@@ -72,13 +73,14 @@ class Learner:
 
     def __post_init__(self) -> None:
         self._known: dict[tuple[int, bytes], Tensor] = {}  # predictions of the model as it is now
+        self._views: dict[int, ImageSet] = {}  # by round
         self._generator = torch.Generator().manual_seed(self._seed("samples"))
         torch.manual_seed(self._seed("dropout"))
 
     def remember(self, report: Report) -> None:
         """Take over the predictions of the round before, where the model is still the one that made them."""
         if report.round == self.order.round - 1 and len(report.predictions) == len(self.order.target_indices):
-            key = self._key(self.site.public.images, self.order.target_indices)
+            key = self._key(*self._taught())
             self._known[key] = torch.from_numpy(report.predictions)
 
     def separate_mutual_step(self, public: Public, epochs: int) -> None:
@@ -126,7 +128,7 @@ class Learner:
 
     def predictions(self) -> FloatArray:
         """Log-probabilities of the order's public samples, [n, C], in evaluation mode."""
-        return self._predict(self.site.public.images, self.order.public_indices).numpy()
+        return self._predict(*self._shown(self.order.round, self.order.public_indices)).numpy()
 
     def public(self, divergence: str, temperature: float) -> Public:
         """The order's target samples with what is taught on them: its targets, and labels where known.
@@ -136,13 +138,14 @@ class Learner:
         divergence, temperature
             Of the mutual loss, see :mod:`fedmutual.learning.divergence`.
         """
-        order, images = self.order, self.site.public.images
+        order = self.order
+        images, indices = self._taught()
         labels = None
         if self.settings.public.labelled:
-            labels = torch.from_numpy(images.labels[order.target_indices]).to(self._device)
+            labels = torch.from_numpy(images.labels[indices]).to(self._device)
         entropies = order.target_entropies
         return Public(
-            images=_images(images, order.target_indices),
+            images=_images(images, indices),
             log_target=None if order.targets is None else torch.from_numpy(order.targets).to(self._device),
             entropies=None if entropies is None else torch.from_numpy(entropies).to(self._device),
             labels=labels,
@@ -202,7 +205,7 @@ class Learner:
     def _measure_kl(self, name: str, public: Public) -> None:
         if public.log_target is None:
             return
-        log_p = self._predict(self.site.public.images, self.order.target_indices)
+        log_p = self._predict(*self._taught())
         entropies = None if public.entropies is None else public.entropies.cpu()
         target = public.log_target.cpu()
         kl = mutual_loss(public.divergence, log_p, target, entropies, public.temperature)
@@ -218,6 +221,19 @@ class Learner:
             prior = log_prior(labels, len(self.site.classes), taught).to(self._device)
         self.metrics["num-examples"] = len(indices)
         return Private(_images(self.site.private, indices), labels.to(self._device), prior)
+
+    def _taught(self) -> tuple[ImageSet, np.ndarray]:
+        """The public images that the order's targets are of: those of the round before, as it showed them."""
+        return self._shown(self.order.round - 1, self.order.target_indices)
+
+    def _shown(self, round: int, indices: np.ndarray) -> tuple[ImageSet, np.ndarray]:
+        """What a round shows of the public samples ``indices``: images, and positions in them."""
+        images = self.site.public.images
+        if self.settings.public.views == "plain":
+            return images, indices
+        if round not in self._views:
+            self._views[round] = mixed_views(images.subset(indices), self.settings.seed, round)
+        return self._views[round], np.arange(len(indices))
 
     @property
     def predictor(self) -> nn.Module:

@@ -112,13 +112,20 @@ class PublicSettings:
     per_round: int | None = setting(
         "images a round for schedule=sample; null: a quarter of the set", minimum=1
     )
+    views: str = setting(
+        "plain: as they are; mixed: every round half of them mirrored and half mixed with another one, the "
+        "same at all clients (strategy=mutual)",
+        choices=("plain", "mixed"),
+    )
     labelled: bool = setting("the public labels are known and trained on")
     distribute: bool = setting("the server sends the public images to sites that lack them, once")
 
     def check(self) -> str | None:
-        """The size of a sample means something for samples only."""
+        """The size of a sample means something for samples only, and a label for one image only."""
         if self.per_round is not None and self.schedule != "sample":
             return f"per_round: {self.per_round}, but schedule={self.schedule}: use public=sample"
+        if self.views == "mixed" and self.labelled:
+            return "views: mixed images have no label: set public.views=plain or public.labelled=false"
         return None
 
 
@@ -280,6 +287,7 @@ class StrategySettings:
     name: str = setting("name in results and plots")
     whole_pool: ClassVar[bool] = False  # a client gets the private images of all
     takes_consensus: ClassVar[bool] = False  # the settings group `consensus` has a meaning
+    takes_views: ClassVar[bool] = False  # public.views has a meaning
     part_of_model: ClassVar[bool] = False  # an order's model is some layers only; the client keeps the rest
 
     def misfit(self, settings: Settings) -> str | None:
@@ -409,6 +417,8 @@ class Settings:
             return f"device: {self.device!r} is none of auto, cpu, mps, cuda, cuda:<n>"
         strategy: StrategySettings = self.strategy
         consensus: ConsensusSettings = self.consensus
+        if self.public.views != "plain" and not strategy.takes_views:
+            return f"public.views: strategy={strategy.name} knows plain only"
         return consensus.misfit(strategy) or strategy.misfit(self)
 
 

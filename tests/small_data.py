@@ -38,8 +38,8 @@ class Source:
 
 
 def public_settings(**changes: Any) -> PublicSettings:
-    values = {"schedule": "static", "size": None, "per_round": None, "labelled": False, "distribute": False}
-    return PublicSettings(**{**values, **changes})
+    values = {"schedule": "static", "size": None, "per_round": None, "views": "plain"}
+    return PublicSettings(**{**values, "labelled": False, "distribute": False, **changes})
 
 
 def run_settings(data: Any, partition: Any, cache_dir: Path, **changes: Any) -> Any:

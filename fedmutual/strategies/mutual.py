@@ -68,12 +68,13 @@ class MutualSettings(StrategySettings):
     wire_dtype: str = setting("type in which predictions travel", choices=WIRE_DTYPES)
     staleness_limit: int | None = setting(
         "a peer that did not report goes on teaching with its newest predictions for so many rounds "
-        "(public=static; else they are of other images); null: for ever",
+        "(public=static public.views=plain; else they are of other images); null: for ever",
         minimum=0,
     )
     average_weights: bool = setting("ablation: also send and average all weights every round")
 
     takes_consensus: ClassVar[bool] = True
+    takes_views: ClassVar[bool] = True
 
     def check(self) -> str | None:
         """The published code's divergence has no temperature."""
@@ -178,7 +179,7 @@ class MutualLearning(Rounds):
         """Keep the predictions of the round, and those of peers that did not report while they hold."""
         indices = self.indices(round)
         limit = self.options.staleness_limit
-        same = np.array_equal(indices, self._predicted)
+        same = np.array_equal(indices, self._predicted) and self.settings.public.views == "plain"
         kept = [
             n for n, spoken in self._spoken.items() if same and (limit is None or round - spoken <= limit)
         ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from fedmutual.strategies.roster import StrategyError
 @dataclass(kw_only=True)
 class MutualAsyncSettings(MutualSettings, ArrivingSettings):
     """Settings of ``strategy=mutual_async``: those of ``mutual``, and those of a run without rounds."""
+
+    takes_views: ClassVar[bool] = False  # without rounds there is no view that all see at a time
 
     staleness_limit: int | None = setting(
         "a peer's predictions teach a client for so many of that client's own reports; null: for ever",

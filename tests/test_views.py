@@ -1,0 +1,112 @@
+"""public.views=mixed: every round shows all clients the same new pictures, and targets are of these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from local_grid import FIRST_NODE, Played, play
+from test_learner import PUBLIC, learner, order, peers_targets
+
+from fedmutual.composition import compose
+from fedmutual.data.images import ImageSet
+from fedmutual.data.views import mixed_views
+from fedmutual.learning.evaluation import predict
+from fedmutual.learning.training import Trainer
+from fedmutual.settings import SettingsError
+
+MIXED = "public.views=mixed"
+
+
+def ramps(count: int) -> ImageSet:
+    """Images that are 0 on the left half and their own number on the right."""
+    pixels = np.zeros((count, 4, 4, 3), np.uint8)
+    pixels[:, :, 2:] = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return ImageSet(pixels, np.zeros(count, np.int64), None, ("x",) * count)
+
+
+def test_views_are_the_same_everywhere_and_new_every_round() -> None:
+    images = ramps(200)
+    one, again = (mixed_views(images, seed=3, round=2).images for _ in range(2))
+    assert np.array_equal(one, again)
+    assert not np.array_equal(one, mixed_views(images, seed=3, round=3).images)
+    assert not np.array_equal(one, mixed_views(images, seed=4, round=2).images)
+    assert one.dtype == np.uint8
+    assert one.shape == images.images.shape
+
+
+def test_half_are_mirrored_and_half_are_mixed() -> None:
+    images = ramps(200)
+    views = mixed_views(images, seed=0, round=1)
+    assert set(views.labels) == {-1}
+    plain = np.array([(view == image).all() for view, image in zip(views.images, images.images, strict=True)])
+    turned = np.array(
+        [(view == image[:, ::-1]).all() for view, image in zip(views.images, images.images, strict=True)]
+    )
+    assert 0.15 < plain.mean() < 0.35
+    assert 0.15 < turned.mean() < 0.35
+    # of a mixed one at least half is its own, so of the right half's value at least half is left
+    largest = views.images.reshape(200, -1).max(axis=1)
+    assert (largest >= np.arange(200) // 2).all()
+
+
+def test_a_whole_white_image_stays_white() -> None:
+    white = ImageSet(np.full((50, 2, 2, 3), 255, np.uint8), np.zeros(50, np.int64), None, ("x",) * 50)
+    assert (mixed_views(white, seed=0, round=1).images == 255).all()
+
+
+def test_predictions_are_of_this_rounds_views_and_targets_of_the_last_rounds() -> None:
+    now = learner(MIXED, order=order(round=2))
+    shown = mixed_views(now.site.public.images.subset(np.array([1, 4, 7])), now.settings.seed, 2)
+    expected = predict(now.model, torch.from_numpy(shown.images).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(now.predictions(), expected.numpy(), atol=1e-6)
+
+    later = learner(MIXED, order=order(peers_targets(), round=3))
+    taught = later.public("own_peer", 1.0).images
+    pixels = mixed_views(later.site.public.images.subset(np.arange(PUBLIC)), later.settings.seed, 2).images
+    assert np.array_equal(taught.permute(0, 2, 3, 1).numpy(), pixels)
+
+
+def test_all_clients_of_a_run_are_taught_the_same_new_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, seen = Trainer.train, []
+
+    def watched(self: Trainer, steps: int, private: Any, public: Any) -> float:
+        if public is not None:
+            seen.append(public.images.numpy().tobytes())
+        return train(self, steps, private, public)
+
+    monkeypatch.setattr(Trainer, "train", watched)
+    run = play(tmp_path, MIXED, "rounds=3")
+    assert run.error is None
+    assert [seen.count(pixels) for pixels in dict.fromkeys(seen)] == [3, 3, 3]
+
+
+def test_an_absent_peers_predictions_are_of_other_pictures(tmp_path: Path) -> None:
+    away = "participation.absent=[client-0:2-3]"
+    kept = play(tmp_path / "kept", MIXED, away, "rounds=3", "strategy.staleness_limit=null")
+    dropped = play(tmp_path / "dropped", MIXED, away, "rounds=3", "strategy.staleness_limit=0")
+
+    def targets(run: Played) -> np.ndarray:
+        found = run.orders(3)[FIRST_NODE + 1, 3].targets
+        assert found is not None
+        return found
+
+    assert np.array_equal(targets(kept), targets(dropped))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["public.labelled=true"], "public.views: mixed images have no label"),
+        (["strategy=fedmd"], "public.views: strategy=fedmd"),
+        (["strategy=mutual_async"], "public.views: strategy=mutual_async"),
+    ],
+)
+def test_what_mixed_views_do_not_go_with_is_refused(overrides: list[str], key: str) -> None:
+    with pytest.raises(SettingsError, match=key):
+        compose([MIXED, *overrides])
