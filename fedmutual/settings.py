@@ -128,6 +128,12 @@ class PublicSettings:
             return "views: mixed images have no label: set public.views=plain or public.labelled=false"
         return None
 
+    def misfit(self, strategy: StrategySettings) -> str | None:
+        """Say which of these settings a strategy does not go with, key first."""
+        if self.views != "plain" and not strategy.takes_views:
+            return f"public.views: strategy={strategy.name} knows plain only"
+        return None
+
 
 @dataclass(kw_only=True)
 class EvaluationSettings:
@@ -417,9 +423,7 @@ class Settings:
             return f"device: {self.device!r} is none of auto, cpu, mps, cuda, cuda:<n>"
         strategy: StrategySettings = self.strategy
         consensus: ConsensusSettings = self.consensus
-        if self.public.views != "plain" and not strategy.takes_views:
-            return f"public.views: strategy={strategy.name} knows plain only"
-        return consensus.misfit(strategy) or strategy.misfit(self)
+        return self.public.misfit(strategy) or consensus.misfit(strategy) or strategy.misfit(self)
 
 
 def as_container(settings: Settings) -> dict[str, Any]:

@@ -16,9 +16,9 @@ MIXED = 0.5
 def mixed_views(images: ImageSet, seed: int, round: int) -> ImageSet:
     """Mirror half of the images, and mix half of them with another one, whose part is up to a half.
 
-    A client learns from its peers what they say about pictures; pictures between pictures (mixup,
-    arXiv:1710.09412) say more about what the peers have learnt than the same ones again, for the same bytes.
-    Teacher and student see the same view (arXiv:2106.05237), so it need not show a real thing.
+    Peers are asked about pictures between pictures (mixup, arXiv:1710.09412) instead of the same ones again,
+    for the same bytes. Teacher and student see the same view (arXiv:2106.05237), so it need not show a real
+    thing.
 
     Parameters
     ----------
