@@ -319,18 +319,14 @@ class StrategySettings:
 class ConsensusSettings:
     """Base of every consensus' settings; ``_target_`` in ``conf/consensus/*.yaml`` names the subclass."""
 
-    is_mean: ClassVar[bool] = False  # of the peers, so that it goes with all of a strategy's settings
+    is_mean: ClassVar[bool] = False  # of divergences to the peers, so that it goes with each of them
 
     def misfit(self, strategy: StrategySettings) -> str | None:
         """Say which setting of the strategy this consensus does not go with, key first."""
-        if self.is_mean:
-            return None
         if not strategy.takes_consensus:
-            return f"consensus: strategy={strategy.name} has one of its own: leave the group as it is"
-        if getattr(strategy, "divergence", "") == "published_code":
-            return "strategy.divergence: published_code is defined for consensus=mean only"
-        if getattr(strategy, "peer_weights", "equal") != "equal":
-            return "strategy.peer_weights: only consensus=mean and consensus=confidence weigh peers"
+            return f"consensus: strategy={strategy.name} has no use for it: leave it at consensus=mean"
+        if getattr(strategy, "divergence", "") == "published_code" and not self.is_mean:
+            return "strategy.divergence: published_code is defined for a mean of the peers only"
         return None
 
     def remember(
@@ -427,5 +423,12 @@ class Settings:
 
 
 def as_container(settings: Settings) -> dict[str, Any]:
-    """Return the settings as plain nested dicts, the form that is saved with every run."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(settings)))
+    """Return the settings as plain nested dicts, the form that is saved with every run.
+
+    A group of which a class was chosen says which, as in ``conf/``: two classes may have the same fields.
+    """
+    container = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(settings)))
+    for group in ("strategy", "consensus", "data", "partition"):
+        chosen = type(getattr(settings, group))
+        container[group] = {"_target_": f"{chosen.__module__}.{chosen.__qualname__}"} | container[group]
+    return container

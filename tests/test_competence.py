@@ -1,10 +1,24 @@
-"""Weights of peers from what they are worth."""
+"""Weights of peers from what they are worth, as a whole and sample by sample."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from typing import Any
 
-from fedmutual.learning.competence import odds_weights
+import numpy as np
+import pytest
+from test_robust import first, two_classes
+
+from fedmutual.composition import compose
+from fedmutual.learning.competence import Agreement, certainty, odds_weights, selection
+from fedmutual.learning.consensus import Gathered, MeanConsensus, log_softmax
+
+ALL = slice(None)
+COMPETENCES: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
+    "certainty": lambda predictions: certainty(2),
+    "selection": lambda predictions: selection(0.7),
+    "agreement": lambda predictions: Agreement(predictions.values(), 2),
+}
 
 
 def test_two_classes_by_hand() -> None:
@@ -35,3 +49,75 @@ def test_two_that_disagree_are_weighed_by_who_is_right_more_often() -> None:
     only_a, only_b = a * (1 - b), b * (1 - a)
     weights = odds_weights({"a": a, "b": b}, 2)
     assert weights["b"] / (weights["a"] + weights["b"]) == pytest.approx(only_b / (only_a + only_b))
+
+
+def target_of(name: str, *overrides: str, validated: dict[str, float] | None = None, **p: float) -> float:
+    """Probability of class 0 that the consensus of these settings teaches a client."""
+    consensus = compose(list(overrides)).consensus
+    target = consensus.form(Gathered(two_classes(**p), "peer_own", validated=validated or {})).target(name)
+    return first(target.log_probabilities)
+
+
+def test_who_is_at_a_loss_abstains() -> None:
+    """Weights 1 - H / log 2: 0.531 at 0.9, next to nothing at 0.5."""
+    expected = (0.531 * 0.9 + 0.001 * 0.5) / 0.532
+    assert target_of("a", "consensus=confidence", a=0.5, b=0.9, c=0.5) == pytest.approx(expected, abs=1e-3)
+    everyone = target_of("b", "consensus=confidence", "consensus.include_own=true", a=0.5, b=0.9, c=0.5)
+    assert everyone == pytest.approx(0.9, abs=3e-3)
+
+
+def test_who_is_not_sure_of_an_image_is_left_out() -> None:
+    """At a threshold of 0.9 only b and c speak; where nobody does, all count alike."""
+    spoken = {"a": 0.5, "b": 0.95, "c": 0.09, "d": 0.89}
+    assert target_of("a", "consensus=selective", **spoken) == pytest.approx((0.95 + 0.09) / 2, abs=2e-3)
+    assert target_of("b", "consensus=selective", **spoken) == pytest.approx(0.09, abs=3e-3)
+    nobody = {"a": 0.5, "b": 0.8, "c": 0.6}
+    assert target_of("a", "consensus=selective", **nobody) == pytest.approx(0.7, abs=1e-5)
+
+
+def test_who_contradicts_the_others_counts_less() -> None:
+    """Three say 0.9 and d says 0.1: d is 0.8 from the mean of the others, they 0.9 - 1.9 / 3."""
+    said = {"a": 0.9, "b": 0.9, "c": 0.9, "d": 0.1}
+    agreement = Agreement(two_classes(**said).values(), 1)
+    at = np.array([[0.9, 0.1]], np.float32)
+    assert agreement(at, ALL)[0] == pytest.approx(1 - (0.9 - 1.9 / 3), abs=1e-5)
+    assert agreement(1 - at, ALL)[0] == pytest.approx(0.2, abs=1e-5)
+    agreeing = 1 - (0.9 - 1.9 / 3)
+    expected = (2 * agreeing * 0.9 + 0.2 * 0.1) / (2 * agreeing + 0.2)
+    assert target_of("a", "consensus=agreement", **said) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_odds_of_being_right_weigh_the_peers() -> None:
+    validated = {"a": 0.5, "b": 0.9, "c": 0.75}
+    target = target_of("a", "consensus=validation", validated=validated, a=0.5, b=0.8, c=0.4)
+    assert target == pytest.approx((9 * 0.8 + 3 * 0.4) / 12, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", COMPETENCES)
+@pytest.mark.parametrize("divergence", ["own_peer", "peer_own"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_weight_a_sample_is_the_weighted_mean_of_the_peers(
+    name: str, divergence: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the weights written down, in float64; in chunks of which the last is not full."""
+    monkeypatch.setattr("fedmutual.learning.consensus.CHUNK_VALUES", 12)
+    rng = np.random.default_rng(0)
+    predictions = {f"c{i}": log_softmax(3 * rng.normal(size=(9, 3))) for i in range(4)}
+    competence = COMPETENCES[name](predictions)
+    target = MeanConsensus(predictions, divergence, temperature, None, competence).target("c1")
+    total, mean = np.zeros((9, 1)), np.zeros((9, 3))
+    for peer in ("c0", "c2", "c3"):
+        weight = competence(np.exp(predictions[peer]), ALL)[:, None]
+        log_p = log_softmax(predictions[peer] / temperature)
+        mean += weight * (log_p if divergence == "own_peer" else np.exp(log_p))
+        total += weight
+    assert target is not None
+    expected = mean / total if divergence == "own_peer" else np.log(mean / total)
+    assert len(np.unique(total.round(6))) > 1
+    np.testing.assert_allclose(target.log_probabilities, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["confidence", "selective", "agreement", "validation"])
+def test_before_anyone_has_spoken_there_is_nothing_to_learn(name: str) -> None:
+    consensus = compose([f"consensus={name}"]).consensus
+    assert consensus.form(Gathered({}, "peer_own")).target("a") is None

@@ -165,7 +165,7 @@ def test_peers_and_the_own_prediction_are_weighed_by_the_odds(
 ) -> None:
     accuracies = itertools.cycle((0.9, 0.75, 0.5))  # what so short a run learns is chance
     monkeypatch.setattr(mutual, "balanced_accuracy", lambda metrics: next(accuracies))
-    overrides = ("strategy.peer_weights=validation", "consensus.include_own=true")
+    overrides = ("consensus=validation", "consensus.include_own=true")
     run = play(tmp_path, EAGER, *overrides, "strategy.divergence=peer_own", "rounds=2")
     sent = {name: np.exp(log_p.astype(np.float64)) for name, log_p in predictions(run, 1).items()}
     assert list(sent) == list(NAMES)

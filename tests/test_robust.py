@@ -122,34 +122,12 @@ def test_reputation_takes_the_word_from_a_liar() -> None:
     assert first(target.log_probabilities) == pytest.approx((0.9 + 0.8 + 0.85 + 0.8) / 4, abs=1e-3)
 
 
-def test_who_is_at_a_loss_abstains() -> None:
-    """Weights 1 - H / log 2: 0.531 at 0.9, next to nothing at 0.5."""
-    predictions = two_classes(a=0.5, b=0.9, c=0.5)
-    target = MeanConsensus(predictions, "peer_own", confidence=1).target("a")
-    assert target is not None
-    assert first(target.log_probabilities) == pytest.approx((0.531 * 0.9 + 0.001 * 0.5) / 0.532, abs=1e-3)
-    everyone = MeanConsensus(predictions, "peer_own", confidence=1, include_own=True).target("b")
-    assert everyone is not None
-    assert first(everyone.log_probabilities) == pytest.approx(0.9, abs=3e-3)
-
-
-@pytest.mark.parametrize("divergence", ["own_peer", "peer_own"])
-def test_confidence_leaves_one_out_exactly(divergence: str) -> None:
-    rng = np.random.default_rng(0)
-    predictions = {f"c{i}": log_softmax(3 * rng.normal(size=(9, 3))) for i in range(4)}
-    others = {name: p for name, p in predictions.items() if name != "c1"}
-    taken_out = MeanConsensus(predictions, divergence, confidence=2).target("c1")
-    never_in = MeanConsensus(others, divergence, confidence=2).target(None)
-    assert taken_out is not None
-    assert never_in is not None
-    assert taken_out.log_probabilities == pytest.approx(never_in.log_probabilities, abs=1e-4)
-
-
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
         (["consensus=median", "strategy=fedavg"], "consensus: strategy=fedavg"),
-        (["consensus=median", "strategy.peer_weights=validation"], "strategy.peer_weights"),
+        (["consensus=validation", "strategy=local"], "consensus: strategy=local"),
+        (["consensus=selective", "consensus.threshold=1.5"], "consensus.threshold"),
         (["consensus=median", "strategy.divergence=published_code"], "strategy.divergence"),
         (["consensus=trimmed_mean", "consensus.trim=0"], "consensus.trim"),
         (["attack.name=random"], "attack.name"),

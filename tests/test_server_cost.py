@@ -34,9 +34,9 @@ def test_every_contribution_is_computed_twice(clients: int, monkeypatch: pytest.
     sizes: list[int] = []
     original = MeanConsensus._contribution
 
-    def counted(self: MeanConsensus, values: Any, weight: float) -> Any:
+    def counted(self: MeanConsensus, values: Any, weight: float, rows: slice) -> Any:
         sizes.append(values.size)
-        return original(self, values, weight)
+        return original(self, values, weight, rows)
 
     monkeypatch.setattr(MeanConsensus, "_contribution", counted)
     predictions = server_cost.make_predictions(clients, 20, 3, "float16")

@@ -1,9 +1,15 @@
-"""How much the word of a client counts."""
+"""How much the word of a client counts: as a whole, or image by image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import numpy as np
+import numpy.typing as npt
+
+from fedmutual.learning.consensus import Competence, FloatArray
+
+LEAST = 1e-3  # where all abstain, all count alike
 CERTAIN = 0.99  # nobody is believed to be better: a small validation split is soon without an error
 
 
@@ -40,3 +46,57 @@ def odds_weights(accuracies: Mapping[str, float | None], num_classes: int) -> di
 def _odds(accuracy: float, num_classes: int) -> float:
     accuracy = min(accuracy, CERTAIN)
     return 0.0 if accuracy * num_classes <= 1 else accuracy / (1 - accuracy)
+
+
+def certainty(exponent: float) -> Competence:
+    """``(1 - H(P) / log C) ** exponent``, as FedAUX weighs by certainty (arXiv:2102.02514)."""
+
+    def weight(p: FloatArray, rows: slice) -> npt.NDArray[np.float64]:
+        entropies = -np.einsum("nc,nc->n", p, np.log(np.maximum(p, np.finfo(np.float32).tiny)))
+        certain: npt.NDArray[np.float64] = 1 - entropies.astype(np.float64) / np.log(p.shape[1])
+        return np.asarray(np.maximum(certain, LEAST) ** exponent)
+
+    return weight
+
+
+def selection(threshold: float) -> Competence:
+    """1 where the largest probability is at least ``threshold``, else next to nothing: it abstains.
+
+    The largest probability tells images that are like those learnt from from others (arXiv:1610.02136); that
+    clients should not teach about the latter is from Selective-FD (arXiv:2304.01731), whose client-side
+    density estimate this does without: nothing but the predictions travels.
+    """
+
+    def weight(p: FloatArray, rows: slice) -> npt.NDArray[np.float64]:
+        return np.where(p.max(axis=1) >= threshold, 1.0, LEAST)
+
+    return weight
+
+
+class Agreement:
+    """``(1 - TV(P_j, mean of all others)) ** exponent``, with TV the total variation distance in [0, 1].
+
+    KT-pFL weighs peers by how far their soft predictions agree (arXiv:2111.02862); here sample by sample, and
+    without learnt coefficients. Who contradicts the others about an image counts less there.
+
+    Parameters
+    ----------
+    predictions : Iterable[float array [N, C]]
+        Normalised log-probabilities of all clients, at least one.
+    exponent : float
+    """
+
+    def __init__(self, predictions: Iterable[npt.NDArray[np.floating]], exponent: float) -> None:
+        self._exponent = exponent
+        self._clients = 0
+        self._sum: npt.NDArray[np.float64] | float = 0.0
+        for log_p in predictions:
+            self._clients += 1
+            self._sum = self._sum + np.exp(log_p.astype(np.float32, copy=False))
+
+    def __call__(self, p: FloatArray, rows: slice) -> npt.NDArray[np.float64]:
+        """Weights [n] of one of the clients, whose probabilities [n, C] are ``p``."""
+        assert isinstance(self._sum, np.ndarray)
+        others = (self._sum[rows] - p) / max(self._clients - 1, 1)
+        agreed = 1 - np.abs(p - others).sum(axis=1) / 2
+        return np.asarray(np.maximum(agreed, LEAST) ** self._exponent)

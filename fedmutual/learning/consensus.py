@@ -5,7 +5,7 @@ Numpy only, so that the server starts without torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+# weights float64 [n] of a client's words on the samples `rows`, from its probabilities [n, C] of these
+Competence = Callable[[FloatArray, slice], npt.NDArray[np.float64]]
 
 CHUNK_VALUES = 32_768  # 256 KiB of float64
 
@@ -58,8 +60,8 @@ class Gathered:
         Normalised log-probabilities by client, of the same samples in the same order.
     divergence, temperature
         Of the mutual loss.
-    weights : Mapping[str, float] or None
-        What each client is worth; None: all the same.
+    validated : Mapping[str, float or None]
+        Balanced accuracy in [0, 1] of each client on its own validation images, None where it has none.
     held_against : Mapping[str, float]
         What is held against clients from earlier rounds, 0 for those not named.
     """
@@ -67,7 +69,7 @@ class Gathered:
     predictions: Mapping[str, npt.NDArray[np.floating]]
     divergence: str
     temperature: float = 1.0
-    weights: Mapping[str, float] | None = None
+    validated: Mapping[str, float | None] = field(default_factory=dict)
     held_against: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -98,10 +100,9 @@ class MeanConsensus:
         Weight w_j >= 0 of each client, see :mod:`fedmutual.learning.competence`; None: all equal. The target
         is ``(sum_j w_j x_j - own) / (sum_j w_j - w_own)``, and the loss against it is exactly the weighted
         mean of the KL divergences, since each of them is linear in the peer's part.
-    confidence : float
-        Exponent a of a weight per sample, ``w_j (1 - H(P_j) / log C) ** a`` (as FedAUX weighs by certainty,
-        arXiv:2102.02514): who is at a loss about an image, because it has seen nothing like it, abstains.
-        0: every sample counts alike.
+    competence : Competence or None
+        Weight of a client per sample, by which w_j is multiplied, from its probabilities as it sent them; see
+        :mod:`fedmutual.learning.competence`. None: every sample counts alike.
     include_own : bool
         The client's own prediction counts as one of the peers'.
     """
@@ -112,34 +113,28 @@ class MeanConsensus:
         divergence: str,
         temperature: float = 1.0,
         weights: Mapping[str, float] | None = None,
-        confidence: float = 0.0,
+        competence: Competence | None = None,
         include_own: bool = False,
     ) -> None:
         self._predictions = predictions
         self._weights = {name: 1.0 if weights is None else weights[name] for name in predictions}
         self._averages_probabilities = divergence == "peer_own"
         self._temperature = np.float32(temperature)
-        self._confidence = confidence
+        self._competence = competence
         self._include_own = include_own
         self._shape = next(iter(predictions.values())).shape if predictions else (0, 1)
         # float64: what is taken out of the sum again is lost to rounding otherwise
         self._sum = np.zeros(self._shape, np.float64)
         self._entropy_sum = np.zeros(self._shape[0], np.float64)
-        self._weight_sum = np.zeros(self._shape[0] if confidence else 0, np.float64)
+        self._weight_sum = np.zeros(self._shape[0] if competence else 0, np.float64)
         for name, values in predictions.items():
             for rows in self._chunks():
-                part = self._contribution(values[rows], self._weights[name])
+                part = self._contribution(values[rows], self._weights[name], rows)
                 self._sum[rows] += part.values
-                if confidence:
+                if competence:
                     self._weight_sum[rows] += part.weight
                 if part.entropies is not None:
                     self._entropy_sum[rows] += part.entropies
-
-    @classmethod
-    def of(cls, gathered: Gathered, confidence: float = 0.0, include_own: bool = False) -> MeanConsensus:
-        """The mean of what was gathered."""
-        g = gathered
-        return cls(g.predictions, g.divergence, g.temperature, g.weights, confidence, include_own)
 
     def target(self, client: str | None) -> Target | None:
         """Target of ``client``: the mean of its peers, or of everyone for a client that sent nothing.
@@ -154,12 +149,12 @@ class MeanConsensus:
         mean_entropies = np.empty(self._shape[0], np.float32) if self._averages_probabilities else None
         for rows in self._chunks():
             total, entropies = self._sum[rows], self._entropy_sum[rows]
-            weight = self._weight_sum[rows] if self._confidence else np.full(1, counted)
+            weight = self._weight_sum[rows] if self._competence else np.full(1, counted)
             if own is not None:
-                part = self._contribution(own[rows], self._weights[str(client)])
+                part = self._contribution(own[rows], self._weights[str(client)], rows)
                 total = total - part.values
                 entropies = entropies if part.entropies is None else entropies - part.entropies
-                weight = np.asarray(weight - part.weight) if self._confidence else weight
+                weight = np.asarray(weight - part.weight) if self._competence else weight
             np.divide(total, np.expand_dims(weight, -1), out=mean[rows], casting="same_kind")
             if mean_entropies is not None:
                 np.log(np.maximum(mean[rows], np.finfo(np.float32).tiny), out=mean[rows])
@@ -169,21 +164,24 @@ class MeanConsensus:
     def _chunks(self) -> Iterator[slice]:
         return chunks(*self._shape)
 
-    def _contribution(self, values: npt.NDArray[np.floating], weight: float) -> _Part:
+    def _contribution(self, values: npt.NDArray[np.floating], weight: float, rows: slice) -> _Part:
         """What a client adds to the sums."""
+        counts: float | npt.NDArray[np.float64] = weight
+        if self._competence:
+            counts = weight * self._competence(np.exp(values.astype(np.float32, copy=False)), rows)
+        factor = np.expand_dims(counts, -1)
         log_p = values
         if self._temperature != 1:
             log_p = log_softmax(np.divide(values, self._temperature, dtype=np.float32))
-        if not self._averages_probabilities and self._confidence == 0:
-            return _Part(log_p if weight == 1 else log_p.astype(np.float64) * weight, None, weight)
+        if not self._averages_probabilities:
+            alike = self._competence is None and weight == 1
+            return _Part(log_p if alike else log_p.astype(np.float64) * factor, None, counts)
         log_p = log_p.astype(np.float32, copy=False)
         p = np.exp(log_p)
         entropies = -np.einsum("nc,nc->n", p, log_p)
-        x = p if self._averages_probabilities else log_p
-        if self._confidence == 0 and weight == 1:
-            return _Part(x, entropies, weight)
-        counts = np.float64(weight) * _certainty(entropies, values.shape[1]) ** self._confidence
-        return _Part(x * counts[:, None], entropies * counts, counts)
+        if self._competence is None and weight == 1:
+            return _Part(p, entropies, counts)
+        return _Part(p * factor, entropies * counts, counts)
 
 
 @dataclass(frozen=True)
@@ -193,12 +191,6 @@ class _Part:
     values: npt.NDArray[np.floating]
     entropies: npt.NDArray[np.floating] | None
     weight: float | npt.NDArray[np.float64]
-
-
-def _certainty(entropies: FloatArray, num_classes: int) -> npt.NDArray[np.float64]:
-    """1 for a one-hot distribution, next to nothing for a uniform one: where all abstain, all count alike."""
-    certain: npt.NDArray[np.float64] = 1 - entropies.astype(np.float64) / np.log(num_classes)
-    return np.maximum(certain, 1e-3)
 
 
 def chunks(samples: int, values_each: int) -> Iterator[slice]:

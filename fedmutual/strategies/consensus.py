@@ -6,13 +6,14 @@ The mathematics is in :mod:`fedmutual.learning.consensus` and :mod:`fedmutual.le
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from fedmutual.distributions import FloatArray
-from fedmutual.learning.consensus import Consensus, Gathered, MeanConsensus
+from fedmutual.learning.competence import Agreement, certainty, odds_weights, selection
+from fedmutual.learning.consensus import Competence, Consensus, Gathered, MeanConsensus
 from fedmutual.learning.robust import TrimmedConsensus, outlier_scores, suspicion, trust
-from fedmutual.settings import ConsensusSettings, setting
+from fedmutual.settings import ConsensusSettings, StrategySettings, setting
 
 Predictions = Mapping[str, FloatArray]
 Weights = Mapping[str, float]
@@ -21,29 +22,77 @@ OWN = "a client's own prediction counts as one of its peers'"
 
 @dataclass(kw_only=True)
 class Mean(ConsensusSettings):
-    """Settings of ``consensus=mean``."""
+    """Settings of ``consensus=mean``, and what all kinds of mean have."""
 
     is_mean: ClassVar[bool] = True
 
     include_own: bool = setting(OWN)
+
+    def misfit(self, strategy: StrategySettings) -> str | None:
+        """The plain mean goes with every strategy: it is the value where there is nothing to choose."""
+        return None if type(self) is Mean else super().misfit(strategy)
 
     def form(self, gathered: Gathered) -> Consensus:
         """The (weighted) mean of the peers."""
-        return MeanConsensus.of(gathered, include_own=self.include_own)
+        g = gathered
+        return MeanConsensus(
+            g.predictions, g.divergence, g.temperature, self.weights(g), self.competence(g), self.include_own
+        )
+
+    def weights(self, gathered: Gathered) -> Weights | None:
+        """What each client is worth; None: all the same."""
+        return None
+
+    def competence(self, gathered: Gathered) -> Competence | None:
+        """What it is worth sample by sample; None: the same everywhere."""
+        return None
 
 
 @dataclass(kw_only=True)
-class Confidence(ConsensusSettings):
+class Validation(Mean):
+    """Settings of ``consensus=validation``."""
+
+    def weights(self, gathered: Gathered) -> Weights | None:
+        """The odds that a client is right on its own validation images."""
+        if not gathered.predictions:
+            return None
+        num_classes = next(iter(gathered.predictions.values())).shape[1]
+        return odds_weights({name: gathered.validated[name] for name in gathered.predictions}, num_classes)
+
+
+@dataclass(kw_only=True)
+class Confidence(Mean):
     """Settings of ``consensus=confidence``."""
 
-    is_mean: ClassVar[bool] = True
-
-    include_own: bool = setting(OWN)
     exponent: float = setting("a of the weight (1 - entropy / log C) ** a of a prediction", above=0)
 
-    def form(self, gathered: Gathered) -> Consensus:
-        """The mean of the peers, weighted sample by sample."""
-        return MeanConsensus.of(gathered, self.exponent, self.include_own)
+    def competence(self, gathered: Gathered) -> Competence:
+        """How certain a client is of a sample."""
+        return certainty(self.exponent)
+
+
+@dataclass(kw_only=True)
+class Selective(Mean):
+    """Settings of ``consensus=selective``."""
+
+    threshold: float = setting(
+        "a prediction whose largest probability is below this is left out", above=0, maximum=1
+    )
+
+    def competence(self, gathered: Gathered) -> Competence:
+        """Whether a client knows such images at all."""
+        return selection(self.threshold)
+
+
+@dataclass(kw_only=True)
+class Agreeing(Mean):
+    """Settings of ``consensus=agreement``."""
+
+    exponent: float = setting("a of the weight (1 - distance from the others) ** a of a prediction", above=0)
+
+    def competence(self, gathered: Gathered) -> Competence | None:
+        """How far a client agrees with all others about a sample."""
+        return Agreement(gathered.predictions.values(), self.exponent) if gathered.predictions else None
 
 
 @dataclass(kw_only=True)
@@ -89,4 +138,5 @@ class Reputation(ConsensusSettings):
     def form(self, gathered: Gathered) -> Consensus:
         """The mean of all by what is held against them."""
         trusted = trust(gathered.held_against, gathered.predictions, self.severity)
-        return MeanConsensus.of(replace(gathered, weights=trusted), include_own=True)
+        g = gathered
+        return MeanConsensus(g.predictions, g.divergence, g.temperature, trusted, include_own=True)

@@ -17,7 +17,6 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 from fedmutual.data.site import SharedData
 from fedmutual.distributions import WIRE_DTYPES, FloatArray
-from fedmutual.learning.competence import odds_weights
 from fedmutual.learning.consensus import Consensus, Gathered
 from fedmutual.messages import IndexArray, Order, Report, report_record
 from fedmutual.results import RunDirectory
@@ -50,11 +49,6 @@ class MutualSettings(StrategySettings):
         choices=("own_peer", "peer_own", "published_code"),
     )
     temperature: float = setting("softens every distribution in the mutual loss", above=0)
-    peer_weights: str = setting(
-        "equal; validation: a client counts by the odds that it is right on its own validation images, and "
-        "one at chance not at all (for different architectures; no use where clients lack classes)",
-        choices=("equal", "validation"),
-    )
     kl_weight: float = setting("lambda, the weight of the mean KL; 0: no mutual learning", minimum=0)
     burn_in: int = setting("first rounds whose mutual step is left out", minimum=0)
     ramp: int = setting("rounds over which lambda then grows to kl_weight", minimum=0)
@@ -151,12 +145,9 @@ class MutualLearning(Rounds):
 
     def prepare(self, round: int) -> None:
         """Form the sum over all clients once."""
-        weights = None
-        if self.options.peer_weights == "validation":
-            weights = odds_weights(self._validated, len(self.shared.classes))
         options = self.options
         gathered = Gathered(
-            self._predictions, options.divergence, options.temperature, weights, self._held_against
+            self._predictions, options.divergence, options.temperature, self._validated, self._held_against
         )
         self._consensus = self.settings.consensus.form(gathered)
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from fedmutual.data.site import SharedData
 from fedmutual.distributions import FloatArray
-from fedmutual.learning.competence import odds_weights
 from fedmutual.learning.consensus import Consensus, Gathered, Target
 from fedmutual.messages import IndexArray, Order, Report
 from fedmutual.results import RunDirectory
@@ -143,11 +142,9 @@ class MutualAsync(Arriving):
         options = self.options
         heard = [name for name in (*self._teachers(client), client.name) if name in self._predictions]
         fresh = {name: self._predictions[name] for name in heard}
-        weights = None
-        if options.peer_weights == "validation":
-            validated = {name: self._validated[name] for name in heard}
-            weights = odds_weights(validated, len(self.shared.classes))
-        gathered = Gathered(fresh, options.divergence, options.temperature, weights, self._held_against)
+        gathered = Gathered(
+            fresh, options.divergence, options.temperature, self._validated, self._held_against
+        )
         consensus: Consensus = self.settings.consensus.form(gathered)
         return consensus.target(client.name)
 
