@@ -18,7 +18,7 @@ test: lint
 
 # Needs a Docker engine with compose; builds the image, which takes several GB. TORCH_INDEX: see docker/Dockerfile.
 test-docker: $(STAMP)
-	$(BIN)/python -m pytest tests/docker --timeout=5400 -s
+	$(BIN)/python -m pytest tests/docker -n 0 --timeout=5400 -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
