@@ -166,6 +166,7 @@ class MeanConsensus:
 
     def _contribution(self, values: npt.NDArray[np.floating], weight: float, rows: slice) -> _Part:
         """What a client adds to the sums."""
+        alike = self._competence is None and weight == 1
         counts: float | npt.NDArray[np.float64] = weight
         if self._competence:
             counts = weight * self._competence(np.exp(values.astype(np.float32, copy=False)), rows)
@@ -174,14 +175,11 @@ class MeanConsensus:
         if self._temperature != 1:
             log_p = log_softmax(np.divide(values, self._temperature, dtype=np.float32))
         if not self._averages_probabilities:
-            alike = self._competence is None and weight == 1
             return _Part(log_p if alike else log_p.astype(np.float64) * factor, None, counts)
         log_p = log_p.astype(np.float32, copy=False)
         p = np.exp(log_p)
         entropies = -np.einsum("nc,nc->n", p, log_p)
-        if self._competence is None and weight == 1:
-            return _Part(p, entropies, counts)
-        return _Part(p * factor, entropies * counts, counts)
+        return _Part(p, entropies, counts) if alike else _Part(p * factor, entropies * counts, counts)
 
 
 @dataclass(frozen=True)
