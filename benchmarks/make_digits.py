@@ -5,19 +5,31 @@
     fedmutual compare experiment=digits data.root=DIGITS
 
 Stratified by class and drawn with a fixed seed: 998 in ``train/``, 400 in ``public/``, 399 in ``test/``.
+
+With ``--cameras`` every image is taken by one of five cameras, which show the same digit in different ways: with
+``partition=natural`` a client has one of them, and all five are in the public and the test images
+(``experiment=cameras``).
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 SHARES = {"public": 400, "test": 399}  # images; the rest is `train`
+CAMERAS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "plain": lambda image: image,
+    "negative": ImageOps.invert,
+    "tilted": lambda image: image.resize((24, 24)).rotate(30, Image.Resampling.BILINEAR),
+    "faint": lambda image: ImageEnhance.Brightness(image).enhance(0.3),
+    "blurred": lambda image: image.resize((24, 24)).filter(ImageFilter.GaussianBlur(2)),
+}
 
 
 def main() -> None:
@@ -26,22 +38,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    folder: Path = parser.parse_args().folder
+    parser.add_argument("--cameras", action="store_true", help="five cameras, a folder each below the class")
+    arguments = parser.parse_args()
     digits = load_digits()
     pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)
+    # dealt in turn within every class, so that no camera has more of one
+    turn = np.empty(len(pixels), np.int64)
+    turn[np.argsort(digits.target, kind="stable")] = np.arange(len(pixels))
     left = np.arange(len(pixels))
-    for part, number in SHARES.items():
-        left, taken = train_test_split(left, test_size=number, stratify=digits.target[left], random_state=0)
-        write(folder / part, taken, pixels, digits.target)
-    write(folder / "train", left, pixels, digits.target)
-
-
-def write(folder: Path, numbers: np.ndarray, pixels: np.ndarray, classes: np.ndarray) -> None:
-    """Write images into a folder a class, named by their number in the data set."""
-    for number in numbers:
-        path = folder / str(classes[number]) / f"{number:04}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels[number]).save(path)
+    for part in (*SHARES, "train"):
+        taken = left
+        if part in SHARES:
+            left, taken = train_test_split(
+                left, test_size=SHARES[part], stratify=digits.target[left], random_state=0
+            )
+        for number in taken:
+            folder = arguments.folder / part / str(digits.target[number])
+            image = Image.fromarray(pixels[number])
+            if arguments.cameras:
+                camera = list(CAMERAS)[turn[number] % len(CAMERAS)]
+                folder, image = folder / camera, CAMERAS[camera](image)
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{number:04}.png")
 
 
 if __name__ == "__main__":

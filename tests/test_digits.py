@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedmutual.composition import compose
+from fedmutual.data.partition import split
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "make_digits.py"
 
@@ -36,3 +37,19 @@ def test_the_folder_is_data_to_learn_from(digits: Path, tmp_path: Path) -> None:
     assert (len(data.pool), len(data.public), len(data.unseen)) == (998, 400, 399)
     shares = np.bincount(data.unseen.labels) / len(data.unseen)
     assert shares == pytest.approx(np.full(10, 0.1), abs=0.005)  # stratified
+
+
+def test_each_of_five_clients_has_one_camera(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    root = tmp_path / "cameras"
+    subprocess.run([sys.executable, str(SCRIPT), str(root), "--cameras"], check=True)
+    overrides = ["data=folder", f"data.root={root}", "data.image_size=8", "partition=natural"]
+    settings = compose(overrides)
+    pool = settings.data.load(tmp_path).pool
+    parts = split(pool, settings.partition, 5, 0, tmp_path)
+    cameras = [{pool.groups[i] for i in part} for part in parts]
+    assert sorted(map(len, cameras)) == [1] * 5
+    assert len(set.union(*cameras)) == 5
+    for part in parts:
+        shares = np.bincount(pool.labels[part], minlength=10) / len(part)
+        assert shares == pytest.approx(np.full(10, 0.1), abs=0.05)
