@@ -6,8 +6,8 @@
 
 Stratified by class and drawn with a fixed seed: 998 in ``train/``, 400 in ``public/``, 399 in ``test/``.
 
-With ``--cameras`` every image is taken by one of five cameras, which show the same digit in different ways: with
-``partition=natural`` a client has one of them, and all five are in the public and the test images
+With ``--cameras`` every image is taken by one of five cameras, which show the same digit in different ways:
+with ``partition=natural`` a client has one of them, and all five are in the public and the test images
 (``experiment=cameras``).
 """
 
