@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from fedmutual.composition import compose
 from fedmutual.learning.attack import poisoned
 from fedmutual.learning.consensus import Gathered, MeanConsensus, log_softmax
-from fedmutual.learning.robust import TrimmedConsensus, outlier_scores, suspicion, trimmed_mean, trust
+from fedmutual.learning.robust import (
+    SAYS_NOTHING,
+    TrimmedConsensus,
+    information,
+    outlier_scores,
+    suspicion,
+    trimmed_mean,
+    trust,
+)
 
 HONEST = {"a": 0.9, "b": 0.8, "c": 0.7}
 
@@ -102,6 +110,31 @@ def test_who_knows_one_class_and_has_not_been_taught_is_no_outlier() -> None:
     assert first_time == dict.fromkeys("abcd", 0)
     again = outlier_scores(predictions, taught="abcd", tolerance=1, margin=0.1)
     assert again == pytest.approx({"a": 0, "b": 0, "c": 0, "d": 0.4}, abs=1e-3)
+
+
+def test_who_says_the_same_of_everything_is_not_heard() -> None:
+    """Two constant liars and an honest client that lacks class 1 would outvote the two that know it."""
+    knows = log_softmax(np.array([[3, 0], [0, 3], [0, 2]], np.float32))
+    lacks = log_softmax(np.array([[3, 0], [2.9, 0], [3, 0]], np.float32))
+    constant = {name: poisoned("constant", knows, None, 0) for name in ("x", "y")}
+    predictions = {"a": knows, "b": knows, "c": lacks} | constant
+    assert information(constant["x"]) == 0
+    assert information(lacks) > SAYS_NOTHING
+    consensus = compose(["consensus=reputation"]).consensus
+    assert consensus.remember({}, predictions).keys() == predictions.keys()
+    target = consensus.form(Gathered(predictions, "peer_own")).target("c")
+    expected = (2 * np.exp(knows) + np.exp(lacks)) / 3
+    assert np.exp(target.log_probabilities) == pytest.approx(expected, abs=1e-5)
+    nobody = consensus.form(Gathered(constant, "peer_own"))
+    assert nobody.target("x") is None
+
+
+def test_information_by_hand() -> None:
+    """Half of the samples surely one class, half surely the other: log 2; halfway between: less."""
+    assert information(log_softmax(np.array([[50, 0], [0, 50]], np.float32))) == pytest.approx(np.log(2))
+    p = np.array([[0.9, 0.1], [0.5, 0.5]])
+    h = lambda q: -(q * np.log(q)).sum()  # noqa: E731
+    assert information(np.log(p)) == pytest.approx(h(p.mean(axis=0)) - (h(p[0]) + h(p[1])) / 2)
 
 
 def test_what_is_held_against_a_client_fades() -> None:

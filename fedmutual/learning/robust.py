@@ -14,6 +14,7 @@ from fedmutual.distributions import FloatArray
 from fedmutual.learning.consensus import Target, as_target, chunks, log_softmax
 
 TINY = np.finfo(np.float32).tiny
+SAYS_NOTHING = 1e-6  # nats; of an honest network's predictions something varies
 
 
 class TrimmedConsensus:
@@ -74,6 +75,29 @@ def trimmed_mean(predictions: list[FloatArray], trim: int | None, temperature: f
         values = np.sort(np.exp(stack), axis=0)
         mean[rows] = values[cut : clients - cut].mean(axis=0)
     return log_softmax(np.log(np.maximum(mean, TINY)))
+
+
+def information(log_probabilities: FloatArray) -> float:
+    """What predictions [N, C] tell the samples apart by, in nats: H(mean_n P_n) - mean_n H(P_n).
+
+    The mutual information of sample and class; 0 where every sample has the same distribution.
+
+    >>> information(np.log(np.array([[0.9, 0.1], [0.9, 0.1]], np.float32)))
+    0.0
+    """
+    p = np.exp(log_probabilities.astype(np.float64))
+    mean = p.mean(axis=0)
+    each = -(p * log_probabilities).sum(axis=1).mean()
+    return max(0.0, float(-(mean * np.log(np.maximum(mean, TINY))).sum() - each))
+
+
+def informative(predictions: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """The predictions of those who do not say the same of every sample.
+
+    Who does says nothing about any of them, and is no witness of what is usual either: two such liars and two
+    honest clients that lack the same class would be the majority.
+    """
+    return {n: p for n, p in predictions.items() if len(p) == 1 or information(p) > SAYS_NOTHING}
 
 
 def outlier_scores(

@@ -12,7 +12,7 @@ from typing import ClassVar
 from fedmutual.distributions import FloatArray
 from fedmutual.learning.competence import Agreement, certainty, odds_weights, selection
 from fedmutual.learning.consensus import Competence, Consensus, Gathered, MeanConsensus
-from fedmutual.learning.robust import TrimmedConsensus, outlier_scores, suspicion, trust
+from fedmutual.learning.robust import TrimmedConsensus, informative, outlier_scores, suspicion, trust
 from fedmutual.settings import ConsensusSettings, StrategySettings, setting
 
 Predictions = Mapping[str, FloatArray]
@@ -131,12 +131,13 @@ class Reputation(ConsensusSettings):
     severity: float = setting("a client's weight is exp(-severity * what is held against it)", above=0)
 
     def remember(self, before: Weights, predictions: Predictions) -> dict[str, float]:
-        """Outlier scores, added up and fading."""
-        scores = outlier_scores(predictions, before, self.tolerance, self.margin)
-        return suspicion(before, scores, self.memory)
+        """Outlier scores, added up and fading; against who says nothing there is nothing to hold."""
+        scores = outlier_scores(informative(predictions), before, self.tolerance, self.margin)
+        return suspicion(before, dict.fromkeys(predictions, 0.0) | scores, self.memory)
 
     def form(self, gathered: Gathered) -> Consensus:
-        """The mean of all by what is held against them."""
-        trusted = trust(gathered.held_against, gathered.predictions, self.severity)
+        """The mean of all who say something, by what is held against them."""
         g = gathered
+        heard = trust(g.held_against, informative(g.predictions), self.severity)
+        trusted = dict.fromkeys(g.predictions, 0.0) | heard
         return MeanConsensus(g.predictions, g.divergence, g.temperature, trusted, include_own=True)
