@@ -45,21 +45,24 @@ def main() -> None:
     # dealt in turn within every class, so that no camera has more of one
     turn = np.empty(len(pixels), np.int64)
     turn[np.argsort(digits.target, kind="stable")] = np.arange(len(pixels))
+    cameras = np.array(list(CAMERAS))[turn % len(CAMERAS)]
     left = np.arange(len(pixels))
-    for part in (*SHARES, "train"):
-        taken = left
-        if part in SHARES:
-            left, taken = train_test_split(
-                left, test_size=SHARES[part], stratify=digits.target[left], random_state=0
-            )
-        for number in taken:
+    parts = {}
+    for part, size in SHARES.items():
+        left, parts[part] = train_test_split(
+            left, test_size=size, stratify=digits.target[left], random_state=0
+        )
+    for part, numbers in (parts | {"train": left}).items():
+        for number in numbers:
             folder = arguments.folder / part / str(digits.target[number])
-            image = Image.fromarray(pixels[number])
-            if arguments.cameras:
-                camera = list(CAMERAS)[turn[number] % len(CAMERAS)]
-                folder, image = folder / camera, CAMERAS[camera](image)
-            folder.mkdir(parents=True, exist_ok=True)
-            image.save(folder / f"{number:04}.png")
+            camera = str(cameras[number]) if arguments.cameras else ""
+            write(folder / camera, number, CAMERAS[camera or "plain"](Image.fromarray(pixels[number])))
+
+
+def write(folder: Path, number: int, image: Image.Image) -> None:
+    """Write an image, named by its number in the data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image.save(folder / f"{number:04}.png")
 
 
 if __name__ == "__main__":

@@ -55,10 +55,11 @@ def disagreement(predictions: Sequence[Predictions]) -> npt.NDArray[np.float64]:
     for log_p in predictions:
         p = np.exp(log_p.astype(np.float64))
         mean += p / len(predictions)
-        entropies += _entropy(p) / len(predictions)
-    return np.maximum(_entropy(mean) - entropies, 0.0)
+        entropies += entropy(p) / len(predictions)
+    return np.maximum(entropy(mean) - entropies, 0.0)
 
 
-def _entropy(p: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def entropy(p: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Entropy of each distribution in [n, C], in nats [n]; a class without probability adds nothing."""
     logs = np.log(p, where=p > 0, out=np.zeros_like(p))
     return np.asarray(-(p * logs).sum(axis=1))

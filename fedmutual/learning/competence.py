@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from fedmutual.learning.agreement import entropy
 from fedmutual.learning.consensus import Competence, FloatArray
 
 LEAST = 1e-3  # where all abstain, all count alike
@@ -52,8 +53,7 @@ def certainty(exponent: float) -> Competence:
     """``(1 - H(P) / log C) ** exponent``, as FedAUX weighs by certainty (arXiv:2102.02514)."""
 
     def weight(p: FloatArray, rows: slice) -> npt.NDArray[np.float64]:
-        entropies = -np.einsum("nc,nc->n", p, np.log(np.maximum(p, np.finfo(np.float32).tiny)))
-        certain: npt.NDArray[np.float64] = 1 - entropies.astype(np.float64) / np.log(p.shape[1])
+        certain = 1 - entropy(p).astype(np.float64) / np.log(p.shape[1])
         return np.asarray(np.maximum(certain, LEAST) ** exponent)
 
     return weight
@@ -62,9 +62,9 @@ def certainty(exponent: float) -> Competence:
 def selection(threshold: float) -> Competence:
     """1 where the largest probability is at least ``threshold``, else next to nothing: it abstains.
 
-    The largest probability tells images that are like those learnt from from others (arXiv:1610.02136); that
-    clients should not teach about the latter is from Selective-FD (arXiv:2304.01731), whose client-side
-    density estimate this does without: nothing but the predictions travels.
+    A small largest probability marks images unlike those learnt from (arXiv:1610.02136). That clients should
+    not teach about these is from Selective-FD (arXiv:2304.01731), of whose density estimate at the clients
+    nothing is needed here: only predictions travel.
     """
 
     def weight(p: FloatArray, rows: slice) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 import numpy as np
 
 from fedmutual.distributions import FloatArray
+from fedmutual.learning.agreement import entropy
 from fedmutual.learning.consensus import Target, as_target, chunks, log_softmax
 
 TINY = np.finfo(np.float32).tiny
@@ -86,9 +87,7 @@ def information(log_probabilities: FloatArray) -> float:
     0.0
     """
     p = np.exp(log_probabilities.astype(np.float64))
-    mean = p.mean(axis=0)
-    each = -(p * log_probabilities).sum(axis=1).mean()
-    return max(0.0, float(-(mean * np.log(np.maximum(mean, TINY))).sum() - each))
+    return max(0.0, float(entropy(p.mean(axis=0, keepdims=True))[0] - entropy(p).mean()))
 
 
 def informative(predictions: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
