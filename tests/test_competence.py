@@ -117,6 +117,20 @@ def test_a_weight_a_sample_is_the_weighted_mean_of_the_peers(
     np.testing.assert_allclose(target.log_probabilities, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("competence", [certainty(2), selection(0.7)])
+@pytest.mark.parametrize("divergence", ["own_peer", "peer_own"])
+def test_a_competence_leaves_one_out_exactly(competence: Any, divergence: str) -> None:
+    """Where a weight depends on nobody else, taken out is as never there."""
+    rng = np.random.default_rng(0)
+    predictions = {f"c{i}": log_softmax(3 * rng.normal(size=(9, 3))) for i in range(4)}
+    others = {name: p for name, p in predictions.items() if name != "c1"}
+    taken_out = MeanConsensus(predictions, divergence, competence=competence).target("c1")
+    never_in = MeanConsensus(others, divergence, competence=competence).target(None)
+    assert taken_out is not None
+    assert never_in is not None
+    assert taken_out.log_probabilities == pytest.approx(never_in.log_probabilities, abs=1e-4)
+
+
 @pytest.mark.parametrize("name", ["confidence", "selective", "agreement", "validation"])
 def test_before_anyone_has_spoken_there_is_nothing_to_learn(name: str) -> None:
     consensus = compose([f"consensus={name}"]).consensus
