@@ -29,8 +29,8 @@ def train_round(message: Message, context: Context) -> Message:
 @app.query("identify")
 def identify(message: Message, context: Context) -> Message:
     """Say who this node is."""
-    from fedmutual.identity import client_name
-    from fedmutual.messages import identification_record
+    from fedmutual.client.identity import client_name
+    from fedmutual.wire.messages import identification_record
 
     return Message(identification_record(client_name(context.node_config)), reply_to=message)
 
@@ -48,11 +48,11 @@ def _client() -> ModuleType:
 
     In deployment every message has a process of its own. What was imported stays: it is not looked at again.
     """
-    first = "fedmutual.client" not in sys.modules
+    first = "fedmutual.client.answer" not in sys.modules
     if first:
         gc.disable()
     try:
-        from fedmutual import client
+        from fedmutual.client import answer as client
     finally:
         if first:
             gc.freeze()

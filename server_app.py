@@ -11,7 +11,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the strategy that the run's settings name."""
-    from fedmutual.server import run
+    from fedmutual.engine.server import run
 
     show_logs()
     run(grid, context)

@@ -27,7 +27,7 @@ from loopback import SHORT_ROUNDS, SITES, Loopback, wait_for
 from rich.console import Console
 from rich.table import Table
 
-from fedmutual.results import read_history
+from fedmutual.results.directory import read_history
 
 LIMIT = 1.2
 POLL_SECONDS = 0.05

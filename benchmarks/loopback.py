@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from fedmutual.local.superlink import environment, program
+from fedmutual.simulation.superlink import environment, program
 
 APP_DIR = Path(__file__).resolve().parents[1]
 CONNECTION = "loopback"

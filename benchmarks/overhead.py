@@ -36,10 +36,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file
 
-from fedmutual.composition import compose
 from fedmutual.data.site import load_shared
-from fedmutual.local.request import available_cores
-from fedmutual.local.superlink import ALLOCATOR
+from fedmutual.settings.compose import compose
+from fedmutual.simulation.request import available_cores
+from fedmutual.simulation.superlink import ALLOCATOR
 
 LIMIT = 1.25  # times the plain loop's training
 PLAIN_LOOP = Path(__file__).with_name("plain_loop.py")

@@ -1,8 +1,8 @@
 """Distributed mutual learning as one plain PyTorch loop: the yardstick of ``overhead.py``.
 
 All clients live in this process and learn one after another; there is no Flower, no message and no
-:class:`fedmutual.learner.Learner`. Only the settings, the images, the network and the rule for the seeds
-are the project's, so that both start from the same weights and see the same batches; every step of the
+:class:`fedmutual.client.learner.Learner`. Only the settings, the images, the network and the rule for the
+seeds are the project's, so that both start from the same weights and see the same batches; every step of the
 learning is written out again here, from METHOD: an independent check of the arithmetic. In deterministic
 mode and with ``strategy.wire_dtype=float32`` the weights agree with those of ``fedmutual run`` bit for bit.
 
@@ -27,10 +27,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedmutual.composition import compose
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.models.visionnet import VisionNet
 from fedmutual.settings import Settings
+from fedmutual.settings.compose import compose
 
 
 @dataclass

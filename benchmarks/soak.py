@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import load_file
 
-from fedmutual.results import read_history
+from fedmutual.results.directory import read_history
 
 GROWTH = 1.10  # of the last third of the rounds over the middle third
 KILLS = ("client process", "site", "ServerApp", "SuperLink")

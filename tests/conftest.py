@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from fedmutual.learner import Learner
+from fedmutual.client.learner import Learner
 
 # how long an example takes says something about the machine, not about the code
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -18,9 +18,9 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from fedmutual.local.inprocess import FIRST_NODE, InProcessGrid, enter_run, node_context, over_the_wire
-from fedmutual.messages import Order, read_order
-from fedmutual.results import read_history
+from fedmutual.results.directory import read_history
+from fedmutual.simulation.inprocess import FIRST_NODE, InProcessGrid, enter_run, node_context, over_the_wire
+from fedmutual.wire.messages import Order, read_order
 
 __all__ = ["FIRST_NODE", "LocalGrid", "enter_run", "over_the_wire", "play", "trains"]
 
@@ -166,7 +166,7 @@ def play(path: Path, *overrides: str, clients: int = 3, resume: bool = False, **
     hooks
         ``node_config``, ``tamper``, ``before`` of :class:`LocalGrid`; ``prepare`` gets the grid first.
     """
-    import fedmutual.server
+    import fedmutual.engine.server
     from client_app import app
 
     where = f"resume={path}" if resume else f"output_dir={path}"
@@ -181,16 +181,16 @@ def play(path: Path, *overrides: str, clients: int = 3, resume: bool = False, **
     prepare(grid)
     played = Played(path, grid)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config)
-    plots = fedmutual.server.write_plots
-    fedmutual.server.write_plots = (
+    plots = fedmutual.engine.server.write_plots
+    fedmutual.engine.server.write_plots = (
         lambda *_: []
     )  # drawing takes longer than everything else; tested elsewhere
     try:
-        fedmutual.server.run(grid, context)
+        fedmutual.engine.server.run(grid, context)
     except Exception as error:
         played.error = error
     finally:
-        fedmutual.server.write_plots = plots
+        fedmutual.engine.server.write_plots = plots
     played.history = read_history(path)
     if (path / "summary.json").exists():
         played.summary = json.loads((path / "summary.json").read_text())

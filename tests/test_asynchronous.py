@@ -18,10 +18,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from local_grid import enter_run, over_the_wire
 
-from fedmutual.asynchronous import LONGEST_PAUSE, AsynchronousLoop
-from fedmutual.exchange import ExchangeError, Reply
+from fedmutual.engine.asynchronous import LONGEST_PAUSE, AsynchronousLoop
+from fedmutual.engine.timing import Dispatch, Timing, VirtualTiming, WallTiming
 from fedmutual.settings import ExchangeSettings
-from fedmutual.timing import Dispatch, Timing, VirtualTiming, WallTiming
+from fedmutual.wire.exchange import ExchangeError, Reply
 
 POLL = 0.5
 

@@ -12,9 +12,9 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
 from local_grid import FIRST_NODE, enter_run, play, trains
 
-from fedmutual.composition import compose
-from fedmutual.learner import Learner
+from fedmutual.client.learner import Learner
 from fedmutual.settings import SettingsError
+from fedmutual.settings.compose import compose
 
 BASELINES = ("local", "fedavg", "fedprox", "centralised")
 

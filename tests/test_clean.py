@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from fedmutual.cli import main
-from fedmutual.leftovers import KINDS, find
-from fedmutual.local.owner import OWNER, write_owner
-from fedmutual.local.processes import runs
+from fedmutual.simulation.leftovers import KINDS, find
+from fedmutual.simulation.owner import OWNER, write_owner
+from fedmutual.simulation.processes import runs
 
 OLD = time.time() - 40 * 86_400
 

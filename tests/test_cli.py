@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmutual.composition import compose, run_config_overrides
-from fedmutual.local import request as request_module
-from fedmutual.local.request import DEFAULT_CLIENTS, VISIONNET, hydra_override, prepare, toml_string
 from fedmutual.models.lookup import dotted_path_problem, models_problem
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import ModelSettings, SettingsError
+from fedmutual.settings.compose import compose, run_config_overrides
+from fedmutual.simulation import request as request_module
+from fedmutual.simulation.request import DEFAULT_CLIENTS, VISIONNET, hydra_override, prepare, toml_string
 
 ROOT = Path(__file__).resolve().parents[1]
 NOW = datetime.datetime(2026, 1, 31, 12, 0, 7)
@@ -383,7 +383,7 @@ class TestLookup:
 def test_flowers_word_for_nothing_is_no_reason(
     monkeypatch: pytest.MonkeyPatch, said: str | None, details: str
 ) -> None:
-    from fedmutual.local.superlink import SuperLink
+    from fedmutual.simulation.superlink import SuperLink
 
     answer = {"runs": [{"status": "finished:failed", "status-details": said}]}
     monkeypatch.setattr(SuperLink, "ask", lambda self, arguments, wait: answer)

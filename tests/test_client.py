@@ -22,16 +22,16 @@ from flwr.app import Context, Message, RecordDict
 from hydra.utils import get_object
 from local_grid import TINY, enter_run, over_the_wire
 
-from fedmutual import client
-from fedmutual.client import answer, handle
-from fedmutual.composition import compose
+from fedmutual.client import answer as client
+from fedmutual.client.answer import answer, handle
+from fedmutual.client.learner import Learner
+from fedmutual.client.state import ClientState, StateError, StateFolder
 from fedmutual.data.site import load_site
-from fedmutual.distributions import MessageError
-from fedmutual.learner import Learner
 from fedmutual.learning.evaluation import predict
-from fedmutual.messages import Order, order_record, payload_bytes
 from fedmutual.models.build import load_weights
-from fedmutual.state import ClientState, StateError, StateFolder
+from fedmutual.settings.compose import compose
+from fedmutual.wire.codec import MessageError
+from fedmutual.wire.messages import Order, order_record, payload_bytes
 
 NODE = {"partition-id": 0, "num-partitions": 2}
 
@@ -131,7 +131,7 @@ DIE = """
     import os, sys
     from pathlib import Path
     from test_client import a_context, an_order, do
-    from fedmutual.state import StateFolder
+    from fedmutual.client.state import StateFolder
 
     save = StateFolder.save
     def save_and_die(self, state):

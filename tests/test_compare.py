@@ -19,7 +19,7 @@ import pytest
 
 from fedmutual.cli import main
 from fedmutual.compare.runner import alone
-from fedmutual.results import read_history
+from fedmutual.results.directory import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 900.0  # seconds until something must have happened, on a machine that does much else

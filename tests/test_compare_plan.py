@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from fedmutual.cli import main
 from fedmutual.compare.plan import Plan, make_plan
 from fedmutual.compare.settings import StudySettings, is_study, load_study
-from fedmutual.composition import CONF_DIR
 from fedmutual.settings import SettingsError
+from fedmutual.settings.compose import CONF_DIR
 
 STUDIES = sorted(path.stem for path in CONF_DIR.glob("experiment/*.yaml") if is_study(path.stem))
 

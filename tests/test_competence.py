@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from test_robust import first, two_classes
 
-from fedmutual.composition import compose
 from fedmutual.learning.competence import Agreement, certainty, odds_weights, selection
 from fedmutual.learning.consensus import Gathered, MeanConsensus, log_softmax
+from fedmutual.settings.compose import compose
 
 ALL = slice(None)
 COMPETENCES: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {

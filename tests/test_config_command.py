@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 
 from fedmutual.cli import main
 from fedmutual.commands.config import RESUMED, RUN, resolved
-from fedmutual.composition import CONF_DIR, compose
-from fedmutual.provenance import COMMAND_LINE, NODE, meanings, origins
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import SettingsError
+from fedmutual.settings.compose import CONF_DIR, compose
+from fedmutual.settings.origins import COMMAND_LINE, NODE, meanings, origins
 
 TRICKY = (
     [],

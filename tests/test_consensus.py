@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmutual.distributions import decode, encode
 from fedmutual.learning.consensus import MeanConsensus, Target, log_softmax, prediction_shares
 from fedmutual.learning.divergence import mutual_loss, own_peer
+from fedmutual.wire.codec import decode, encode
 
 DIRECTIONS = ("own_peer", "peer_own")
 

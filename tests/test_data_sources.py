@@ -14,13 +14,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from small_data import run_settings, write_images
 
-from fedmutual.composition import CONF_DIR
 from fedmutual.data.faces import POOL, FacesSettings, draw
 from fedmutual.data.folder import FacemaskSettings, FolderSettings
 from fedmutual.data.huggingface import HuggingFaceSettings
 from fedmutual.data.images import DataError, ImageData, pixel_hashes
 from fedmutual.data.partition import Iid
 from fedmutual.data.site import load_site
+from fedmutual.settings.compose import CONF_DIR
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from fedmutual.doctor.finding import CheckError
 from fedmutual.doctor.link import Link
-from fedmutual.results import read_history
+from fedmutual.results.directory import read_history
 
 pytestmark = pytest.mark.slow
 

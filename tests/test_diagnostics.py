@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmutual.diagnostics import diagnose
+from fedmutual.results.diagnostics import diagnose
 
 History = list[dict[str, Any]]
 

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_grid import play, trains
 
-from fedmutual.composition import compose
-from fedmutual.distributions import MessageError, decode, encode
-from fedmutual.learner import Learner
+from fedmutual.client.learner import Learner
 from fedmutual.learning.aggregation import (
     entropy_reduction,
     mean_of_probabilities,
     mean_of_scores,
 )
 from fedmutual.learning.consensus import as_target
+from fedmutual.settings.compose import compose
+from fedmutual.wire.codec import MessageError, decode, encode
 
 P = np.log(np.array([[[0.8, 0.2]], [[0.5, 0.5]], [[0.2, 0.8]]], np.float32))  # three clients, one sample
 

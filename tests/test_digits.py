@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmutual.composition import compose
 from fedmutual.data.partition import split
+from fedmutual.settings.compose import compose
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "make_digits.py"
 

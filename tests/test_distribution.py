@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, Message
 from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
 from small_data import image_set, write_images
 
-import fedmutual.distribution
+import fedmutual.wire.public_images
 from fedmutual.data.images import DataError
 from fedmutual.data.public import digest
 from fedmutual.data.received import Part, has_received, load_received, parts_received, receive
@@ -130,7 +130,7 @@ def test_what_was_damaged_on_the_way_is_refused_and_sent_again(
 def test_small_parts_and_a_break_in_between(
     tmp_path: Path, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fedmutual.distribution, "PART_BYTES", 5 * 20 * 20 * 3)  # 18 images: 5, 5, 5, 3
+    monkeypatch.setattr(fedmutual.wire.public_images, "PART_BYTES", 5 * 20 * 20 * 3)  # 18 images: 5, 5, 5, 3
     broken: list[int] = []
 
     def before(node: int, order: Message) -> None:

@@ -21,8 +21,8 @@ import pytest
 from fedmutual.cli import make_parser
 from fedmutual.commands.completion import complete_override
 from fedmutual.compare.settings import load_study
-from fedmutual.composition import compose
-from fedmutual.provenance import meanings
+from fedmutual.settings.compose import compose
+from fedmutual.settings.origins import meanings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -80,7 +80,7 @@ def test_the_new_strategy_model_and_data_make_a_run(checkout: Path) -> None:
 def test_the_drawn_shapes_are_a_data_folder(checkout: Path) -> None:
     do(checkout, "make_shapes.py")
     code = (
-        "from pathlib import Path; from fedmutual.composition import compose; "
+        "from pathlib import Path; from fedmutual.settings.compose import compose; "
         "data = compose(['data=folder', 'data.root=shapes']).data.load(Path('cache')); "
         "print(data.classes, len(data.pool), len(data.public), set(data.public.labels.tolist()))"
     )

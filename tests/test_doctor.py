@@ -20,11 +20,11 @@ import torch
 from local_grid import TINY
 from loopback import free_port, make_certificates, make_node_key
 
-import fedmutual.device
+import fedmutual.learning.device
 from fedmutual.cli import main
-from fedmutual.device import choose_device, describe, why_no_gpu
 from fedmutual.doctor.finding import CheckError
 from fedmutual.doctor.link import Link
+from fedmutual.learning.device import choose_device, describe, why_no_gpu
 
 DATA = [setting for setting in TINY if not setting.startswith("exchange")]
 NODE = "partition-id=0 num-partitions=3"
@@ -249,9 +249,9 @@ def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert why_no_gpu() == "CUDA_VISIBLE_DEVICES='' hides every GPU"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(fedmutual.device.Path, "glob", lambda *_: iter(()))
+    monkeypatch.setattr(fedmutual.learning.device.Path, "glob", lambda *_: iter(()))
     assert "no NVIDIA device" in why_no_gpu()
-    monkeypatch.setattr(fedmutual.device.Path, "glob", lambda *_: iter([Path("/dev/nvidia0")]))
+    monkeypatch.setattr(fedmutual.learning.device.Path, "glob", lambda *_: iter([Path("/dev/nvidia0")]))
 
     def no_driver() -> None:
         raise RuntimeError("Found no NVIDIA driver on your system.\nMore words.")

@@ -10,8 +10,8 @@ from local_grid import play
 from safetensors.torch import load_file
 from torch import nn
 
+from fedmutual.client.state import StateFolder
 from fedmutual.learning.ema import MovingAverage
-from fedmutual.state import StateFolder
 
 AVERAGED = "train.ema_decay=0.9"
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedmutual.composition import compose
 from fedmutual.learning.evaluation import predict
 from fedmutual.models.build import build_model, load_weights
 from fedmutual.settings import ModelSettings
+from fedmutual.settings.compose import compose
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from local_grid import enter_run, over_the_wire
 
-from fedmutual.exchange import (
+from fedmutual.settings import ExchangeSettings
+from fedmutual.wire.exchange import (
     CLOCK_SKEW,
     SETTLE_SECONDS,
     Exchange,
@@ -21,8 +22,7 @@ from fedmutual.exchange import (
     explain,
     messages_to,
 )
-from fedmutual.messages import payload_bytes
-from fedmutual.settings import ExchangeSettings
+from fedmutual.wire.messages import payload_bytes
 
 POLL = 0.5
 

@@ -13,13 +13,13 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
 
-import fedmutual.client
-import fedmutual.server
-from fedmutual.distributions import decode
-from fedmutual.learner import Learner
+import fedmutual.client.answer
+import fedmutual.engine.server
+from fedmutual.client.learner import Learner
+from fedmutual.client.state import StateFolder
 from fedmutual.learning.consensus import MeanConsensus
-from fedmutual.messages import METRICS, MODEL, REPORT, read_order
-from fedmutual.state import StateFolder
+from fedmutual.wire.codec import decode
+from fedmutual.wire.messages import METRICS, MODEL, REPORT, read_order
 
 EAGER = "strategy.burn_in=0"
 QUICK = (
@@ -383,7 +383,7 @@ def test_a_late_joiner_is_taught_and_takes_part(tmp_path: Path) -> None:
 def test_a_changed_public_set_is_refused_by_name_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = fedmutual.client.load_site
+    load = fedmutual.client.answer.load_site
 
     def load_site(settings: Any, partition: Any, *more: Any) -> Any:
         site = load(settings, partition, *more)
@@ -391,12 +391,12 @@ def test_a_changed_public_set_is_refused_by_name_with_the_remedy(
             return dataclasses.replace(site, public=dataclasses.replace(site.public, digest="0123"))
         return site
 
-    monkeypatch.setattr(fedmutual.client, "load_site", load_site)
-    fedmutual.client._SITES.clear()
+    monkeypatch.setattr(fedmutual.client.answer, "load_site", load_site)
+    fedmutual.client.answer._SITES.clear()
     try:
         run = play(tmp_path)
     finally:
-        fedmutual.client._SITES.clear()
+        fedmutual.client.answer._SITES.clear()
     assert run.summary["status"] == "completed"
     rejected = run.rejections()
     assert [round for round, _, _ in rejected] == [1, 2, 3, 4]
@@ -418,7 +418,7 @@ def test_a_server_that_fails_leaves_its_reason_and_raises(
     def load_shared(*_: Any) -> None:
         raise OSError("the photographs are gone")
 
-    monkeypatch.setattr(fedmutual.server, "load_shared", load_shared)
+    monkeypatch.setattr(fedmutual.engine.server, "load_shared", load_shared)
     run = play(tmp_path)
     assert isinstance(run.error, OSError)
     assert (run.summary["status"], run.summary["reason"]) == ("failed", "OSError: the photographs are gone")

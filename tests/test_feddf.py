@@ -10,12 +10,12 @@ import pytest
 import torch
 from local_grid import FIRST_NODE, Played, play, trains
 
-from fedmutual.composition import compose
-from fedmutual.distributions import decode
-from fedmutual.learner import Learner
+from fedmutual.client.learner import Learner
 from fedmutual.learning.aggregation import mean_of_scores
 from fedmutual.learning.consensus import as_target
 from fedmutual.settings import SettingsError
+from fedmutual.settings.compose import compose
+from fedmutual.wire.codec import decode
 
 FEDDF = ("strategy=feddf", "strategy.digest_epochs=1", "strategy.student_epochs=2")
 

@@ -17,12 +17,12 @@ from PIL import Image
 from rich.console import Console
 
 from fedmutual.cli import main
-from fedmutual.composition import compose
 from fedmutual.data.site import load_shared
 from fedmutual.learning.evaluation import accuracy, predict
 from fedmutual.models.stored import load_model
 from fedmutual.report.tables import clients_table
-from fedmutual.results import saved_overrides
+from fedmutual.results.directory import saved_overrides
+from fedmutual.settings.compose import compose
 
 QUICK = ("rounds=2", "evaluation.unseen_every=0")
 SAME_FOR_ALL = ("fedavg", "fedprox", "fedasync", "fedbuff")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedmutual.identity import IdentityError, client_name, partition_of
+from fedmutual.client.identity import IdentityError, client_name, partition_of
 
 
 @pytest.mark.parametrize(

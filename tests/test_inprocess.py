@@ -16,9 +16,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from local_grid import TINY
 
-from fedmutual.local.inprocess import FIRST_NODE, InProcessGrid, run_inprocess
-from fedmutual.results import read_history
+from fedmutual.results.directory import read_history
 from fedmutual.settings import SettingsError
+from fedmutual.simulation.inprocess import FIRST_NODE, InProcessGrid, run_inprocess
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERRIDES = [*TINY, "rounds=2"]

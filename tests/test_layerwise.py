@@ -12,11 +12,11 @@ from flwr.app import Array, ArrayRecord, Message
 from local_grid import FIRST_NODE, Played, play, trains
 from torch import nn
 
-from fedmutual.composition import compose
-from fedmutual.learner import Learner
+from fedmutual.client.learner import Learner
 from fedmutual.learning.layers import accuracy_shares, split_layers, weighted_sum
-from fedmutual.messages import payload_bytes
 from fedmutual.settings import SettingsError
+from fedmutual.settings.compose import compose
+from fedmutual.wire.messages import payload_bytes
 
 LABELLED = ("public.labelled=true", "public=kfold", "strategy.server_epochs=1")
 STRATEGY = "strategy=layerwise"

@@ -12,18 +12,18 @@ import torch
 from scipy.special import rel_entr
 from torch import Tensor, nn
 
-from fedmutual.composition import compose
+from fedmutual.client.learner import Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.data.images import ImageSet
 from fedmutual.data.public import PublicSet
 from fedmutual.data.site import SiteData
-from fedmutual.learner import Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.learning import training
 from fedmutual.learning.consensus import MeanConsensus
 from fedmutual.learning.evaluation import accuracy, cross_entropy, predict
 from fedmutual.learning.training import Public
-from fedmutual.messages import Order
 from fedmutual.models.build import build_model
 from fedmutual.settings import Settings
+from fedmutual.settings.compose import compose
+from fedmutual.wire.messages import Order
 
 SIZE = 8
 PRIVATE, HELD_OUT, PUBLIC, UNSEEN = 20, 6, 12, 8

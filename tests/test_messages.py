@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_grid import enter_run, over_the_wire
 
-from fedmutual import messages
-from fedmutual.distributions import WIRE_DTYPES, MessageError, decode, encode
-from fedmutual.messages import (
+from fedmutual.wire import messages
+from fedmutual.wire.codec import WIRE_DTYPES, MessageError, decode, encode
+from fedmutual.wire.messages import (
     METRICS,
     MODEL,
     ORDER,

@@ -14,13 +14,13 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from local_grid import FIRST_NODE, Played, play, trains
 from PIL import Image
 
-from fedmutual.composition import compose
-from fedmutual.distributions import decode
-from fedmutual.learner import Learner
+from fedmutual.client.learner import Learner
+from fedmutual.client.state import ClientState, StateFolder
 from fedmutual.learning.training import Trainer
-from fedmutual.messages import payload_bytes
-from fedmutual.state import ClientState, StateFolder
+from fedmutual.settings.compose import compose
 from fedmutual.strategies import mutual
+from fedmutual.wire.codec import decode
+from fedmutual.wire.messages import payload_bytes
 
 Event = tuple[str, str, int]
 

@@ -12,11 +12,11 @@ import torch
 from flwr.app import Message
 from local_grid import FIRST_NODE, Played, play, trains
 
-from fedmutual.composition import compose
-from fedmutual.distributions import decode
-from fedmutual.messages import read_order
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import SettingsError
+from fedmutual.settings.compose import compose
+from fedmutual.wire.codec import decode
+from fedmutual.wire.messages import read_order
 
 QUICK = (
     "strategy=mutual_async",

@@ -10,7 +10,7 @@ import torch
 from local_grid import TINY, play
 from safetensors.torch import load_file
 
-from fedmutual.composition import compose
+from fedmutual.settings.compose import compose
 
 CASE = ("rounds=2", "strategy.wire_dtype=float32", "strategy.mutual_epochs=2")
 

@@ -160,7 +160,8 @@ def test_what_is_installed_finds_its_own_conf(
 ) -> None:
     installed: Path = request.getfixturevalue(programs)
     code = (
-        "import fedmutual.composition as s, sys; print(s.CONF_DIR); print(s.compose(['rounds=3']).rounds); "
+        "import fedmutual.settings.compose as s, sys; print(s.CONF_DIR); "
+        "print(s.compose(['rounds=3']).rounds); "
         "print([p for p in sys.path if (__import__('pathlib').Path(p) / 'server_app.py').exists()])"
     )
     conf, rounds, apps = command([str(installed / "python"), "-I", "-c", code], tmp_path).splitlines()
@@ -182,7 +183,7 @@ def test_a_checkout_is_run_as_it_is() -> None:
 
 
 def test_the_wheel_compares_with_its_own_client_app(installed: Path, tmp_path: Path) -> None:
-    code = "from fedmutual.local.inprocess import load_client_app as load; load(); "
+    code = "from fedmutual.simulation.inprocess import load_client_app as load; load(); "
     code += "import client_app; print(client_app.__file__)"
     found = Path(command([str(installed / "python"), "-c", code], tmp_path).splitlines()[-1])
     assert found.parts[-3:] == ("fedmutual", "_app", "client_app.py")

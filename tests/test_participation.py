@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from local_grid import FIRST_NODE, Played, play
 
+from fedmutual.engine.roster import Roster
 from fedmutual.settings import ParticipationSettings
-from fedmutual.strategies.roster import Roster
 
 
 def reported(run: Played, round: int) -> set[str]:
@@ -94,7 +94,7 @@ def test_a_hostile_client_learns_like_all_and_is_not_counted(tmp_path: Path, att
 
 def test_one_hot_is_the_class_that_the_consensus_finds_least_probable(tmp_path: Path) -> None:
     run = play(tmp_path, "attack.name=one_hot", "attack.clients=[client-1]", "consensus=median", "rounds=3")
-    from fedmutual.distributions import decode
+    from fedmutual.wire.codec import decode
 
     sent = [r.content["report"] for r in run.grid.replies if "report" in r.content]
     (report,) = [r for r in sent if r["client"] == "client-1" and r["round"] == 3]

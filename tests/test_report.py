@@ -15,7 +15,7 @@ from rich.console import Console
 from fedmutual.report import plots
 from fedmutual.report.plots import accuracy_figure, collaboration_figure, traffic_figure, write_plots
 from fedmutual.report.tables import clients_table, human_bytes, percent
-from fedmutual.summary import build_summary
+from fedmutual.results.summary import build_summary
 
 RUN: dict[str, Any] = {"experiment_name": None, "seed": 3, "rounds": 2, "strategy": {"name": "mutual"}}
 History = list[dict[str, Any]]

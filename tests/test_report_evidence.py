@@ -16,7 +16,7 @@ from fedmutual.report import evidence
 from fedmutual.report.evidence import gather
 from fedmutual.report.page import render
 from fedmutual.report.recorded import read_runs
-from fedmutual.results import ResultsError
+from fedmutual.results.directory import ResultsError
 
 
 @pytest.fixture(scope="module")

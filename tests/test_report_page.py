@@ -22,8 +22,8 @@ from fedmutual.report.evidence import Evidence
 from fedmutual.report.page import render
 from fedmutual.report.recorded import RecordedRun, read_run, read_runs
 from fedmutual.report.sections import seconds
-from fedmutual.results import ResultsError
-from fedmutual.summary import build_summary
+from fedmutual.results.directory import ResultsError
+from fedmutual.results.summary import build_summary
 
 CONFIG: dict[str, Any] = {
     "experiment_name": None,

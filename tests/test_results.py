@@ -17,10 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmutual import atomic
-from fedmutual.checkpoint import CheckpointError, load_checkpoint, previous_path, save_checkpoint
-from fedmutual.results import ResultsError, RunDirectory, build_summary, leave_summary, user_runs_dir
-from fedmutual.summary import natural_key, without_paths
+from fedmutual.files import atomic
+from fedmutual.files.checkpoint import CheckpointError, load_checkpoint, previous_path, save_checkpoint
+from fedmutual.results.directory import (
+    ResultsError,
+    RunDirectory,
+    build_summary,
+    leave_summary,
+    user_runs_dir,
+)
+from fedmutual.results.summary import natural_key, without_paths
 
 SETTINGS: dict[str, Any] = {
     "experiment_name": None,
@@ -95,7 +101,7 @@ def test_real_kill_between_write_and_rename(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_bytes(b"old")
     script = (
-        "import os, signal, sys; from pathlib import Path; from fedmutual import atomic\n"
+        "import os, signal, sys; from pathlib import Path; from fedmutual.files import atomic\n"
         "os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
         "atomic.atomic_write(Path(sys.argv[1]), b'new')"
     )
@@ -490,7 +496,7 @@ def test_leave_summary_needs_a_run(tmp_path: Path) -> None:
 
 def test_results_import_neither_torch_nor_flower() -> None:
     script = (
-        "import sys, fedmutual.results, fedmutual.diagnostics\n"
+        "import sys, fedmutual.results.directory, fedmutual.results.diagnostics\n"
         "import fedmutual.report.plots, fedmutual.report.tables\n"
         "heavy = {'torch', 'flwr', 'matplotlib', 'pandas'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"

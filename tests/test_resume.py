@@ -15,9 +15,9 @@ import torch
 from flwr.app import Message
 from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
 
-import fedmutual.checkpoint
-from fedmutual.messages import REPORT
-from fedmutual.results import RunDirectory
+import fedmutual.files.checkpoint
+from fedmutual.results.directory import RunDirectory
+from fedmutual.wire.messages import REPORT
 
 SEPARATE = ("strategy.burn_in=0", "strategy.phase=separate", "strategy.mutual_epochs=1")
 MIXED = ("strategy.burn_in=0",)
@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint_after_a_kill_within_the_next_round(
 def test_a_full_disk_at_the_server_ends_the_run_which_goes_on_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Callable[..., Played]
 ) -> None:
-    write, written = fedmutual.checkpoint.atomic_write, []
+    write, written = fedmutual.files.checkpoint.atomic_write, []
 
     def full(path: Path, *arguments: Any, **options: Any) -> None:
         if path == tmp_path / "run" / "checkpoint.safetensors":
@@ -243,7 +243,7 @@ def test_a_full_disk_at_the_server_ends_the_run_which_goes_on_when_there_is_room
         write(path, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fedmutual.checkpoint, "atomic_write", full)
+        patch.setattr(fedmutual.files.checkpoint, "atomic_write", full)
         stopped = play(tmp_path / "run", *MIXED)
     assert stopped.summary["status"] == "failed"
     assert "No space left on device" in stopped.summary["reason"]

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmutual.composition import compose
 from fedmutual.learning.attack import poisoned
 from fedmutual.learning.consensus import Gathered, MeanConsensus, log_softmax
 from fedmutual.learning.robust import (
@@ -19,6 +18,7 @@ from fedmutual.learning.robust import (
     trimmed_mean,
     trust,
 )
+from fedmutual.settings.compose import compose
 
 HONEST = {"a": 0.9, "b": 0.8, "c": 0.7}
 

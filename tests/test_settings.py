@@ -12,9 +12,9 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from fedmutual.compare.settings import is_study
-from fedmutual.composition import CONF_DIR, GROUP_KEYS, compose, from_contexts, run_config_overrides
 from fedmutual.models.build import build_model
 from fedmutual.settings import OptimizerSettings, PublicSettings, Settings, SettingsError, as_container
+from fedmutual.settings.compose import CONF_DIR, GROUP_KEYS, compose, from_contexts, run_config_overrides
 
 GROUPS = {"strategy", "consensus", "model", "data", "partition", "public", "optimizer", "experiment"}
 STUDIES = {
@@ -262,7 +262,7 @@ def test_the_next_composition_is_not_disturbed_by_a_refused_one() -> None:
 
 
 def test_a_packed_app_without_conf_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("fedmutual.composition.CONF_DIR", tmp_path / "conf")
+    monkeypatch.setattr("fedmutual.settings.compose.CONF_DIR", tmp_path / "conf")
     with pytest.raises(SettingsError, match="conf is missing"):
         compose(["seed=123456"])
 

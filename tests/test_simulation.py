@@ -15,12 +15,12 @@ import psutil
 import pytest
 from rich.console import Console
 
-from fedmutual.local import run as run_module
-from fedmutual.local.processes import ProcessTree, runs
-from fedmutual.local.progress import Display, HistoryTail, RoundLines, round_line
-from fedmutual.local.request import prepare
-from fedmutual.local.run import LocalRun, last_error
-from fedmutual.local.superlink import FlowerError, environment
+from fedmutual.simulation import run as run_module
+from fedmutual.simulation.processes import ProcessTree, runs
+from fedmutual.simulation.progress import Display, HistoryTail, RoundLines, round_line
+from fedmutual.simulation.request import prepare
+from fedmutual.simulation.run import LocalRun, last_error
+from fedmutual.simulation.superlink import FlowerError, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,7 +137,7 @@ def test_last_error_is_the_last_exception(tmp_path: Path) -> None:
     start = log.stat().st_size
     with log.open("a") as file:
         file.write("\x1b[92mINFO\x1b[0m: fine\nfedmutual.results.ResultsError: folder taken\nINFO : exit\n")
-    assert last_error(log, start) == "fedmutual.results.ResultsError: folder taken"
+    assert last_error(log, start) == "fedmutual.results.directory.ResultsError: folder taken"
     log.write_text("one\ntwo\n")
     assert last_error(log) == "one\ntwo"
 

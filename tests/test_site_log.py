@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmutual.messages import Report
-from fedmutual.site_log import progress
+from fedmutual.client.site_log import progress
+from fedmutual.wire.messages import Report
 from tests.local_grid import play
 
 

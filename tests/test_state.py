@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fedmutual.atomic
-from fedmutual.checkpoint import CheckpointError
+import fedmutual.files.atomic
+from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
+from fedmutual.files.checkpoint import CheckpointError
 from fedmutual.learning.optimizers import make_optimizer
-from fedmutual.messages import Report
-from fedmutual.state import ClientState, Ledger, StateError, StateFolder
+from fedmutual.wire.messages import Report
 
 torch.set_num_threads(1)  # here and in the processes below: another number adds up in another order
 
@@ -243,7 +243,7 @@ def test_killed_while_saving(folder: StateFolder, monkeypatch: pytest.MonkeyPatc
         if when == "between the renames" or str(source).endswith(".tmp"):
             raise Killed
 
-    monkeypatch.setattr(fedmutual.atomic.os, "replace", killed)
+    monkeypatch.setattr(fedmutual.files.atomic.os, "replace", killed)
     with pytest.raises(Killed):
         folder.save(second)
     monkeypatch.undo()
@@ -257,9 +257,9 @@ def test_killed_while_saving(folder: StateFolder, monkeypatch: pytest.MonkeyPatc
 KILL = """
     import os, sys
     from pathlib import Path
-    import fedmutual.atomic
+    import fedmutual.files.atomic
     from test_state import a_state
-    from fedmutual.state import StateFolder
+    from fedmutual.client.state import StateFolder
 
     folder = StateFolder(Path(sys.argv[1]), "run", "a")
     folder.save(a_state(1, seed=1))
@@ -268,7 +268,7 @@ KILL = """
         if str(source).endswith(".tmp"):
             os._exit(9)
         rename(source, target)
-    fedmutual.atomic.os.replace = killed
+    fedmutual.files.atomic.os.replace = killed
     with folder.locked():
         folder.save(a_state(2, seed=2))
 """
@@ -301,7 +301,7 @@ def test_a_process_that_dies_between_file_and_rename_leaves_state_and_lock_usabl
 HOLD = """
     import sys
     from pathlib import Path
-    from fedmutual.state import StateFolder
+    from fedmutual.client.state import StateFolder
     with StateFolder(Path(sys.argv[1]), "run", "a").locked():
         print("held", flush=True)
         sys.stdin.read()

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedmutual.composition import compose
+from fedmutual.client.state import StateFolder
 from fedmutual.models.build import build_model
 from fedmutual.models.card import card_page
 from fedmutual.models.stored import StoredModelError, find_models, load_model, load_models
-from fedmutual.state import StateFolder
+from fedmutual.settings.compose import compose
 
 
 def card(**changes: Any) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedmutual.cli import main
-from fedmutual.composition import compose
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings, SettingsError
+from fedmutual.settings.compose import compose
 from fedmutual.tracking import tracker as tracker_module
 from fedmutual.tracking.tensorboard import TensorBoard
 from fedmutual.tracking.tracker import LatestMeans, Tracking, figures, missing_logger

@@ -11,12 +11,12 @@ import torch
 from local_grid import FIRST_NODE, Played, play
 from test_learner import PUBLIC, learner, order, peers_targets
 
-from fedmutual.composition import compose
 from fedmutual.data.images import ImageSet
 from fedmutual.data.views import mixed_views
 from fedmutual.learning.evaluation import predict
 from fedmutual.learning.training import Trainer
 from fedmutual.settings import SettingsError
+from fedmutual.settings.compose import compose
 
 MIXED = "public.views=mixed"
 

@@ -17,8 +17,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from fedmutual.compare.settings import StudySettings
-from fedmutual.composition import CONF_DIR
 from fedmutual.settings import OptimizerSettings, PublicSettings, Settings
+from fedmutual.settings.compose import CONF_DIR
 
 PAGE = "settings.md"
 TYPED = ("strategy", "consensus", "data", "partition")  # every choice has a dataclass of its own

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedmutual.commands.parser import add_command
 
 if TYPE_CHECKING:
-    from fedmutual.leftovers import Leftover
+    from fedmutual.simulation.leftovers import Leftover
 
 _EXAMPLES = """\
 examples:
@@ -55,8 +55,8 @@ def add_arguments(commands: Any) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Show what there is, ask, remove."""
-    from fedmutual.leftovers import KINDS, find
     from fedmutual.report.tables import human_bytes
+    from fedmutual.simulation.leftovers import KINDS, find
 
     unknown = [kind for kind in arguments.kinds if kind not in KINDS]
     if unknown:

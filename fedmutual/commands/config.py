@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedmutual.commands.parser import add_command
 
 if TYPE_CHECKING:
-    from fedmutual.provenance import Origin
+    from fedmutual.settings.origins import Origin
 
 _EXAMPLES = """\
 examples:
@@ -49,9 +49,9 @@ def add_arguments(commands: Any) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Compose the settings and print them."""
-    from fedmutual.composition import compose
-    from fedmutual.provenance import meanings, origins
     from fedmutual.settings import SettingsError
+    from fedmutual.settings.compose import compose
+    from fedmutual.settings.origins import meanings, origins
 
     try:
         node = _node_config(arguments.node_config)
@@ -81,10 +81,10 @@ def resolved(
     SettingsError
         As ``fedmutual run``.
     """
-    from fedmutual.composition import compose
-    from fedmutual.local.request import prepare
-    from fedmutual.provenance import COMMAND_LINE, origins
-    from fedmutual.results import saved_overrides
+    from fedmutual.results.directory import saved_overrides
+    from fedmutual.settings.compose import compose
+    from fedmutual.settings.origins import COMMAND_LINE, origins
+    from fedmutual.simulation.request import prepare
 
     request = prepare(typed, cwd)
     saved = saved_overrides(Path(request.settings.resume)) if request.settings.resume else []

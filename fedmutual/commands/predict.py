@@ -62,7 +62,7 @@ def call(arguments: argparse.Namespace) -> int:
         pictures = find_pictures(arguments.images)
         folders = dict.fromkeys(found for folder in arguments.model for found in find_models(folder))
         models = load_models(list(folders))
-        from fedmutual.device import choose_device
+        from fedmutual.learning.device import choose_device
 
         device = choose_device(arguments.device)
     except (PicturesError, StoredModelError) as error:

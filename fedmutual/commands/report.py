@@ -43,7 +43,7 @@ def call(arguments: argparse.Namespace) -> int:
     """Write the page and say where it is."""
     from fedmutual.report.page import REPORT, write_report
     from fedmutual.report.recorded import read_runs
-    from fedmutual.results import ResultsError
+    from fedmutual.results.directory import ResultsError
 
     try:
         runs = read_runs(arguments.runs)

@@ -42,8 +42,8 @@ def add_arguments(commands: Any) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Check the settings, then do the run."""
-    from fedmutual.local.request import prepare
     from fedmutual.settings import SettingsError
+    from fedmutual.simulation.request import prepare
 
     app_dir: Path = arguments.app_dir
     if not (app_dir / "server_app.py").is_file():
@@ -60,7 +60,7 @@ def call(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from fedmutual.local.run import LocalRun
+    from fedmutual.simulation.run import LocalRun
 
     return LocalRun(request, app_dir, Console(), arguments.verbose).run()
 

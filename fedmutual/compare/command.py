@@ -55,8 +55,8 @@ def _compare(
     from fedmutual.compare.outcome import read_outcome
     from fedmutual.compare.report import write_report
     from fedmutual.compare.runner import Runner, alone
-    from fedmutual.local.interrupts import Interrupted, Interrupts
-    from fedmutual.local.request import available_cores
+    from fedmutual.simulation.interrupts import Interrupted, Interrupts
+    from fedmutual.simulation.request import available_cores
 
     console = Console()
     cpus = max(run.cpus for run in plan.runs)

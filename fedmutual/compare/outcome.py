@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmutual.compare.plan import PlannedRun
-from fedmutual.diagnostics import number
-from fedmutual.results import SUMMARY, read_history
-from fedmutual.summary import mean
+from fedmutual.results.diagnostics import number
+from fedmutual.results.directory import SUMMARY, read_history
+from fedmutual.results.summary import mean
 
 Record = Mapping[str, Any]
 MEASURES = ("mean", "worst", "ensemble")

@@ -16,9 +16,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from fedmutual.compare.settings import Study, parsed
-from fedmutual.composition import GROUP_KEYS
-from fedmutual.local.request import prepare
 from fedmutual.settings import SettingsError, as_container
+from fedmutual.settings.compose import GROUP_KEYS
+from fedmutual.simulation.request import prepare
 
 SEED = "seed"
 # where a run's files are says nothing about what it computes

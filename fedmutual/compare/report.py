@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedmutual.atomic import atomic_write
 from fedmutual.compare import tables
 from fedmutual.compare.outcome import Outcome
 from fedmutual.compare.plan import Plan
 from fedmutual.compare.plots import write_plots
+from fedmutual.files.atomic import atomic_write
 
 
 def write_report(

@@ -18,12 +18,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from fedmutual.compare.outcome import read_summary
 from fedmutual.compare.plan import PlannedRun
 from fedmutual.compare.worker import PRELOAD, log_of, work
-from fedmutual.local.interrupts import Interrupts
-from fedmutual.local.progress import HistoryTail
-from fedmutual.local.run import last_error
-from fedmutual.local.superlink import ALLOCATOR
 from fedmutual.report.tables import percent
 from fedmutual.settings import SettingsError
+from fedmutual.simulation.interrupts import Interrupts
+from fedmutual.simulation.progress import HistoryTail
+from fedmutual.simulation.run import last_error
+from fedmutual.simulation.superlink import ALLOCATOR
 
 POLL_SECONDS = 0.1
 ENDING_SECONDS = 30.0  # for runs that were told to end: a federation of real processes needs a while

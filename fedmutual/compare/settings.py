@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedmutual.composition import CONF_DIR
 from fedmutual.settings import SettingsError, setting
+from fedmutual.settings.compose import CONF_DIR
 
 PREFIX = "study."
 

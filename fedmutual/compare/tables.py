@@ -14,7 +14,7 @@ from fedmutual.compare.outcome import MEASURES, Outcome
 from fedmutual.compare.plan import Plan
 from fedmutual.compare.statistics import Difference, Spread, paired, paired_over_conditions, spread
 from fedmutual.report.tables import human_bytes
-from fedmutual.summary import mean
+from fedmutual.results.summary import mean
 
 Row = dict[str, Any]
 ALL = "(all)"

@@ -14,9 +14,9 @@ from pathlib import Path
 ENGINES = ("inprocess", "flwr")
 # What every run imports, once for all of them: the processes of the runs are forked from one that has it.
 PRELOAD = [
-    "fedmutual.local.inprocess",
-    "fedmutual.server",
-    "fedmutual.client",
+    "fedmutual.simulation.inprocess",
+    "fedmutual.engine.server",
+    "fedmutual.client.answer",
     "fedmutual.models.build",
     "torch._dynamo",  # torch imports it with the first optimiser
     "torchmetrics.functional.classification",
@@ -49,7 +49,7 @@ def log_of(path: Path) -> Path:
 
 
 def _run_inprocess(path: Path, overrides: Sequence[str]) -> int:
-    from fedmutual.local.inprocess import run_inprocess
+    from fedmutual.simulation.inprocess import run_inprocess
 
     return run_inprocess(overrides, path)
 
@@ -58,8 +58,8 @@ def _run_flwr(path: Path, overrides: Sequence[str]) -> int:
     from rich.console import Console
 
     from fedmutual.appfolder import app_folder
-    from fedmutual.local.inprocess import request_in
-    from fedmutual.local.run import LocalRun
+    from fedmutual.simulation.inprocess import request_in
+    from fedmutual.simulation.run import LocalRun
 
     return LocalRun(request_in(overrides, path), app_folder(), Console(file=sys.stdout, width=120)).run()
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmutual.atomic import atomic_write
 from fedmutual.data.cache import cached, entry_folder, locked, new_array
 from fedmutual.data.images import DataError, ImageSet, pixel_hashes
 from fedmutual.data.public import PublicSet, digest
+from fedmutual.files.atomic import atomic_write
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,14 @@ class Patient:
 
 def examine(patient: Patient) -> list[Finding]:
     """Do all checks; those that need another one that failed are left out."""
-    from fedmutual.composition import compose
-    from fedmutual.identity import client_name
+    from fedmutual.client.identity import client_name
+    from fedmutual.settings.compose import compose
 
     findings = [run_check("name", lambda: client_name(patient.node_config))]
     settings: list[Settings] = []
 
     def read() -> str:
-        from fedmutual.client import client_settings
+        from fedmutual.client.answer import client_settings
 
         compose(patient.overrides)  # names a wrong key of the run before one of the node
         settings.append(client_settings(_run_config(patient.overrides), patient.node_config))

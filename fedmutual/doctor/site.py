@@ -11,14 +11,14 @@ from typing import Any
 
 import psutil
 
-from fedmutual.atomic import atomic_write
+from fedmutual.client.identity import partition_of
 from fedmutual.data.cache import cache_folder
 from fedmutual.data.site import SiteData, load_site
-from fedmutual.device import choose_device, describe
 from fedmutual.doctor.finding import CheckError
-from fedmutual.identity import partition_of
+from fedmutual.files.atomic import atomic_write
+from fedmutual.learning.device import choose_device, describe
 from fedmutual.models.build import build_model
-from fedmutual.results import user_runs_dir
+from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
 
 _GENERATIONS = 3  # of a state on the disk while it is saved: previous, current, and the one being written

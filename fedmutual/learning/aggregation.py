@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedmutual.distributions import FloatArray
 from fedmutual.learning.consensus import log_softmax
+from fedmutual.wire.codec import FloatArray
 
 TINY = np.finfo(np.float32).tiny
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fedmutual.composition import CONF_DIR
 from fedmutual.settings import ModelSettings
+from fedmutual.settings.compose import CONF_DIR
 
 MODEL_DIR = CONF_DIR / "model"
 _MAX_STAR_IMPORTS = 8  # `from .x import *` in x's own modules: deeper chains than this are no longer followed

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmutual.atomic import atomic_write
+from fedmutual.files.atomic import atomic_write
 from fedmutual.models.card import card_page
 
 if TYPE_CHECKING:

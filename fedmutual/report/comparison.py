@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fedmutual.diagnostics import reports_by_client
 from fedmutual.report.charts import Line, legend, line_chart, look
 from fedmutual.report.curves import Curve, carried_on, cumulated, curves_of, over_clients
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.sections import seconds
 from fedmutual.report.tables import human_bytes, percent
-from fedmutual.summary import flat, mean
+from fedmutual.results.diagnostics import reports_by_client
+from fedmutual.results.summary import flat, mean
 
 ABSENT = "-"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedmutual.diagnostics import Lines, number
+from fedmutual.results.diagnostics import Lines, number
 
 Record = Mapping[str, Any]
 Curve = dict[float, float]  # position on the round axis -> value

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmutual.atomic import atomic_write
+from fedmutual.files.atomic import atomic_write
 from fedmutual.learning.agreement import Predictions, agreement, confusion, disagreement
-from fedmutual.results import EVIDENCE, ResultsError
-from fedmutual.summary import natural_key
+from fedmutual.results.directory import EVIDENCE, ResultsError
+from fedmutual.results.summary import natural_key
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData

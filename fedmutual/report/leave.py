@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmutual.results import CHECKPOINT, RunDirectory
+from fedmutual.results.directory import CHECKPOINT, RunDirectory
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData
-    from fedmutual.strategies.interface import RunnableStrategy
+    from fedmutual.engine.interface import RunnableStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def keep_evidence(journal: RunDirectory, shared: SharedData, strategy: RunnableStrategy) -> None:
     """Write ``evidence.npz`` (:func:`fedmutual.report.evidence.gather`); an error is logged only."""
     try:
-        from fedmutual.checkpoint import has_checkpoint
+        from fedmutual.files.checkpoint import has_checkpoint
         from fedmutual.report import evidence
 
         arrays = journal.load_checkpoint()[1] if has_checkpoint(journal.path / CHECKPOINT) else {}

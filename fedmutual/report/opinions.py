@@ -15,7 +15,7 @@ from fedmutual.report.curves import MOST_LINES
 from fedmutual.report.evidence import Evidence, Sample
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import percent
-from fedmutual.summary import natural_key
+from fedmutual.results.summary import natural_key
 
 MOST_CLASSES = 12  # in a matrix; beyond it a list of the most frequent mistakes is shorter
 MOST_MATRICES = 12

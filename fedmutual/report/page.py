@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from fedmutual.atomic import atomic_write
+from fedmutual.files.atomic import atomic_write
 from fedmutual.report.comparison import comparison_context
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.sections import run_context

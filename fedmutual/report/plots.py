@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmutual.atomic import atomic_write
-from fedmutual.diagnostics import reports_by_client
+from fedmutual.files.atomic import atomic_write
 from fedmutual.report.curves import (
     MOST_LINES,
     Curve,
@@ -28,6 +27,7 @@ from fedmutual.report.curves import (
     over_clients,
     saw,
 )
+from fedmutual.results.diagnostics import reports_by_client
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

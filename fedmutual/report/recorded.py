@@ -12,8 +12,8 @@ from typing import Any
 from fedmutual.report import evidence as kept
 from fedmutual.report.evidence import Evidence
 from fedmutual.report.recover import recover
-from fedmutual.results import CONFIG, SUMMARY, Record, ResultsError, RunDirectory, saved_overrides
-from fedmutual.summary import build_summary
+from fedmutual.results.directory import CONFIG, SUMMARY, Record, ResultsError, RunDirectory, saved_overrides
+from fedmutual.results.summary import build_summary
 
 _DIGEST = re.compile(r"[0-9a-f]{16}")  # of a run's settings, see fedmutual/compare/plan.py
 

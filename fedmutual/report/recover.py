@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmutual.checkpoint import has_checkpoint
+from fedmutual.files.checkpoint import has_checkpoint
 from fedmutual.learning.agreement import agreement
 from fedmutual.report.evidence import Evidence, gather, public_predictions
-from fedmutual.results import CHECKPOINT, RunDirectory, saved_overrides
+from fedmutual.results.directory import CHECKPOINT, RunDirectory, saved_overrides
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ def recover(path: Path) -> Evidence | None:
     if len(known) < 2:
         return None
     try:
-        from fedmutual.composition import compose
         from fedmutual.data.site import load_shared
+        from fedmutual.settings.compose import compose
 
         settings = compose(saved_overrides(path))
         shared = load_shared(settings, settings.num_clients or len(known))

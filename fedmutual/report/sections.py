@@ -9,14 +9,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedmutual.diagnostics import reports_by_client
 from fedmutual.report.charts import ALL, MEAN_DASHES, Line, client_chart, legend, line_chart, look
 from fedmutual.report.curves import MOST_LINES, Curves, cumulated, curves_of, saw
 from fedmutual.report.opinions import agreement_context, confusion_context, disputed_context
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import human_bytes, percent
-from fedmutual.results import Record
-from fedmutual.summary import flat, mean, without_paths
+from fedmutual.results.diagnostics import reports_by_client
+from fedmutual.results.directory import Record
+from fedmutual.results.summary import flat, mean, without_paths
 
 Context = dict[str, Any]
 

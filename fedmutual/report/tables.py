@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fedmutual.summary import mean
+from fedmutual.results.summary import mean
 
 MEASURES = ("validation_accuracy", "unseen_accuracy", "unseen_balanced_accuracy")
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fedmutual.messages import Report
-from fedmutual.strategies.roster import StrategyError
+from fedmutual.engine.roster import StrategyError
+from fedmutual.wire.messages import Report
 
 
 def average(reports: Mapping[str, Report]) -> ArrayRecord:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedmutual.data.site import SharedData
-from fedmutual.messages import Report
-from fedmutual.results import RunDirectory
+from fedmutual.engine.history import Line
+from fedmutual.engine.rounds import Arrays
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings
-from fedmutual.strategies.history import Line
 from fedmutual.strategies.local import Local, LocalSettings
-from fedmutual.strategies.rounds import Arrays
+from fedmutual.wire.messages import Report
 
 
 @dataclass(kw_only=True)

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedmutual.distributions import FloatArray
 from fedmutual.learning.competence import Agreement, certainty, odds_weights, selection
 from fedmutual.learning.consensus import Competence, Consensus, Gathered, MeanConsensus
 from fedmutual.learning.robust import TrimmedConsensus, informative, outlier_scores, suspicion, trust
 from fedmutual.settings import ConsensusSettings, StrategySettings, setting
+from fedmutual.wire.codec import FloatArray
 
 Predictions = Mapping[str, FloatArray]
 Weights = Mapping[str, float]

@@ -14,18 +14,18 @@ import numpy as np
 from flwr.app import RecordDict
 
 from fedmutual.data.site import SharedData
-from fedmutual.distributions import WIRE_DTYPES, FloatArray
+from fedmutual.engine.history import Line
+from fedmutual.engine.rounds import NO_SAMPLES, Arrays, Rounds
 from fedmutual.learning.consensus import as_target
-from fedmutual.messages import IndexArray, Order, Report, report_record
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings, StrategySettings, setting
-from fedmutual.strategies.history import Line
-from fedmutual.strategies.rounds import NO_SAMPLES, Arrays, Rounds
+from fedmutual.wire.codec import WIRE_DTYPES, FloatArray
+from fedmutual.wire.messages import IndexArray, Order, Report, report_record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmutual.learner import Answer, Learner
+    from fedmutual.client.learner import Answer, Learner
 
 
 @dataclass(kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedmutual.distributions import FloatArray
 from fedmutual.learning.aggregation import entropy_reduction
 from fedmutual.settings import setting
 from fedmutual.strategies.digest import DigestSettings
+from fedmutual.wire.codec import FloatArray
 
 
 @dataclass(kw_only=True)

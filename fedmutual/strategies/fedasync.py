@@ -13,19 +13,19 @@ import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
 from fedmutual.data.site import SharedData
+from fedmutual.engine.arriving import FLOOR, Arrays, Arriving, ArrivingSettings
+from fedmutual.engine.history import Line
+from fedmutual.engine.participants import Participant
 from fedmutual.learning.mixing import STALENESS, Staleness, add_delta, apply_deltas, mix
-from fedmutual.messages import Order, Report, report_record
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings, setting
-from fedmutual.strategies.arriving import FLOOR, Arrays, Arriving, ArrivingSettings
-from fedmutual.strategies.history import Line
-from fedmutual.strategies.participants import Participant
-from fedmutual.strategies.weights import initial_weights, one_architecture, read_weights, weights_record
+from fedmutual.wire.messages import Order, Report, report_record
+from fedmutual.wire.weights import initial_weights, one_architecture, read_weights, weights_record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmutual.learner import Answer, Learner
+    from fedmutual.client.learner import Answer, Learner
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class FedAsyncSettings(ArrivingSettings):
 
     def learn(self, learner: Learner) -> Answer:
         """Measure the global model as it came, then train it on the private images."""
-        from fedmutual.learner import Answer
+        from fedmutual.client.learner import Answer
         from fedmutual.learning.proximal import proximal
 
         if learner.order.closing:

@@ -10,20 +10,20 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedmutual.data.site import SharedData
-from fedmutual.messages import METRICS, MODEL, Expected, Order, Report, read_report, report_record
-from fedmutual.results import RunDirectory
+from fedmutual.engine.history import Line
+from fedmutual.engine.rounds import Rounds
+from fedmutual.engine.server_model import server_order
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings, setting
 from fedmutual.strategies.global_rounds import GlobalRounds
-from fedmutual.strategies.history import Line
 from fedmutual.strategies.private_training import PrivateTrainingSettings, nothing_predicted
-from fedmutual.strategies.rounds import Rounds
-from fedmutual.strategies.server_model import server_order
-from fedmutual.strategies.weights import one_architecture, read_weights, weights_record
+from fedmutual.wire.messages import METRICS, MODEL, Expected, Order, Report, read_report, report_record
+from fedmutual.wire.weights import one_architecture, read_weights, weights_record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmutual.learner import Answer, Learner
+    from fedmutual.client.learner import Answer, Learner
 
 EXAMPLES = "num-examples"
 

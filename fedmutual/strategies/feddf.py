@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from fedmutual.data.site import SharedData
-from fedmutual.distributions import FloatArray
+from fedmutual.engine.history import Line
+from fedmutual.engine.rounds import Arrays, below
+from fedmutual.engine.server_model import ServerModel, server_order
 from fedmutual.learning.aggregation import mean_of_scores
-from fedmutual.messages import Report
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings, setting
 from fedmutual.strategies.digest import Digest, DigestSettings, taught_to_all
-from fedmutual.strategies.history import Line
-from fedmutual.strategies.rounds import Arrays, below
-from fedmutual.strategies.server_model import ServerModel, server_order
+from fedmutual.wire.codec import FloatArray
+from fedmutual.wire.messages import Report
 
 
 @dataclass(kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedmutual.distributions import FloatArray
 from fedmutual.learning.aggregation import mean_of_scores
 from fedmutual.strategies.digest import DigestSettings
+from fedmutual.wire.codec import FloatArray
 
 
 @dataclass(kw_only=True)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedmutual.data.site import SharedData
-from fedmutual.results import RunDirectory
+from fedmutual.engine.rounds import Arrays, Rounds, below
+from fedmutual.engine.server_model import ServerModel
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings
-from fedmutual.strategies.rounds import Arrays, Rounds, below
-from fedmutual.strategies.server_model import ServerModel
 
 
 class GlobalRounds(Rounds):

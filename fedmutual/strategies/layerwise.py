@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, ClassVar
 from flwr.app import ArrayRecord, RecordDict
 
 from fedmutual.data.site import SharedData
+from fedmutual.engine.history import Line
+from fedmutual.engine.rounds import Arrays, Rounds
+from fedmutual.engine.server_model import server_order
 from fedmutual.learning.layers import accuracy_shares, split_layers, weighted_sum
-from fedmutual.messages import Expected, Order, Report, read_report, report_record
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings, StrategySettings, setting
 from fedmutual.strategies.global_rounds import GlobalRounds
-from fedmutual.strategies.history import Line
 from fedmutual.strategies.private_training import nothing_predicted
-from fedmutual.strategies.rounds import Arrays, Rounds
-from fedmutual.strategies.server_model import server_order
-from fedmutual.strategies.weights import one_architecture, read_weights, weights_record
+from fedmutual.wire.messages import Expected, Order, Report, read_report, report_record
+from fedmutual.wire.weights import one_architecture, read_weights, weights_record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmutual.learner import Answer, Learner
+    from fedmutual.client.learner import Answer, Learner
 
 logger = logging.getLogger(__name__)
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 from flwr.app import RecordDict
 
 from fedmutual.data.site import SharedData
-from fedmutual.messages import Order, Report, report_record
-from fedmutual.results import RunDirectory
+from fedmutual.engine.history import Line
+from fedmutual.engine.rounds import Rounds
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings
-from fedmutual.strategies.history import Line
 from fedmutual.strategies.private_training import PrivateTrainingSettings, nothing_predicted
-from fedmutual.strategies.rounds import Rounds
+from fedmutual.wire.messages import Order, Report, report_record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmutual.learner import Answer, Learner
+    from fedmutual.client.learner import Answer, Learner
 
 
 @dataclass(kw_only=True)

@@ -16,20 +16,20 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from fedmutual.data.site import SharedData
-from fedmutual.distributions import WIRE_DTYPES, FloatArray
+from fedmutual.engine.history import Line, balanced_accuracy
+from fedmutual.engine.roster import StrategyError
+from fedmutual.engine.rounds import NO_SAMPLES, Arrays, Rounds, below
 from fedmutual.learning.consensus import Consensus, Gathered
-from fedmutual.messages import IndexArray, Order, Report, report_record
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings, StrategySettings, setting
 from fedmutual.strategies.averaging import average
-from fedmutual.strategies.history import Line, balanced_accuracy
-from fedmutual.strategies.roster import StrategyError
-from fedmutual.strategies.rounds import NO_SAMPLES, Arrays, Rounds, below
+from fedmutual.wire.codec import WIRE_DTYPES, FloatArray
+from fedmutual.wire.messages import IndexArray, Order, Report, report_record
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmutual.learner import Answer, Learner
+    from fedmutual.client.learner import Answer, Learner
 
 logger = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedmutual.data.site import SharedData
-from fedmutual.distributions import FloatArray
+from fedmutual.engine.arriving import Arrays, Arriving, ArrivingSettings
+from fedmutual.engine.history import Line, balanced_accuracy
+from fedmutual.engine.participants import Participant
+from fedmutual.engine.roster import StrategyError
 from fedmutual.learning.consensus import Consensus, Gathered, Target
-from fedmutual.messages import IndexArray, Order, Report
-from fedmutual.results import RunDirectory
+from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings, setting
-from fedmutual.strategies.arriving import Arrays, Arriving, ArrivingSettings
-from fedmutual.strategies.history import Line, balanced_accuracy
 from fedmutual.strategies.mutual import MutualSettings
-from fedmutual.strategies.participants import Participant
-from fedmutual.strategies.roster import StrategyError
+from fedmutual.wire.codec import FloatArray
+from fedmutual.wire.messages import IndexArray, Order, Report
 
 
 @dataclass(kw_only=True)

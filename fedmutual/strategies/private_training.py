@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmutual.messages import IndexArray, Order
 from fedmutual.settings import Settings, StrategySettings, setting
+from fedmutual.wire.messages import IndexArray, Order
 
 if TYPE_CHECKING:
-    from fedmutual.learner import Answer, Learner
+    from fedmutual.client.learner import Answer, Learner
 
 
 @dataclass(kw_only=True)
@@ -57,6 +57,6 @@ class PrivateTrainingSettings(StrategySettings):
 
 def nothing_predicted(learner: Learner) -> Answer:
     """An answer without predictions."""
-    from fedmutual.learner import Answer
+    from fedmutual.client.learner import Answer
 
     return Answer(np.zeros((0, len(learner.order.classes)), np.float32))

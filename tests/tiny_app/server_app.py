@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedmutual.composition import from_contexts
+from fedmutual.settings.compose import from_contexts
 
 REFUSED_SEED, ENDLESS_SEED = 13, 3
 

@@ -1,0 +1,299 @@
+"""The client: an order comes in, the model learns, a report goes out.
+
+Everything that must survive lives in :mod:`fedmutual.client.state`; the process may be new for every message.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from torch import nn
+
+from fedmutual.client.identity import IdentityError, client_name, partition_of
+from fedmutual.client.learner import Learner, derived_seed, learning_rate, new_optimizer, warm_start
+from fedmutual.client.site_log import progress
+from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
+from fedmutual.data.site import SiteData, load_site
+from fedmutual.learning.attack import poisoned
+from fedmutual.learning.device import choose_device, describe
+from fedmutual.learning.ema import MovingAverage
+from fedmutual.models.build import build_model, load_weights
+from fedmutual.models.card import model_card
+from fedmutual.results.directory import user_runs_dir
+from fedmutual.settings import Settings, StrategySettings
+from fedmutual.settings.compose import from_contexts
+from fedmutual.wire import messages
+from fedmutual.wire.codec import FloatArray, MessageError
+from fedmutual.wire.messages import Order, Report
+
+logger = logging.getLogger(__name__)
+
+
+def handle(message: Message, context: Context) -> Message:
+    """Answer an order with a report, or with an error that names the client; never with nothing.
+
+    A ClientApp that returns None would block its SuperNode for good, and one that raises would send a
+    whole traceback; the traceback stays in the site's own log.
+    """
+    return _handle(message, context, answer)
+
+
+def handle_public(message: Message, context: Context) -> Message:
+    """Answer a question for the public set, or take a part of it (public.distribute)."""
+    from fedmutual.wire import public_images as distribution
+
+    def take(content: RecordDict, context: Context) -> RecordDict:
+        settings = client_settings(context.run_config, context.node_config)
+        return distribution.answer(content, settings, context.node_config)
+
+    return _handle(message, context, take)
+
+
+def _handle(
+    message: Message, context: Context, respond: Callable[[RecordDict, Context], RecordDict]
+) -> Message:
+    try:
+        return Message(respond(message.content, context), reply_to=message)
+    except Exception as error:
+        logger.exception("the order failed")
+        reason = f"{_name_for_errors(context)}: {type(error).__name__}: {error}"
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def answer(content: RecordDict, context: Context) -> RecordDict:
+    """Do what an order asks, once: a repeated order is answered from the saved report.
+
+    Raises
+    ------
+    MessageError, IdentityError, StateError, DataError, SettingsError
+        Naming what is wrong and the remedy; the state on disk is as it was.
+    """
+    start = time.perf_counter()
+    name = client_name(context.node_config)
+    settings = client_settings(context.run_config, context.node_config)
+    order = messages.read_order(content)
+    folder = StateFolder(Path(settings.state_dir or user_runs_dir().parent / "state"), order.run, name)
+    with folder.locked():
+        state = folder.load()
+        if state is not None and state.report.round > order.round:
+            state = _step_back(folder, state.report.round, order.round)
+        if state is None or state.report.round < order.round:
+            state = _learn(order, settings, context.node_config, name, folder, state, start)
+            record = _packed(state, settings)
+            received = state.ledger.received + messages.payload_bytes(content)
+            sent = state.ledger.sent + messages.payload_bytes(record)
+            folder.save(replace(state, ledger=Ledger(received, sent)))
+            logger.info("%s: %.1f kB received, %.1f kB sent in this run", name, received / 1e3, sent / 1e3)
+            return record
+    logger.warning("%s: round %d was done before; sending its report again", name, order.round)
+    return _packed(state, settings)
+
+
+def _packed(state: ClientState, settings: Settings) -> RecordDict:
+    strategy: StrategySettings = settings.strategy
+    return strategy.pack(state.report, state.weights)
+
+
+def _step_back(folder: StateFolder, done: int, asked: int) -> ClientState:
+    """The server has lost its last round; the client goes back to where it was before its own last one."""
+    state = folder.step_back(asked)
+    if state is None:
+        raise StateError(
+            f"{folder.path} is at round {done}, the order is for round {asked}: "
+            "resume the run from its newest results folder, or start a new run"
+        )
+    logger.warning(
+        "%s: back from round %d to round %d: the server asks for %d again",
+        folder.path,
+        done,
+        state.report.round,
+        asked,
+    )
+    return state
+
+
+def _name_for_errors(context: Context) -> str:
+    try:
+        return client_name(context.node_config)
+    except IdentityError:
+        return f"node {context.node_id}"
+
+
+def client_settings(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> Settings:
+    """The run's settings as this node sees them: its own configuration wins, ``model.per_client`` applies."""
+    settings = from_contexts(run_config, node_config)
+    models = settings.model.per_client
+    if models and "model" not in node_config and "partition-id" in node_config:
+        model = models[int(node_config["partition-id"]) % len(models)]
+        settings = from_contexts(run_config, {**node_config, "model": model})
+    return settings
+
+
+def _learn(
+    order: Order,
+    settings: Settings,
+    node_config: Mapping[str, Any],
+    name: str,
+    folder: StateFolder,
+    state: ClientState | None,
+    start: float,
+) -> ClientState:
+    site = _site(settings, partition_of(node_config), order.public_digest)
+    _check_order(order, site)
+    device = choose_device(settings.device)
+    if state is None:  # in deployment every order has a process of its own: it is said once in a run
+        logger.info("%s: training on %s", name, describe(device, settings.device))
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # use_deterministic_algorithms would import torch's compiler first: 1.3 s in every client process
+        torch.set_deterministic_debug_mode("warn")
+    model, arguments = _model(settings, site, name, device, state)
+    optimizer = new_optimizer(settings, model, order.round)
+    if state is not None and state.optimizer and settings.optimizer.keep_state:
+        optimizer.load_state_dict(state.optimizer)
+        _restore_layout(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, order.round)
+    if order.model is not None:
+        own = model.state_dict() if settings.strategy.part_of_model else {}
+        load_weights(model, {**own, **order.model.to_torch_state_dict()})
+    average = _average(settings, model, order, state)
+    learner = Learner(settings, site, model, optimizer, order, name, average)
+    if state is not None and order.model is None and settings.attack.by(name) == "none":
+        learner.remember(state.report)
+    said = settings.strategy.learn(learner)
+    predictions = _sent(said.predictions, settings, order, name)
+    learner.metrics.setdefault("num-examples", len(site.train_indices(min(order.round, settings.rounds))))
+    learner.metrics["seconds"] = time.perf_counter() - start
+    report = Report(
+        client=name,
+        round=order.round,
+        public_digest=site.public.digest,
+        architecture=type(model).__name__,
+        predictions=predictions,
+        metrics=learner.metrics,
+        unseen_predictions=said.unseen_predictions,
+    )
+    if order.closing:
+        where = folder.export_model(_weights(learner.predictor), _card(settings, site, arguments, report))
+        logger.info("%s: finished; its model is in %s", name, where)
+    logger.info("%s", progress(report, state.report if state else None, order.closing))
+    kept = optimizer.state_dict() if settings.optimizer.keep_state else {}
+    ledger = state.ledger if state else Ledger()
+    averaged = {} if average is None else _weights(average.model)
+    steps = 0 if average is None else average.steps
+    return ClientState(settings.model.target, _weights(model), kept, report, ledger, averaged, steps)
+
+
+def _average(
+    settings: Settings, model: nn.Module, order: Order, state: ClientState | None
+) -> MovingAverage | None:
+    """The moving average of the weights, as the client left it; none where weights come from elsewhere."""
+    decay = settings.train.ema_decay
+    if decay == 0 or order.model is not None or settings.strategy.part_of_model:
+        return None
+    if state is None or not state.average:
+        return MovingAverage(model, decay)
+    average = MovingAverage(model, decay, state.average_steps)
+    load_weights(average.model, state.average)
+    return average
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach() for key, value in model.state_dict().items()}
+
+
+def _sent(predictions: FloatArray, settings: Settings, order: Order, name: str) -> FloatArray:
+    """The client's predictions; of an emulated hostile one, what it makes of them."""
+    attack = settings.attack.by(name)
+    same = np.array_equal(order.target_indices, order.public_indices)
+    seed = derived_seed(settings.seed, name, order.round, "attack")
+    return poisoned(attack, predictions, order.targets if same else None, seed)
+
+
+def _restore_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay moments out in memory as their parameters are: files hold them plain, which slows every step."""
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _check_order(order: Order, site: SiteData) -> None:
+    if order.classes != site.classes:
+        raise MessageError(
+            f"classes: this site has {', '.join(site.classes)}, the server {', '.join(order.classes)}: "
+            "give both the same class folders, or set data.classes"
+        )
+    if order.public_digest != site.public.digest:
+        raise MessageError(
+            f"public set: this site's digest is {site.public.digest}, the server's {order.public_digest}: "
+            f"copy the server's {len(site.public)} or so public images to this site again, unchanged"
+        )
+
+
+_SITES: dict[str, SiteData] = {}  # what this process has loaded; in simulation it answers many orders
+
+
+def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: str) -> SiteData:
+    """Load the data, or reuse what this process has loaded for an earlier order (simulation)."""
+    key = repr(
+        (
+            partition,
+            public_digest if settings.public.distribute else None,
+            settings.data,
+            settings.partition,
+            settings.public,
+            settings.seed,
+            settings.rounds,
+            settings.train.validation_fraction,
+            settings.cache_dir,
+            settings.strategy.whole_pool,
+        )
+    )
+    if key not in _SITES:
+        _SITES[key] = load_site(settings, partition, public_digest, settings.strategy.whole_pool)
+    return _SITES[key]
+
+
+def _model(
+    settings: Settings, site: SiteData, name: str, device: torch.device, state: ClientState | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    target = settings.model.target
+    owner = target if settings.train.common_start else f"{target} {name}"
+    seed = derived_seed(settings.seed, "model", owner)
+    model, arguments = build_model(settings.model, len(site.classes), settings.data.image_size, seed)
+    model.to(device).to(memory_format=torch.channels_last)
+    if state is None:
+        warm_start(settings, site, model)
+    elif state.architecture != target:
+        raise StateError(
+            f"the state of {name} holds a {state.architecture}, the settings ask for {target}: "
+            "keep the model within a run, or start a new run"
+        )
+    else:
+        load_weights(model, state.weights)
+    return model, arguments
+
+
+def _card(settings: Settings, site: SiteData, arguments: dict[str, Any], report: Report) -> dict[str, Any]:
+    return model_card(
+        settings,
+        site,
+        arguments,
+        {key.replace("-", "_"): value for key, value in report.metrics.items()},
+        client=report.client,
+        rounds=report.round - 1,
+        num_examples=report.metrics["num-examples"],
+        num_validation=len(site.validation_indices(settings.rounds)),
+    )

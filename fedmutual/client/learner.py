@@ -1,0 +1,323 @@
+"""One client's learning in one round: the mutual step, local training, predictions, measurements."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedmutual.data.images import ImageSet
+from fedmutual.data.site import SharedData, SiteData
+from fedmutual.data.views import mixed_views
+from fedmutual.learning import evaluation
+from fedmutual.learning.divergence import mutual_loss
+from fedmutual.learning.ema import MovingAverage
+from fedmutual.learning.optimizers import make_optimizer
+from fedmutual.learning.training import Private, Public, Trainer, log_prior
+from fedmutual.settings import Settings
+from fedmutual.wire.codec import FloatArray
+from fedmutual.wire.messages import Metrics, Order, Report
+
+
+def derived_seed(*parts: object) -> int:
+    """A 63-bit seed from anything that can be printed; the same in every process."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client has to say about an order, besides its metrics.
+
+    Attributes
+    ----------
+    predictions : float32 [n, C]
+        Log-probabilities of the order's public samples.
+    unseen_predictions : float32 [u, C] or None
+    """
+
+    predictions: FloatArray
+    unseen_predictions: FloatArray | None = None
+
+
+@dataclass
+class Learner:
+    """A client's model, optimiser and data, for the length of one order.
+
+    Attributes
+    ----------
+    model : nn.Module
+        On the device that it trains on.
+    optimizer : torch.optim.Optimizer
+        Of local (and mixed) training; a separate mutual step takes a fresh one.
+    order : Order
+    client : str
+        Seeds the order of the samples, with the run's seed and the round.
+    average : MovingAverage or None
+        Of the model's weights; where there is one, it predicts.
+    """
+
+    settings: Settings
+    site: SiteData
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    order: Order
+    client: str
+    average: MovingAverage | None = None
+    metrics: Metrics = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._known: dict[tuple[int, bytes], Tensor] = {}  # predictions of the model as it is now
+        self._views: dict[int, ImageSet] = {}  # by round
+        self._generator = torch.Generator().manual_seed(self._seed("samples"))
+        torch.manual_seed(self._seed("dropout"))
+
+    def remember(self, report: Report) -> None:
+        """Take over the predictions of the round before, where the model is still the one that made them."""
+        if report.round == self.order.round - 1 and len(report.predictions) == len(self.order.target_indices):
+            key = self._key(*self._taught())
+            self._known[key] = torch.from_numpy(report.predictions)
+
+    def separate_mutual_step(self, public: Public, epochs: int) -> None:
+        """Epochs on the previous round's public samples alone, with a fresh optimiser (the paper's way).
+
+        A training of its own: it starts at the full learning rate, whatever the schedule has come to.
+        """
+        trainer = self._trainer(new_optimizer(self.settings, self.model))
+        steps = trainer.steps_for(len(public.images), epochs)
+        self._measured_mutual(trainer, steps, None, public)
+
+    def mixed_training(self, public: Public, public_epochs: int) -> None:
+        """Every step takes a private and a public batch; as many steps as the larger of the two needs."""
+        private = self._private(public)
+        trainer = self._trainer(self.optimizer)
+        steps = max(
+            trainer.steps_for(len(private.images), self.settings.train.local_epochs),
+            trainer.steps_for(len(public.images), public_epochs),
+        )
+        self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
+
+    def local_training(self) -> None:
+        """Epochs on the private images alone."""
+        private = self._private()
+        trainer = self._trainer(self.optimizer)
+        steps = trainer.steps_for(len(private.images), self.settings.train.local_epochs)
+        self.metrics["train-loss"] = self._train(trainer, steps, private, None)
+
+    def report(self) -> Answer:
+        """Predict the order's public samples in evaluation mode, and measure what the order asks for."""
+        predictions = self.predictions()
+        self.measure()
+        return Answer(predictions)
+
+    def measure(self) -> None:
+        """Measure the model on the client's held-out images, and on the unseen set if the order says so."""
+        self.validate()
+        if self.order.evaluate_unseen:
+            self.evaluate_unseen(self.settings.evaluation.unseen_limit)
+
+    def close(self) -> Answer:
+        """Answer the closing order: all measurements, on the whole unseen set."""
+        self.validate()
+        return Answer(np.zeros((0, len(self.order.classes)), np.float32), self.evaluate_unseen(None))
+
+    def predictions(self) -> FloatArray:
+        """Log-probabilities of the order's public samples, [n, C], in evaluation mode."""
+        return self._predict(*self._shown(self.order.round, self.order.public_indices)).numpy()
+
+    def public(self, divergence: str, temperature: float) -> Public:
+        """The order's target samples with what is taught on them: its targets, and labels where known.
+
+        Parameters
+        ----------
+        divergence, temperature
+            Of the mutual loss, see :mod:`fedmutual.learning.divergence`.
+        """
+        order = self.order
+        images, indices = self._taught()
+        labels = None
+        if self.settings.public.labelled:
+            labels = torch.from_numpy(images.labels[indices]).to(self._device)
+        entropies = order.target_entropies
+        return Public(
+            images=_images(images, indices),
+            log_target=None if order.targets is None else torch.from_numpy(order.targets).to(self._device),
+            entropies=None if entropies is None else torch.from_numpy(entropies).to(self._device),
+            labels=labels,
+            divergence=divergence,
+            temperature=temperature,
+            weight=order.kl_weight,
+        )
+
+    def validate(self) -> None:
+        """Measure the model on the client's own held-out images."""
+        indices = self.site.validation_indices(min(self.order.round, self.settings.rounds))
+        if len(indices) == 0:
+            return
+        labels = torch.from_numpy(self.site.private.labels[indices])
+        log_p = self._predict(self.site.private, indices)
+        self.metrics["validation-loss"] = evaluation.cross_entropy(log_p, labels)
+        self._add_quality("validation", log_p, labels)
+
+    def evaluate_unseen(self, limit: int | None) -> FloatArray | None:
+        """Measure the model on the shared unseen set, or on a seeded subset; return predictions [u, C]."""
+        unseen = self.site.unseen
+        if unseen is None:
+            return None
+        indices = np.arange(len(unseen))
+        if limit is not None and limit < len(unseen):
+            chosen = np.random.default_rng(derived_seed(self.settings.seed, "unseen"))
+            indices = np.sort(chosen.choice(len(unseen), limit, replace=False))
+        log_p = self._predict(unseen, indices)
+        self._add_quality("unseen", log_p, torch.from_numpy(unseen.labels[indices]))
+        return log_p.numpy()
+
+    # -----------------------------------------------------------------------------------------------
+
+    def _measured_mutual(
+        self, trainer: Trainer, steps: int, private: Private | None, public: Public
+    ) -> float:
+        """Train, and measure the KL to the peers and the local validation before and after."""
+        self._measure_kl("kl-before", public)
+        loss = self._train(trainer, steps, private, public)
+        self._measure_kl("kl-after", public)
+        indices = self.site.validation_indices(max(self.order.round - 1, 1))
+        if len(indices):
+            labels = torch.from_numpy(self.site.private.labels[indices])
+            log_p = self._predict(self.site.private, indices)
+            self.metrics["loss-after"] = evaluation.cross_entropy(log_p, labels)
+            self.metrics["accuracy-after"] = evaluation.accuracy(log_p, labels)
+        return loss
+
+    def _train(self, trainer: Trainer, steps: int, private: Private | None, public: Public | None) -> float:
+        self._known.clear()
+        with _timed(self.metrics, "train-seconds"):
+            loss = trainer.train(steps, private, public)
+            if self.settings.train.recompute_norm:
+                trainer.recompute_norm_statistics(private, public)
+            return loss
+
+    def _measure_kl(self, name: str, public: Public) -> None:
+        if public.log_target is None:
+            return
+        log_p = self._predict(*self._taught())
+        entropies = None if public.entropies is None else public.entropies.cpu()
+        target = public.log_target.cpu()
+        kl = mutual_loss(public.divergence, log_p, target, entropies, public.temperature)
+        self.metrics[name] = float(kl)
+
+    def _private(self, public: Public | None = None) -> Private:
+        """The round's private images; in mixed training the prior is that of both parts together."""
+        indices = self.site.train_indices(self.order.round)
+        labels = torch.from_numpy(self.site.private.labels[indices])
+        prior = None
+        if self.settings.train.prior_correction:
+            taught = None if public is None else public.class_shares(len(self.site.classes))
+            prior = log_prior(labels, len(self.site.classes), taught).to(self._device)
+        self.metrics["num-examples"] = len(indices)
+        return Private(_images(self.site.private, indices), labels.to(self._device), prior)
+
+    def _taught(self) -> tuple[ImageSet, np.ndarray]:
+        """The public images that the order's targets are of: those of the round before, as it showed them."""
+        return self._shown(self.order.round - 1, self.order.target_indices)
+
+    def _shown(self, round: int, indices: np.ndarray) -> tuple[ImageSet, np.ndarray]:
+        """What a round shows of the public samples ``indices``: images, and positions in them."""
+        images = self.site.public.images
+        if self.settings.public.views == "plain":
+            return images, indices
+        if round not in self._views:
+            self._views[round] = mixed_views(images.subset(indices), self.settings.seed, round)
+        return self._views[round], np.arange(len(indices))
+
+    @property
+    def predictor(self) -> nn.Module:
+        """What predicts and is kept: the average of the weights where there is one, else the model."""
+        return self.model if self.average is None else self.average.model
+
+    def _trainer(self, optimizer: torch.optim.Optimizer) -> Trainer:
+        size, precision = self.settings.train.batch_size, self.settings.precision
+        return Trainer(self.model, optimizer, precision, size, self._generator, self.average)
+
+    def _predict(self, images: ImageSet, indices: np.ndarray) -> Tensor:
+        """Log-probabilities [n, C]; the same images are not run through an unchanged model twice."""
+        key = self._key(images, indices)
+        if key not in self._known:
+            size = self.settings.evaluation.batch_size
+            self._known[key] = evaluation.predict(self.predictor, _images(images, indices), size)
+        return self._known[key]
+
+    @staticmethod
+    def _key(images: ImageSet, indices: np.ndarray) -> tuple[int, bytes]:
+        return id(images), indices.astype(np.int64).tobytes()
+
+    def _add_quality(self, split: str, log_p: Tensor, labels: Tensor) -> None:
+        for name, value in evaluation.quality(log_p, labels, auroc=self.order.closing).items():
+            if name != "balanced_accuracy":  # the mean recall: the server forms it, the wire is kept short
+                self.metrics[f"{split}-{name}"] = value
+
+    def _seed(self, purpose: str) -> int:
+        return derived_seed(self.settings.seed, self.client, self.order.round, purpose)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def warm_start(settings: Settings, site: SiteData | SharedData, model: nn.Module) -> None:
+    """Train the common start on the shared labelled fold; every client gets the same weights by itself.
+
+    The seed names no client, so no weight has to travel.
+    """
+    fold = site.public.warm_start
+    if fold is None or settings.train.warm_start_epochs == 0:
+        return
+    device = next(model.parameters()).device
+    seed = derived_seed(settings.seed, "warm start")
+    torch.manual_seed(seed)
+    private = Private(_images(fold, np.arange(len(fold))), torch.from_numpy(fold.labels).to(device))
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = new_optimizer(settings, model)
+    trainer = Trainer(model, optimizer, settings.precision, settings.train.batch_size, generator)
+    trainer.train(trainer.steps_for(len(fold), settings.train.warm_start_epochs), private, None)
+
+
+def new_optimizer(settings: Settings, model: nn.Module, round: int = 1) -> torch.optim.Optimizer:
+    """The optimiser that the settings ask for in a round, without history."""
+    chosen = settings.optimizer
+    rate = learning_rate(settings, round)
+    return make_optimizer(chosen.name, model.parameters(), rate, chosen.momentum, chosen.weight_decay)
+
+
+def learning_rate(settings: Settings, round: int) -> float:
+    """Step size of a round (from 1); the closing message keeps that of the last round."""
+    highest = settings.optimizer.learning_rate
+    if settings.optimizer.schedule == "constant" or settings.rounds == 1:
+        return highest
+    done = min(round - 1, settings.rounds - 1) / (settings.rounds - 1)
+    return highest * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def _images(images: ImageSet, indices: np.ndarray) -> Tensor:
+    """uint8 Tensor [n, 3, H, W]; the channels stay last in memory, as they are on disk."""
+    return torch.from_numpy(images.images[indices]).permute(0, 3, 1, 2)
+
+
+class _timed:
+    """Add the seconds of a block to a metric."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._metrics, self._name = metrics, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        seconds = self._metrics.get(self._name, 0.0)
+        assert isinstance(seconds, int | float)
+        self._metrics[self._name] = seconds + time.perf_counter() - self._start

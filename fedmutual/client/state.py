@@ -1,0 +1,194 @@
+"""A client's state on its own disk: weights, optimiser, round and last report, in one atomic file.
+
+``<state-dir>/<run>/<client>/state.safetensors`` holds all that is needed to continue bit for bit and the
+last report, so that an order that arrives twice is answered and not trained twice. Random numbers are
+derived from (seed, client, round), so no generator's state has to be kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmutual.files.checkpoint import (
+    Arrays,
+    CheckpointError,
+    has_checkpoint,
+    load_checkpoint,
+    load_previous,
+    save_checkpoint,
+    step_back,
+)
+from fedmutual.models.stored import save_model
+from fedmutual.wire.messages import Report
+
+_OPTIMIZER_GROUPS = "optimizer-groups"
+
+
+class StateError(RuntimeError):
+    """The state on disk does not fit the order; the message names the folder and the remedy."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Bytes of message content that the client has received and sent in this run."""
+
+    received: int = 0
+    sent: int = 0
+
+
+@dataclass(frozen=True)
+class ClientState:
+    """What a client keeps between two orders.
+
+    Attributes
+    ----------
+    architecture : str
+        Dotted path of the model, which must not change within a run.
+    weights : dict[str, Tensor]
+    optimizer : dict[str, Any]
+        ``state_dict`` of the local optimiser; empty before the first training.
+    report : Report
+        The last report; ``report.round`` is the last round that was answered.
+    average : dict[str, Tensor]
+        Moving average of the weights over ``average_steps`` steps; empty where there is none.
+    """
+
+    architecture: str
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    report: Report
+    ledger: Ledger = field(default_factory=Ledger)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    average_steps: int = 0
+
+
+class StateFolder:
+    """The folder of one client in one run."""
+
+    def __init__(self, state_dir: Path, run: str, client: str) -> None:
+        self.path = state_dir / run / client
+        self._file = self.path / "state.safetensors"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one order.
+
+        Raises
+        ------
+        StateError
+            If another process holds it: two nodes with one name, or a stray process.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StateError(
+                    f"{self.path} is in use by another process: this client's last order is still running, "
+                    "or two nodes have one client-name"
+                ) from error
+            for leftover in self.path.glob(".*.tmp"):  # of a write that a kill cut off, a model's size each
+                leftover.unlink()
+            yield
+
+    def load(self) -> ClientState | None:
+        """The client's state, or None before its first report."""
+        return _state(*load_checkpoint(self._file)) if has_checkpoint(self._file) else None
+
+    def step_back(self, round: int) -> ClientState | None:
+        """Return to the previous generation where that is of ``round`` or earlier; None where it is not.
+
+        A server whose last checkpoint is damaged goes on from the one before, and asks for that round again.
+        """
+        try:
+            state = _state(*load_previous(self._file))
+        except CheckpointError:
+            return None
+        if state.report.round > round:
+            return None
+        step_back(self._file)
+        return state
+
+    def save(self, state: ClientState) -> None:
+        """Replace the state atomically; the one before it is kept as the previous generation.
+
+        Raises
+        ------
+        StateError
+            The disk is full or cannot be written; both generations are as they were.
+        """
+        report = state.report
+        meta: dict[str, Any] = {
+            "architecture": state.architecture,
+            "report": {
+                "client": report.client,
+                "round": report.round,
+                "public_digest": report.public_digest,
+                "architecture": report.architecture,
+                "metrics": report.metrics,
+            },
+            "ledger": vars(state.ledger),
+            "average_steps": state.average_steps,
+        }
+        arrays = {f"weights.{name}": tensor.cpu().numpy() for name, tensor in state.weights.items()}
+        arrays |= {f"average.{name}": tensor.cpu().numpy() for name, tensor in state.average.items()}
+        if state.optimizer:
+            meta[_OPTIMIZER_GROUPS] = state.optimizer["param_groups"]
+            arrays |= {
+                f"optimizer.{index}.{key}": torch.as_tensor(value).cpu().numpy()
+                for index, entries in state.optimizer["state"].items()
+                for key, value in entries.items()
+                if value is not None
+            }
+        arrays["report.predictions"] = report.predictions
+        if report.unseen_predictions is not None:
+            arrays["report.unseen_predictions"] = report.unseen_predictions
+        try:
+            save_checkpoint(self._file, meta, arrays)
+        except OSError as error:
+            size = sum(array.nbytes for array in arrays.values()) / 1e6
+            raise StateError(
+                f"{self.path}: the state of round {report.round} cannot be written ({error.strerror}); the "
+                f"client goes on from the one before, which is intact: make room for {size:.1f} MB there"
+            ) from error
+
+    def export_model(self, weights: dict[str, Tensor], card: dict[str, Any]) -> Path:
+        """Write the model and its card beside the state (:func:`fedmutual.models.stored.save_model`)."""
+        return save_model(self.path, weights, card)
+
+
+def _state(meta: dict[str, Any], arrays: Arrays) -> ClientState:
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    unseen = arrays.get("report.unseen_predictions")
+    return ClientState(
+        architecture=meta["architecture"],
+        weights=_below("weights.", tensors),
+        optimizer=_optimizer_from(meta, _below("optimizer.", tensors)),
+        report=Report(**meta["report"], predictions=arrays["report.predictions"], unseen_predictions=unseen),
+        ledger=Ledger(**meta["ledger"]),
+        average=_below("average.", tensors),
+        average_steps=meta["average_steps"],
+    )
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_from(meta: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if _OPTIMIZER_GROUPS not in meta:
+        return {}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": meta[_OPTIMIZER_GROUPS]}

@@ -1,0 +1,1 @@
+"""Driving a run: rounds or arrivals, who takes part, history, checkpoints, results."""

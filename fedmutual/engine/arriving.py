@@ -1,0 +1,327 @@
+"""What strategies without rounds share: who is who, each client's own count, history, checkpoint, the end.
+
+A strategy of this kind says what a client's next order stands on (:meth:`Arriving.prepare`), makes the order
+(:meth:`Arriving.order`) and takes the report (:meth:`Arriving.take`); the loop is in
+:mod:`fedmutual.engine.asynchronous`. The ``round`` of an order is the client's own count of updates, by which
+it knows an order that comes twice; the ``round`` of a history line is the number of the arrival.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedmutual.data.site import SharedData
+from fedmutual.engine.asynchronous import AsynchronousLoop
+from fedmutual.engine.history import History, Line
+from fedmutual.engine.interface import MESSAGE_TYPE
+from fedmutual.engine.participants import Participant, Participants
+from fedmutual.engine.roster import IDENTIFY, IDENTIFY_SECONDS
+from fedmutual.engine.timing import Dispatch, Timing, VirtualTiming, WallTiming
+from fedmutual.results.directory import RunDirectory
+from fedmutual.results.summary import natural_key
+from fedmutual.settings import Settings, StrategySettings, setting
+from fedmutual.wire.codec import FloatArray, MessageError
+from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
+from fedmutual.wire.messages import Expected, Order, Report, order_record, read_report
+
+logger = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+FLOOR = 1e-4  # of predictions on the unseen set, which are measured and not learned from
+
+
+@dataclass(kw_only=True)
+class ArrivingSettings(StrategySettings):
+    """Settings that strategies without rounds share."""
+
+    updates: int | None = setting("ends after so many reports; null: rounds times clients", minimum=1)
+    seconds: float | None = setting("ends after so many seconds of its clock; null: no limit", above=0)
+
+
+class Arriving(ABC):
+    """A strategy whose clients report when they are ready.
+
+    It is no ``flwr.serverapp.strategy.Strategy``: that interface is made of rounds.
+
+    Parameters
+    ----------
+    settings : Settings
+        With :class:`ArrivingSettings` as ``settings.strategy``.
+    shared : SharedData
+    run : str
+        Unique name of the run.
+    journal : RunDirectory or None
+        Where history and checkpoints go.
+    """
+
+    def __init__(
+        self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None = None
+    ) -> None:
+        self.settings = settings
+        self.shared = shared
+        self.run = run
+        self.journal = journal
+        self.unseen_predictions: dict[str, FloatArray] = {}
+        self.arrivals = 0
+        self.delivered = 0
+        self._limits: ArrivingSettings = settings.strategy
+        self.participants = Participants(settings.emulation.speeds)
+        self._expected = 0
+        self._now = 0.0
+        self._history = History()
+        self._again: set[str] = set()  # were under way when the server died
+        self._grid: Grid | None = None
+
+    # -----------------------------------------------------------------------------------------------
+    # What a strategy of this kind is made of
+
+    @abstractmethod
+    def begin(self) -> None:
+        """A run starts that was not restored."""
+
+    @abstractmethod
+    def prepare(self, client: Participant) -> None:
+        """Fix what a client's next order stands on; a repeated order is made from the same."""
+
+    @abstractmethod
+    def order(self, client: Participant) -> Order:
+        """The order that :meth:`prepare` has fixed; equal every time it is asked for."""
+
+    @abstractmethod
+    def closing_order(self, client: Participant) -> Order:
+        """A client's last order."""
+
+    @abstractmethod
+    def take(self, client: Participant, report: Report) -> Line:
+        """Use a report that answers the client's order; returns what its history line says of that.
+
+        Raises
+        ------
+        MessageError
+            If it cannot be used; nothing has changed.
+        """
+
+    def global_weights(self) -> Arrays | None:
+        """Weights of the global model at the end of a run; None: the strategy has none."""
+        return None
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """What :meth:`restore_state` needs, of the strategy's own."""
+
+    @abstractmethod
+    def restore_state(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take up what :meth:`state` gave."""
+
+    # -----------------------------------------------------------------------------------------------
+    # The run
+
+    def start(self, grid: Grid) -> None:
+        """Go on until the number of updates or the time is reached, and evaluate.
+
+        Raises
+        ------
+        ExchangeError, StrategyError
+            If too few clients take part, or two nodes have one name.
+        """
+        exchange = Exchange(grid, self.settings.exchange)
+        nodes = exchange.wait_for_clients(self.settings.num_clients)
+        if not self._expected:
+            self.begin()
+        self._expected = max(len(nodes), self._expected)
+        self._grid = grid
+        self.participants.expect(nodes)
+        timing = self._timing(grid)
+        logger.info(
+            "%s: %d clients, %s clock, until %d reports",
+            self._limits.name, self._expected, timing.name, self._budget,
+        )  # fmt: skip
+        AsynchronousLoop(grid, self.settings.exchange, self, timing, self._expected).run()
+        self._close(exchange)
+
+    def dispatch(self, node: int, now: float) -> Dispatch | None:
+        """Ask an unknown node who it is; give a known one its order, the same again while it is open."""
+        client = self.participants.at(node)
+        if client is None and self.participants.named(node):
+            return None
+        if client is None:
+            (question,) = messages_to(
+                {node: RecordDict({"identify": ConfigRecord()})}, IDENTIFY, IDENTIFY_SECONDS
+            )
+            return Dispatch(question, ((), node), speed=0.0)
+        again = client.name in self._again
+        if not self.participants.complete or (self._enough(now) and not again):
+            return None
+        if not client.under_way:
+            self.prepare(client)
+            client.under_way, client.sent = True, now
+        self._again.discard(client.name)
+        content = self._record(self.order(client))
+        (message,) = messages_to({node: content}, MESSAGE_TYPE, self.settings.exchange.round_timeout)
+        label = natural_key(client.name)
+        return Dispatch(message, (label, node), client.speed, client.sent if again else None)
+
+    def arrived(self, reply: Reply, now: float) -> bool:
+        """Take a report, or reject it by name; write the line and the checkpoint before anything is sent."""
+        client = self.participants.at(reply.node_id)
+        if client is None:
+            assert self._grid is not None
+            return self.participants.identified(reply, set(self._grid.get_node_ids()))
+        late = self._enough(now)
+        self.arrivals, self._now = self.arrivals + 1, now
+        report, reason, extra = self._checked(client, reply, late)
+        line = self._history.line(reply, client.name, report, reason, self.arrivals, closing=False)
+        line |= {"update": client.update, "clock": now} | extra
+        if report is None:
+            logger.warning("arrival %d: %s rejected: %s", self.arrivals, client.name, reason)
+        if reply.content is not None:  # bad or good, it is done: the client would only repeat it
+            client.under_way, client.update = False, client.update + 1
+        self._save([line])
+        return report is not None
+
+    def over(self, now: float) -> bool:
+        """Whether the number of reports or the time is reached, and nothing waits to be sent again."""
+        waiting = self._again & self.participants.reachable()
+        return self._enough(now) and self.participants.complete and not waiting
+
+    # -----------------------------------------------------------------------------------------------
+    # Resume
+
+    def checkpoint(self) -> tuple[dict[str, Any], Arrays]:
+        """Everything that :meth:`restore` needs, the orders under way included."""
+        meta, arrays = self.state()
+        return {
+            "run": self.run,
+            "round": self.arrivals,
+            "delivered": self.delivered,
+            "clock": self._now,
+            "expected": self._expected,
+            "last": self._history.last,
+            "participants": self.participants.as_list(),
+            "strategy": meta,
+        }, arrays
+
+    def restore(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Continue a run from what :meth:`checkpoint` gave."""
+        self.run, self.arrivals, self.delivered = meta["run"], meta["round"], meta["delivered"]
+        self._now, self._expected = meta["clock"], meta["expected"]
+        self._history = History(meta["last"])
+        self.participants.restore(meta["participants"])
+        self._again = {client.name for client in self.participants.by_name.values() if client.under_way}
+        self.restore_state(meta["strategy"], arrays)
+
+    # -----------------------------------------------------------------------------------------------
+
+    @property
+    def _budget(self) -> int:
+        return self._limits.updates or self.settings.rounds * self._expected
+
+    def _enough(self, now: float) -> bool:
+        limit = self._limits.seconds
+        return self.delivered >= self._budget or (limit is not None and now >= limit)
+
+    def _timing(self, grid: Grid) -> Timing:
+        emulation = self.settings.emulation
+        alone = emulation.clock == "auto" and getattr(grid, "takes_turns", False)
+        if alone or emulation.clock == "virtual":
+            return VirtualTiming(emulation.nominal_seconds, self._now)
+        return WallTiming(start=self._now)
+
+    def _checked(self, client: Participant, reply: Reply, late: bool) -> tuple[Report | None, str, Line]:
+        if reply.content is None:
+            return None, reply.error, {}
+        try:
+            report = self._read(client, reply, self.order(client))
+            if late:  # under way when the run was over: measured, but not learned from
+                return report, "", {"late": True}
+            extra = self.take(client, report)
+        except MessageError as error:
+            return None, str(error), {}
+        client.delivered += 1
+        self.delivered += 1
+        return report, "", extra
+
+    def _read(self, client: Participant, reply: Reply, order: Order) -> Report:
+        assert reply.content is not None
+        report = read_report(reply.content, self._report_to(order))
+        if report.client != client.name:
+            raise MessageError(f"client: the report is {report.client}'s, but this node is {client.name}")
+        return report
+
+    def _record(self, order: Order) -> RecordDict:
+        return order_record(order, getattr(self._limits, "wire_dtype", "float16"))
+
+    def _close(self, exchange: Exchange) -> None:
+        """The closing order to everyone, all at once: there is nothing more to be late for."""
+        asked = self.participants.nodes(sorted(exchange.grid.get_node_ids()))
+        orders = {node: self.closing_order(client) for node, client in asked.items()}
+        # an order that is still under way has this client's number: the closing one comes after it
+        numbers = {n: client.update + client.under_way for n, client in asked.items()}
+        orders = {node: replace(order, round=numbers[node], closing=True) for node, order in orders.items()}
+        contents = {node: self._record(order) for node, order in orders.items()}
+        timeout = self.settings.exchange.round_timeout
+        replies = exchange.send_and_collect(messages_to(contents, MESSAGE_TYPE, timeout), everyone=True)
+        self.arrivals += 1
+        lines = []
+        for reply in sorted(replies, key=lambda reply: natural_key(asked[reply.node_id].name)):
+            client, order = asked[reply.node_id], orders[reply.node_id]
+            report, reason = None, reply.error
+            try:
+                report = None if reply.content is None else self._read(client, reply, order)
+            except MessageError as error:
+                reason = str(error)
+            if report is not None and report.unseen_predictions is not None:
+                self.unseen_predictions[client.name] = report.unseen_predictions
+            line = self._history.line(reply, client.name, report, reason, self.arrivals, closing=True)
+            lines.append(line | {"update": order.round, "clock": self._now})
+        if self.journal is not None:
+            self.journal.append(lines)
+        good = sum("rejected" not in line for line in lines)
+        needed = self.settings.exchange.min_clients or max(1, (self._expected + 1) // 2)
+        if good < needed:
+            reasons = [f"{line['client']}: {line['rejected']}" for line in lines if "rejected" in line]
+            raise ExchangeError(
+                f"closing: {good} good reports, {needed} are needed (exchange.min_clients). "
+                + " | ".join(reasons)
+            )
+
+    def _save(self, lines: list[Line]) -> None:
+        if self.journal is not None:
+            self.journal.append(lines)
+            self.journal.save_checkpoint(*self.checkpoint())
+
+    def _base(self, client: Participant) -> Order:
+        """An order that asks for nothing yet."""
+        nothing = np.zeros(0, np.int32)
+        every = self.settings.evaluation.unseen_every
+        return Order(
+            run=self.run,
+            round=client.update,
+            closing=False,
+            public_digest=self.shared.public.digest,
+            classes=self.shared.classes,
+            public_indices=nothing,
+            target_indices=nothing,
+            evaluate_unseen=every > 0 and client.update % every == 0,
+        )
+
+    def _report_to(self, order: Order) -> Expected:
+        """What the report to an order must look like."""
+        unseen = self.shared.unseen
+        return Expected(
+            round=order.round,
+            public_digest=self.shared.public.digest,
+            num_samples=len(order.public_indices),
+            num_classes=len(self.shared.classes),
+            wire_dtype=getattr(self._limits, "wire_dtype", "float16"),
+            floor=getattr(self._limits, "probability_floor", FLOOR),
+            num_unseen=len(unseen) if order.closing and unseen is not None else None,
+        )

@@ -1,0 +1,77 @@
+"""What is written down of every reply: one line of ``history.jsonl``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from fedmutual.learning.consensus import prediction_shares
+from fedmutual.wire.exchange import Reply
+from fedmutual.wire.messages import Metrics, Report, unseen_payload_bytes
+
+Line = dict[str, Any]
+
+
+class History:
+    """Turns replies into lines, and remembers each client's last validation.
+
+    A mutual step is judged against the validation that its client measured at the end of the round
+    before, so that figure need not travel twice.
+    """
+
+    def __init__(self, last: Mapping[str, Line] | None = None) -> None:
+        self.last: dict[str, Line] = dict(last or {})
+
+    def line(
+        self, reply: Reply, name: str | None, report: Report | None, reason: str, round: int, closing: bool
+    ) -> Line:
+        """One reply as a line; a rejected one has its reason and no figures."""
+        line: Line = {
+            "round": round,
+            "closing": closing,
+            "client": name,
+            "node_id": reply.node_id,
+            "uplink_bytes": reply.uplink_bytes,
+            "downlink_bytes": reply.downlink_bytes,
+            "round_trip_seconds": reply.seconds,
+        }
+        if report is None:
+            return line | {"rejected": reason}
+        # what the server knows itself is not overwritten by a client's figures
+        line = {**line, "model": report.architecture} | _figures(report) | line
+        if report.unseen_predictions is not None:
+            line["unseen_num_examples"] = len(report.unseen_predictions)
+            # measuring the ensemble is no part of learning: its bytes are counted apart
+            line["evaluation_bytes"] = unseen_payload_bytes(report)
+            line["uplink_bytes"] -= line["evaluation_bytes"]
+        before = self.last.get(report.client, {})
+        if "kl_before" in line:
+            line |= {f"{key}_before": value for key, value in before.items()}
+        measured = {key: line.get(f"validation_{key}") for key in ("loss", "accuracy")}
+        self.last[report.client] = {key: value for key, value in measured.items() if value is not None}
+        return line
+
+
+def balanced_accuracy(metrics: Metrics, split: str = "validation") -> float | None:
+    """Mean recall of the classes that occur in a split; None where it was not measured."""
+    recall = metrics.get(f"{split}-recall")
+    return fmean(value for value in recall if value >= 0) if isinstance(recall, list) else None
+
+
+def figures(metrics: Metrics) -> Line:
+    """Measurements under the names of the history."""
+    line: Line = {key.replace("-", "_"): value for key, value in metrics.items()}
+    for split in ("validation", "unseen"):
+        recall = line.get(f"{split}_recall")
+        if recall is not None:
+            line[f"{split}_recall"] = [value if value >= 0 else None for value in recall]
+            line[f"{split}_balanced_accuracy"] = balanced_accuracy(metrics, split)
+    return line
+
+
+def _figures(report: Report) -> Line:
+    line = figures(report.metrics)
+    if len(report.predictions):
+        line["prediction_shares"] = prediction_shares(report.predictions)
+    return line

@@ -1,0 +1,221 @@
+"""Who takes part: nodes by name, what each one reported, and whether enough of them did."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedmutual.engine.history import History
+from fedmutual.results.summary import natural_key
+from fedmutual.settings import ParticipationSettings
+from fedmutual.wire.codec import MessageError
+from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
+from fedmutual.wire.messages import Report, claimed_client
+
+logger = logging.getLogger(__name__)
+
+IDENTIFY = "query.identify"
+IDENTIFY_SECONDS = 60.0
+
+
+class StrategyError(RuntimeError):
+    """The run cannot go on as it is configured; the message says who or what is in the way."""
+
+
+class Roster:
+    """The clients of a run.
+
+    Parameters
+    ----------
+    min_clients : int or None
+        Good reports that a round needs; None: half of those that take part of the clients of the start, at
+        least one.
+    participation : ParticipationSettings or None
+        Who takes part in a round; None: everyone.
+    seed : int
+        Of the choice.
+    """
+
+    def __init__(
+        self, min_clients: int | None, participation: ParticipationSettings | None = None, seed: int = 0
+    ) -> None:
+        self.expected = 0
+        self._min_clients = min_clients
+        self._participation = participation
+        self._seed = seed
+        self._names: dict[int, str] = {}
+        self._refused: set[int] = set()
+        self._history = History()
+        self._lines: list[dict[str, Any]] = []
+        self.good = 0
+        self._begun = False  # a round is over: there are predictions of clients by name
+
+    def expect(self, clients: int) -> None:
+        """Set how many clients the run starts with."""
+        self.expected = clients
+
+    def name(self, node: int) -> str | None:
+        """Name of a node, once it has reported."""
+        return self._names.get(node)
+
+    def nodes(self, grid: Grid) -> list[int]:
+        """Connected nodes that take part."""
+        return [node for node in sorted(grid.get_node_ids()) if node not in self._refused]
+
+    def taking_part(self, round: int, nodes: list[int]) -> list[int]:
+        """Those of the nodes that take part in a round: the same clients whatever their node ids are."""
+        chosen = self._participation
+        if chosen is None or chosen.is_full:
+            return nodes
+        there = [node for node in nodes if not chosen.misses(self._names.get(node), round)]
+        there.sort(key=lambda node: natural_key(self._names.get(node, f"~{node}")))
+        count = self._part_of(len(nodes))
+        if count >= len(there):
+            return there
+        order = np.random.default_rng([self._seed, round]).permutation(len(there))
+        return [there[position] for position in sorted(order[:count])]
+
+    def _part_of(self, clients: int) -> int:
+        fraction = 1.0 if self._participation is None else self._participation.fraction
+        return max(1, math.ceil(fraction * clients - 1e-9))
+
+    def identify(self, exchange: Exchange) -> None:
+        """Ask nodes that appeared after the first round, or since the server was restarted, who they are.
+
+        Before the first round as well where clients are chosen by name.
+
+        A restarted SuperNode has a new id, but must get its own client's target. A second node with the
+        name of one that is still connected is refused for this round, and asked again in the next: Flower
+        takes up to a minute to see that the first one is dead.
+        """
+        self._refused.clear()
+        online = self.nodes(exchange.grid)
+        strangers = [node for node in online if node not in self._names]
+        by_name = self._participation is not None and not self._participation.is_full
+        if not strangers or not (self._begun or by_name):
+            return
+        asked = {node: RecordDict({"identify": ConfigRecord()}) for node in strangers}
+        questions = messages_to(asked, IDENTIFY, IDENTIFY_SECONDS)
+        for reply in exchange.send_and_collect(questions, everyone=True):
+            name = claimed_client(reply.content) if reply.content is not None else None
+            if name is None:
+                continue  # it is ordered as a newcomer, and its report names it
+            holders = [node for node, known in self._names.items() if known == name]
+            if any(node in online for node in holders) and not self._begun:
+                raise StrategyError(_twins(holders[0], reply.node_id, name))
+            if any(node in online for node in holders):
+                self._refused.add(reply.node_id)
+                logger.error(
+                    "node %d waits: client %s is still connected as node %d; if that one is not dead, give "
+                    "every node its own client-name", reply.node_id, name, holders[0],
+                )  # fmt: skip
+                continue
+            for node in holders:
+                del self._names[node]
+            self._names[reply.node_id] = name
+
+    def receive(
+        self, replies: list[Reply], read: Callable[[RecordDict], Report], round: int, closing: bool
+    ) -> dict[str, Report]:
+        """Check the replies of a round; return the good reports by client.
+
+        Raises
+        ------
+        StrategyError
+            If two nodes have one name in the first round; later the second one is rejected.
+        """
+        reports: dict[str, Report] = {}
+        self._lines = []
+        for reply in replies:
+            report, reason = _checked(reply, read)
+            name = self._names.get(reply.node_id) or (report.client if report else _claimed(reply))
+            if report is not None:
+                reason = self._conflict(report, reply.node_id, [r.node_id for r in replies])
+            if report is not None and not reason:
+                self._names[reply.node_id] = report.client
+                reports[report.client] = report
+            else:
+                report = None
+                logger.warning("round %d: %s rejected: %s", round, name or f"node {reply.node_id}", reason)
+            self._lines.append(self._history.line(reply, name, report, reason, round, closing))
+        self.good = len(reports)
+        self._begun = self._begun or bool(reports)
+        return reports
+
+    def lines(self) -> list[dict[str, Any]]:
+        """History of the round received last, a line a client."""
+        return self._lines
+
+    def require_quorum(self, round: int) -> None:
+        """Refuse to go on with too few reports.
+
+        Raises
+        ------
+        ExchangeError
+            Naming every client that failed, and why.
+        """
+        needed = self._min_clients or max(1, (self._part_of(self.expected) + 1) // 2)
+        if self.good >= needed:
+            return
+        reasons = [_blame(line) for line in self._lines if "rejected" in line]
+        ordered = {line["node_id"] for line in self._lines}
+        reasons += [f"{name}: not connected" for node, name in self._names.items() if node not in ordered]
+        raise ExchangeError(
+            f"round {round}: {self.good} good reports, {needed} are needed (exchange.min_clients). "
+            + " | ".join(reasons)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the checkpoint, as JSON. Node ids are not kept: after a restart they mean nothing."""
+        return {"expected": self.expected, "last": self._history.last}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take up a checkpoint's clients."""
+        self.expected = saved["expected"]
+        self._history = History(saved["last"])
+        self._begun = True
+
+    def _conflict(self, report: Report, node: int, asked: list[int]) -> str:
+        """Why a node may not report under a name; empty where it may."""
+        known = self._names.get(node)
+        if known is not None and known != report.client:
+            return f"client: the report is {report.client}'s, but this node is {known}"
+        other = next((n for n in asked if n != node and self._names.get(n) == report.client), None)
+        if other is None:
+            return ""
+        problem = _twins(other, node, report.client)
+        if not self._begun:
+            raise StrategyError(problem)
+        self._refused.add(node)
+        return problem
+
+
+def _twins(first: int, second: int, name: str) -> str:
+    return (
+        f"nodes {first} and {second} are both named {name}: give every node its own client-name (or "
+        "partition-id) in its --node-config"
+    )
+
+
+def _blame(line: Mapping[str, Any]) -> str:
+    name, reason = line["client"] or f"node {line['node_id']}", str(line["rejected"])
+    return reason if reason.startswith(f"{name}: ") else f"{name}: {reason}"  # a client's error has its name
+
+
+def _checked(reply: Reply, read: Callable[[RecordDict], Report]) -> tuple[Report | None, str]:
+    if reply.content is None:
+        return None, reply.error
+    try:
+        return read(reply.content), ""
+    except MessageError as error:
+        return None, str(error)
+
+
+def _claimed(reply: Reply) -> str | None:
+    return None if reply.content is None else claimed_client(reply.content)

@@ -1,0 +1,151 @@
+"""The server: settings -> strategy -> rounds -> results."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from fedmutual.data.site import SharedData, load_shared
+from fedmutual.engine.interface import RunnableStrategy
+from fedmutual.report.leave import keep_evidence, leave_report
+from fedmutual.report.plots import write_plots
+from fedmutual.results.diagnostics import diagnose
+from fedmutual.results.directory import RunDirectory, build_summary
+from fedmutual.settings import Settings, SettingsError, as_container
+from fedmutual.settings.compose import from_contexts, run_config_overrides
+from fedmutual.tracking.tracker import Tracking, missing_logger
+from fedmutual.wire.exchange import Exchange
+from fedmutual.wire.public_images import Distributor, ServingGrid
+
+logger = logging.getLogger(__name__)
+
+
+def run(grid: Grid, context: Context) -> None:
+    """Do a whole run: its results directory says how it went, whatever happens.
+
+    Raises
+    ------
+    Exception
+        Whatever ended the run, after ``summary.json`` has its reason, so that Flower marks it as failed.
+    """
+    start = time.time()
+    settings = from_contexts(context.run_config)
+    problem = missing_logger(settings)
+    if problem:
+        raise SettingsError(problem)
+    journal, checkpoint = _open_results(settings, run_config_overrides(context.run_config))
+    logger.info("results: %s", journal.path)
+    tracking = Tracking(settings, journal.path, journal.history())
+    journal.listeners.append(tracking.log)
+    outcome: dict[str, Any] = {"status": "failed", "reason": "the ServerApp was killed"}
+    num_classes = 2
+    shared = strategy = None
+    try:
+        exchange = Exchange(grid, settings.exchange)
+        nodes = exchange.wait_for_clients(settings.num_clients)
+        shared = load_shared(settings, settings.num_clients or len(nodes))
+        outcome |= {"public_digest": shared.public.digest}
+        num_classes = len(shared.classes)
+        strategy = settings.strategy.build(settings, shared, _run_name(journal.path), journal)
+        if checkpoint is not None:
+            strategy.restore(*checkpoint)
+        if settings.public.distribute:
+            distributor = Distributor(exchange, settings, shared, journal.count_public_bytes)
+            distributor.serve(nodes)
+            grid = ServingGrid(grid, distributor)
+        started = time.time()
+        strategy.start(grid)
+        outcome["seconds"] = {"startup": started - start, "training": time.time() - started}
+        outcome |= {
+            "ensemble": _ensemble(strategy, shared, settings),
+            "global_model": _global_model(strategy, settings, shared, journal),
+        }
+        outcome |= {"status": "completed", "reason": ""}
+    except BaseException as error:
+        outcome["reason"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        seconds = {**outcome.pop("seconds", {}), "total": time.time() - start}
+        if shared is not None and strategy is not None:
+            keep_evidence(journal, shared, strategy)
+        _finish(journal, settings, outcome, seconds, num_classes, tracking)
+
+
+def _open_results(
+    settings: Settings, overrides: list[str]
+) -> tuple[RunDirectory, tuple[dict[str, Any], dict[str, Any]] | None]:
+    if settings.resume is not None:
+        RunDirectory(Path(settings.resume)).require_same(as_container(settings))
+        journal = RunDirectory.resume(Path(settings.resume))
+        return journal, journal.load_checkpoint()
+    now = datetime.datetime.now()
+    name = f"{now:%Y-%m-%d_%H-%M-%S}-{settings.strategy.name}"
+    output = Path(settings.output_dir) if settings.output_dir else None
+    return RunDirectory.create(output, as_container(settings), name, overrides), None
+
+
+def _run_name(path: Path) -> str:
+    """Unique for ever: clients keep their states by it, and must never take an old run's for this one's."""
+    return f"{path.name}-{secrets.token_hex(4)}"
+
+
+def _ensemble(strategy: RunnableStrategy, shared: SharedData, settings: Settings) -> dict[str, Any] | None:
+    """Measure the mean-logit ensemble of the (honest) clients that answered the closing order."""
+    hostile = settings.attack.clients
+    said = [values for name, values in strategy.unseen_predictions.items() if name not in hostile]
+    if not said or shared.unseen is None:
+        return None
+    import torch
+
+    from fedmutual.learning.evaluation import ensemble, quality
+
+    log_p = torch.from_numpy(ensemble(said))
+    return {**quality(log_p, torch.from_numpy(shared.unseen.labels)), "num_examples": len(shared.unseen)}
+
+
+def _global_model(
+    strategy: RunnableStrategy, settings: Settings, shared: SharedData, journal: RunDirectory
+) -> dict[str, Any] | None:
+    """Measure and leave the global model, where the strategy has one."""
+    weights = strategy.global_weights()
+    if weights is None:
+        return None
+    from fedmutual.engine.server_model import ServerModel
+
+    return ServerModel(settings, shared, weights).leave(journal)
+
+
+def _finish(
+    journal: RunDirectory,
+    settings: Settings,
+    outcome: dict[str, Any],
+    seconds: dict[str, float],
+    classes: int,
+    tracking: Tracking,
+) -> None:
+    """The summary comes last, since it says that the run is over, but whatever a plot may do, it comes."""
+    history = journal.history()
+    warnings = diagnose(history, classes, getattr(settings.strategy, "kl_weight", 0.0))
+    for warning in warnings:
+        logger.warning("%s", warning)
+    summary = build_summary(
+        settings=as_container(settings),
+        history=history,
+        public_data_bytes=journal.public_bytes(),
+        seconds=seconds,
+        warnings=warnings,
+        **outcome,
+    )
+    tracking.close(summary)
+    try:
+        leave_report(journal.path, summary)
+        write_plots(history, journal.path)
+    finally:
+        journal.write_summary(summary)

@@ -1,0 +1,336 @@
+"""Known ways in which mutual learning goes wrong, recognised in a run's history.
+
+Each signature is one pure function from history lines to at most one warning in plain words: which clients,
+which rounds, what to do. They look at the latest rounds only: what a run has recovered from is no warning.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedmutual.results.summary import mean, natural_key
+
+Record = Mapping[str, Any]
+Lines = dict[str, list[Record]]
+
+# A signature must hold over this many reports of a client: one round is noise, most of all with the few
+# dozen validation images that a small client has.
+REPEATED = 3
+# ... and is looked for in at most this many of its latest reports.
+RECENT = 4
+# Validation accuracy that the mutual step costs. A tenth of 400 images is 40 to validate on, one of which is
+# 2.5 points; the median of three rounds moves by less than two images by chance.
+FORGOTTEN_ACCURACY = 0.05
+# Growth of the validation loss that counts as forgetting. Peers' softer targets alone raise the loss of an
+# overconfident client by a few per cent.
+FORGOTTEN_LOSS_RATIO = 1.5
+FORGOTTEN_LOSS = 0.1
+# KL divergence as a share of log(classes), its scale. For two classes 0.0007 nats is a difference of
+# about 2 points of probability at 50 %: nothing that an epoch of local training does not drown.
+TINY_KL = 1e-3
+# A mutual step that is felt moves the divergence by far more than one per cent of it.
+UNMOVED_KL = 0.01
+# Rounds without progress, after at least as many with it, at a level that is less than this share of the way
+# from chance to perfect, are a plateau; a smaller gain is within one standard error on 5,000 images.
+PLATEAU_ROUNDS = 5
+PLATEAU_GAIN = 0.003
+FAR_FROM_DONE = 0.6
+# One class has more than this share of the public predictions: no useful public set is so skewed ...
+ONE_CLASS_SHARE = 0.98
+# ... unless the client tells the classes apart (balanced accuracy, share of the way from chance).
+TELLS_CLASSES_APART = 0.5
+# A class is never found below this recall; with many classes a tenth of them must be so.
+NEVER_FOUND = 0.02
+NEVER_FOUND_CLASSES = 0.1
+# Share of the rounds without a usable report, and at least two rounds.
+OFTEN_ABSENT = 0.25
+
+
+def diagnose(history: Sequence[Record], num_classes: int, kl_weight: float = 1.0) -> list[str]:
+    """Return a warning for every failure signature that the history shows; a healthy run has none.
+
+    Parameters
+    ----------
+    history : Sequence[Mapping[str, Any]]
+        History lines; keys may be absent or None.
+    num_classes : int
+        Number of classes C; with fewer than two there is nothing to tell apart, and only the training loss,
+        forgetting and absences are looked at.
+    kl_weight : float
+        Weight of the KL term; at 0 an idle KL term is meant to be.
+    """
+    lines = reports_by_client(history)
+    found = [diverged(lines), forgetting(lines)]
+    if num_classes > 1:
+        found += [
+            idle_kl(lines, num_classes) if kl_weight > 0 else None,
+            plateau(lines, num_classes),
+            one_class(lines, num_classes),
+            missing_classes(lines, num_classes),
+        ]
+    found.append(absent(history))
+    return [warning for warning in found if warning is not None]
+
+
+def reports_by_client(history: Sequence[Record]) -> Lines:
+    """Accepted lines of every client in natural order of the names, each in order of its rounds."""
+    lines: Lines = {}
+    for line in sorted(history, key=lambda line: int(line["round"])):
+        if line.get("client") is not None and not line.get("rejected"):
+            lines.setdefault(str(line["client"]), []).append(line)
+    return {name: lines[name] for name in sorted(lines, key=natural_key)}
+
+
+def diverged(lines: Lines) -> str | None:
+    """The latest training loss is no number (null in history.jsonl)."""
+    hit: Lines = {}
+    for client, reports in lines.items():
+        trained = [line for line in reports if "train_loss" in line]
+        if trained and number(trained[-1], "train_loss") is None:
+            hit[client] = trained[-1:]
+    if not hit:
+        return None
+    return (
+        f"{_where(hit)}: the training loss is no longer a number, the model is lost. "
+        "Lower optimizer.learning_rate, and use precision=fp32 if another is set."
+    )
+
+
+def forgetting(lines: Lines) -> str | None:
+    """Local validation is worse after the mutual step than before it, in the median of the latest rounds."""
+    hit: Lines = {}
+    worst = 0.0
+    for client, reports in lines.items():
+        accuracy = _recent(reports, "accuracy_before", "accuracy_after")
+        drops = [line["accuracy_before"] - line["accuracy_after"] for line in accuracy]
+        loss = _recent(reports, "loss_before", "loss_after")
+        rises = [
+            line["loss_after"] > FORGOTTEN_LOSS_RATIO * line["loss_before"]
+            and line["loss_after"] - line["loss_before"] > FORGOTTEN_LOSS
+            for line in loss
+        ]
+        drop = statistics.median(drops) if drops else 0.0
+        if drop > FORGOTTEN_ACCURACY or sum(rises) > len(rises) / 2:
+            hit[client] = accuracy or loss
+            worst = max(worst, drop)
+    if not hit:
+        return None
+    cost = f"costs up to {100 * worst:.0f} points of" if worst > FORGOTTEN_ACCURACY else "raises the loss of"
+    return (
+        f"{_where(hit)}: forgetting: the mutual step {cost} the local validation, round after round. "
+        "Use strategy.phase=mixed, or lower strategy.kl_weight or strategy.mutual_epochs."
+    )
+
+
+def idle_kl(lines: Lines, num_classes: int) -> str | None:
+    """The divergence from the peers is too small to teach anything, or the mutual step does not move it."""
+    tiny: Lines = {}
+    unmoved: Lines = {}
+    for client, reports in lines.items():
+        before = _recent(reports, "kl_before")
+        if before and max(line["kl_before"] for line in before) < TINY_KL * math.log(num_classes):
+            tiny[client] = before
+            continue
+        both = _recent(reports, "kl_before", "kl_after")
+        changes = [abs(line["kl_after"] / line["kl_before"] - 1) for line in both if line["kl_before"] > 0]
+        if changes and statistics.median(changes) < UNMOVED_KL:
+            unmoved[client] = both
+    if tiny:
+        return (
+            f"{_where(tiny)}: the predictions on the public set hardly differ from the peers' "
+            f"(KL below {TINY_KL * math.log(num_classes):.1g} nats), so the KL term does nothing. Train "
+            "longer between exchanges (train.local_epochs), or use public images on which the clients "
+            "disagree."
+        )
+    if unmoved:
+        return (
+            f"{_where(unmoved)}: the mutual step leaves the KL to the peers where it was (within "
+            f"{100 * UNMOVED_KL:.0f} %). Raise strategy.kl_weight, strategy.mutual_epochs or "
+            "optimizer.learning_rate."
+        )
+    return None
+
+
+def plateau(lines: Lines, num_classes: int) -> str | None:
+    """The mean accuracy has stopped rising far from its goal."""
+    for key in ("unseen_accuracy", "validation_accuracy"):
+        curve = mean_curve(lines, key)
+        if len(curve) >= 2 * PLATEAU_ROUNDS:
+            break
+    else:
+        return None
+    rounds, values = list(curve), list(curve.values())
+    best, recent = max(values[:-PLATEAU_ROUNDS]), max(values[-PLATEAU_ROUNDS:])
+    done = (recent - 1 / num_classes) / (1 - 1 / num_classes)
+    if recent - best >= PLATEAU_GAIN or done >= FAR_FROM_DONE:
+        return None
+    return (
+        f"all clients (rounds {rounds[-PLATEAU_ROUNDS]} to {rounds[-1]}): the mean {key.replace('_', ' ')} "
+        f"has stopped at {100 * recent:.1f} %, no better than before. Compare with strategy.kl_weight=0: if "
+        "that is better, lower strategy.kl_weight; if not, try another optimizer.learning_rate, more "
+        "train.local_epochs or another model."
+    )
+
+
+def one_class(lines: Lines, num_classes: int) -> str | None:
+    """Nearly all public images are given the same class, in the latest reports in a row."""
+    hit: Lines = {}
+    for client, reports in lines.items():
+        recent = [line for line in reports if _figures(line, "prediction_shares")][-REPEATED:]
+        if (
+            len(recent) == REPEATED
+            and all(_one_sided(line) for line in recent)
+            and not _tells_apart(reports, num_classes)
+        ):
+            hit[client] = recent
+    if not hit:
+        return None
+    return (
+        f"{_where(hit)}: collapse: nearly all public images are given one class. Use "
+        "train.prior_correction=true and strategy.phase=mixed, or a labelled public set (public.labelled). A "
+        "later start of the exchange (strategy.burn_in) helps too."
+    )
+
+
+def missing_classes(lines: Lines, num_classes: int) -> str | None:
+    """Classes of the unseen set (else of the validation images) that a client never finds."""
+    hit: Lines = {}
+    classes: set[int] = set()
+    for client, reports in lines.items():
+        collapsed = [line for line in reports if _figures(line, "prediction_shares")][-1:]
+        if collapsed and _one_sided(collapsed[0]):
+            continue  # said by one_class
+        never, recent = _never_found(reports)
+        if len(never) >= max(1.0, NEVER_FOUND_CLASSES * num_classes):
+            hit[client], classes = recent, classes | never
+    if not hit:
+        return None
+    return (
+        f"{_where(hit)}: {_some([f'class {c}' for c in sorted(classes)])} "
+        f"{'is' if len(classes) == 1 else 'are'} never recognised (recall below {NEVER_FOUND:.0%}). Use "
+        "train.prior_correction=true, and see that the public set holds images of every class."
+    )
+
+
+def absent(history: Sequence[Record]) -> str | None:
+    """A client answers, or is accepted, in too few of the rounds; asynchronous runs have no common rounds."""
+    opening = [line for line in history if not line.get("closing")]
+    rounds = sorted({int(line["round"]) for line in opening})
+    senders = {_sender(line) for line in opening}
+    crowd = Counter(int(line["round"]) for line in opening)
+    if len(senders) > 1 and statistics.median(crowd.values()) <= 1:
+        return None
+    texts = []
+    for sender in sorted(senders, key=natural_key):
+        own = [line for line in opening if _sender(line) == sender]
+        accepted = {int(line["round"]) for line in own if not line.get("rejected")}
+        missing = [round for round in rounds if round not in accepted]
+        if len(missing) < 2 or len(missing) <= OFTEN_ABSENT * len(rounds):
+            continue
+        reasons = [str(line["rejected"]) for line in own if line.get("rejected")]
+        texts.append(f"{sender} ({_rounds(missing)}{': ' + reasons[-1] if reasons else ''})")
+    if not texts:
+        return None
+    return (
+        f"{_some(texts)}: absent or rejected in many rounds, so the others learn without it. See its log; "
+        "where it is only slow, raise exchange.round_timeout or lower its train.local_epochs."
+    )
+
+
+def mean_curve(lines: Lines, key: str) -> dict[int, float]:
+    """Mean over clients of ``key`` in every round but the closing one and those that half of them miss."""
+    rounds: dict[int, list[float]] = {}
+    for reports in lines.values():
+        for line in reports:
+            value = number(line, key)
+            if value is not None and not line.get("closing"):
+                rounds.setdefault(int(line["round"]), []).append(value)
+    means = {round: mean(rounds[round]) for round in sorted(rounds) if 2 * len(rounds[round]) > len(lines)}
+    return {round: value for round, value in means.items() if value is not None}
+
+
+def number(line: Record, key: str) -> float | None:
+    """The finite number under ``key``, or None."""
+    value = line.get(key)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _figures(line: Record, key: str) -> list[float | None]:
+    """The figures per class under ``key``: what is no finite number is None, what is no list has none."""
+    values = line.get(key)
+    if not isinstance(values, (list, tuple)):
+        return []
+    return [number({key: value}, key) for value in values]
+
+
+def _recent(reports: Sequence[Record], *keys: str) -> list[Record]:
+    """The latest reports in which all the keys have numbers; none when they are too few to tell."""
+    having = [line for line in reports if all(number(line, key) is not None for key in keys)]
+    return having[-RECENT:] if len(having) >= REPEATED else []
+
+
+def _one_sided(line: Record) -> bool:
+    shares = _figures(line, "prediction_shares")
+    return any(share is not None and share > ONE_CLASS_SHARE for share in shares)
+
+
+def _tells_apart(reports: Sequence[Record], num_classes: int) -> bool:
+    """Whether the latest balanced accuracy shows that the public images, not the client, are one-sided."""
+    for key in ("unseen_balanced_accuracy", "validation_balanced_accuracy"):
+        known = [value for line in reports if (value := number(line, key)) is not None]
+        if known:
+            return (known[-1] - 1 / num_classes) / (1 - 1 / num_classes) > TELLS_CLASSES_APART
+    return False
+
+
+def _never_found(reports: Sequence[Record]) -> tuple[set[int], list[Record]]:
+    """Classes with almost no recall in every one of the latest reports, or in the closing one, and these."""
+    for key in ("unseen_recall", "validation_recall"):
+        having = [line for line in reports if _figures(line, key)]
+        if having:
+            break
+    else:
+        return set(), []
+    # the closing message sees the whole unseen set: it needs no repetition
+    final = having[-1:] if having[-1].get("closing") and key == "unseen_recall" else []
+    recent = final or having[-REPEATED:]
+    if not final and len(recent) < REPEATED:
+        return set(), []
+    # a class that is not in the set has no recall: None or NaN
+    recalls = itertools.zip_longest(*(_figures(line, key) for line in recent))
+    return {c for c, column in enumerate(recalls) if all(_is_low(value) for value in column)}, recent
+
+
+def _is_low(recall: float | None) -> bool:
+    return recall is not None and recall < NEVER_FOUND
+
+
+def _sender(line: Record) -> str:
+    return str(line["client"] if line.get("client") is not None else f"node {line.get('node_id')}")
+
+
+def _where(hit: Lines) -> str:
+    rounds = {int(line["round"]) for reports in hit.values() for line in reports}
+    return f"{_some(list(hit))} ({_rounds(rounds)})"
+
+
+def _rounds(rounds: Iterable[int]) -> str:
+    """ "round 3", "rounds 3 to 6", "rounds 1, 4 and 7"."""
+    numbers = sorted(rounds)
+    if len(numbers) == 1:
+        return f"round {numbers[0]}"
+    if numbers == list(range(numbers[0], numbers[-1] + 1)) or len(numbers) > 6:
+        inside = "" if len(numbers) == numbers[-1] - numbers[0] + 1 else f"{len(numbers)} of the "
+        return f"{inside}rounds {numbers[0]} to {numbers[-1]}"
+    return f"rounds {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """At most five of the names, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,28 @@
+"""Whose a SuperLink's private home is, so that one that a killed run left is told from a living run's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psutil
+
+from fedmutual.simulation.processes import runs
+
+OWNER = "owner.json"
+
+
+def write_owner(home: Path) -> None:
+    """Say in the home that it belongs to this process."""
+    me = psutil.Process()
+    (home / OWNER).write_text(json.dumps({"pid": me.pid, "created": me.create_time()}))
+
+
+def owner_lives(home: Path) -> bool:
+    """Whether the process that the home belongs to still runs; a pid that was given anew is another one."""
+    said = json.loads((home / OWNER).read_text())
+    try:
+        process = psutil.Process(said["pid"])
+        return runs(process) and abs(process.create_time() - said["created"]) < 1.0
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,250 @@
+"""One simulation from start to end: start, submit, follow, report, and leave nothing running."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedmutual.appfolder import runnable_app
+from fedmutual.simulation.interrupts import Interrupted, Interrupts
+from fedmutual.simulation.progress import Display, HistoryTail
+from fedmutual.simulation.request import RunRequest
+from fedmutual.simulation.superlink import FlowerError, SuperLink
+
+POLL_SECONDS = 0.1
+RECORD_SECONDS = 0.5  # how often new processes are looked for
+ASK_SECONDS = 20.0  # how often Flower is asked about a run whose process has not appeared
+ENDING_SECONDS = 120.0  # for what the ServerApp does after its summary
+FAILING_SECONDS = 2.0  # the same when the run failed: Flower would go on to start its clients
+STOPPING_SECONDS = 5.0  # for a simulation that was told to stop
+
+
+class LocalRun:
+    """A simulation on this machine.
+
+    Parameters
+    ----------
+    request : RunRequest
+        The checked settings.
+    app_dir : Path
+        The Flower app: the folder of ``pyproject.toml``, ``server_app.py`` and ``client_app.py``; that of a
+        wheel is put together first.
+    console : Console
+        Where the run is shown.
+    verbose : bool
+        Show the log of the ServerApp and the clients as well.
+    """
+
+    def __init__(self, request: RunRequest, app_dir: Path, console: Console, verbose: bool = False) -> None:
+        self._request = request
+        self._app_dir = app_dir
+        self._console = console
+        self._verbose = verbose
+        self._output = request.output_dir
+        self._log = self._output / "run.log"  # what the ServerApp and the clients print
+        self._interrupts = Interrupts()
+        self._recorded = 0.0
+
+    def run(self) -> int:
+        """Run it to its end.
+
+        Returns
+        -------
+        int
+            The exit code: 0 when the run completed, 1 when it failed, 130 after Ctrl-C, 143 after SIGTERM.
+        """
+        self._output.mkdir(parents=True, exist_ok=True)
+        self._log_offset = self._log.stat().st_size if self._log.exists() else 0
+        self._shown = self._log_offset
+        self._old_summary = _identity(self._output / "summary.json")
+        with self._interrupts, runnable_app(self._app_dir) as app_dir:
+            self._display = Display(self._console, self._request.num_clients, self._request.settings.rounds)
+            gpu_index = self._request.settings.device.startswith("cuda:")
+            self._superlink = SuperLink(app_dir, self._output / "superlink.log", gpu_index)
+            try:
+                reason = self._simulate()
+            except Interrupted as interruption:
+                return self._interrupted(interruption)
+            except FlowerError as error:
+                reason = str(error)
+            finally:
+                self._close()
+            return self._report(reason)
+
+    def _simulate(self) -> str:
+        """Start and follow the run; returns why it left no summary, empty when it left one."""
+        history = HistoryTail(self._output / "history.jsonl")
+        self._run_id = ""
+        models, num_clients = self._request.settings.model.per_client, self._request.num_clients
+        if models and len(models) < num_clients:
+            self._display.line(f"model.per_client: {num_clients} clients take the {len(models)} in turn")
+        self._display.status("starting the SuperLink")
+        self._superlink.start(self._wait)
+        self._display.status("submitting the app")
+        self._run_id = self._superlink.submit(
+            self._request.run_config, self._request.federation_config, self._wait
+        )
+        if self._verbose:
+            self._superlink.stream_log(self._run_id, self._log)
+        self._display.status("starting the server and the clients")
+        self._follow(history)
+        summary = self._summary()
+        if (summary is None or summary.get("status") != "completed") and not self._verbose:
+            self._superlink.save_log(self._run_id, self._log, self._wait)
+        if summary is None:
+            status, details = self._superlink.status(self._run_id, self._wait)
+            return details or last_error(self._log, self._log_offset) or status
+        return ""
+
+    def _follow(self, history: HistoryTail) -> None:
+        """Show the run's history until its process has ended."""
+        asked = time.monotonic()
+        deadline = None
+        while True:
+            over = self._superlink.simulation is not None and not self._superlink.simulating
+            if deadline is None and (summary := self._summary()) is not None:
+                completed = summary.get("status") == "completed"
+                deadline = time.monotonic() + (ENDING_SECONDS if completed else FAILING_SECONDS)
+            if deadline is not None:  # Flower's own end takes seconds in which nothing more comes
+                over = over or self._superlink.returned
+            self._display.rows(history.poll())
+            if over or (deadline is not None and time.monotonic() > deadline):
+                return
+            if not self._superlink.running:
+                raise FlowerError(f"the SuperLink ended during the run; see {self._output / 'superlink.log'}")
+            if self._superlink.simulation is None and time.monotonic() - asked > ASK_SECONDS:
+                if self._superlink.status(self._run_id, self._wait)[0].startswith("finished"):
+                    return
+                asked = time.monotonic()
+            self._wait()
+
+    def _wait(self) -> None:
+        time.sleep(POLL_SECONDS)
+        self._show_log()
+        if time.monotonic() - self._recorded > RECORD_SECONDS:
+            self._superlink.processes.record()
+            self._recorded = time.monotonic()
+        self._interrupts.check()
+
+    def _interrupted(self, interruption: Interrupted) -> int:
+        self._display.status("stopping (Ctrl-C again: at once)")
+        self._stop_run()
+        self._close()
+        self._leave_summary("stopped", str(interruption))
+        self._console.print(
+            f"Stopped. What there is: {self._output}", markup=False, highlight=False, soft_wrap=True
+        )
+        return interruption.exit_code
+
+    def _stop_run(self) -> None:
+        """Let Flower end the simulation in order; killing the SuperLink first would leave Ray behind."""
+
+        def wait() -> None:
+            time.sleep(POLL_SECONDS)
+            if self._interrupts.hurry():
+                raise FlowerError("no time left")
+
+        if not self._run_id or self._interrupts.hurry():
+            return
+        try:
+            self._superlink.stop_run(self._run_id, wait)
+            deadline = time.monotonic() + STOPPING_SECONDS
+            while self._superlink.simulating and time.monotonic() < deadline:
+                wait()
+        except FlowerError as error:
+            self._display.line(f"flwr stop: {error}; ending its processes")
+
+    def _leave_summary(self, status: str, reason: str) -> None:
+        """Say in ``summary.json`` how a run ended that could not say it itself."""
+        from fedmutual.report.leave import leave_report
+        from fedmutual.results.directory import ResultsError, RunDirectory, leave_summary
+        from fedmutual.settings import as_container
+
+        try:
+            if not (self._output / "config.yaml").exists():  # it ended before the ServerApp began
+                RunDirectory(self._output).write_config(as_container(self._request.settings))
+            leave_summary(self._output, status, reason)
+            leave_report(self._output)
+        except (ResultsError, OSError) as error:  # a damaged history, a full disk
+            self._display.line(f"no summary.json: {error}")
+
+    def _close(self) -> None:
+        self._superlink.close(self._interrupts.hurry)
+        self._show_log()
+        self._display.close()
+
+    def _report(self, reason: str) -> int:
+        if self._summary() is None:
+            reason = reason or last_error(self._log, self._log_offset) or "no reason given"
+            self._leave_summary("failed", reason)
+        summary = self._summary()
+        if summary is not None and summary.get("clients"):
+            from fedmutual.report.tables import clients_table
+
+            self._console.print(clients_table(summary))
+        for warning in (summary or {}).get("warnings", []):
+            self._display.line(f"warning: {warning}")
+        completed = summary is not None and summary.get("status") == "completed"
+        if not completed:
+            status, given = ((summary or {}).get(key) for key in ("status", "reason"))
+            self._display.line(f"The run {status or 'failed'}: {given or reason or 'no reason given'}")
+            if self._log.exists():
+                self._display.line(f"The whole log: {self._log}")
+        if (self._output / "report.html").exists():
+            self._display.line(f"Report: {self._output / 'report.html'}")
+        self._display.line(f"Results: {self._output}")
+        return 0 if completed else 1
+
+    def _summary(self) -> dict[str, Any] | None:
+        """The summary of this run; one that an interrupted run left before it is none."""
+        path = self._output / "summary.json"
+        if _identity(path) in (None, self._old_summary):
+            return None
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return dict(summary)
+
+    def _show_log(self) -> None:
+        if not self._verbose or not self._log.exists():
+            return
+        with self._log.open("rb") as file:
+            file.seek(self._shown)
+            text = file.read()
+        complete = text[: text.rfind(b"\n") + 1]
+        self._shown += len(complete)
+        for line in complete.decode(errors="replace").splitlines():
+            self._display.log(line)
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_EXCEPTION = re.compile(r"^\s*(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*")
+
+
+def last_error(log: Path, start: int = 0) -> str:
+    """Return the last line of a log that states an exception, else its last lines; empty for an empty log.
+
+    Parameters
+    ----------
+    log : Path
+        A log.
+    start : int
+        Byte at which the part of this run begins.
+    """
+    if not log.exists():
+        return ""
+    text = _COLOUR.sub("", log.read_bytes()[start:].decode(errors="replace"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    stated = [line for line in lines if _EXCEPTION.match(line)]
+    return stated[-1] if stated else "\n".join(lines[-5:])
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns

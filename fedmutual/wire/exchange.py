@@ -1,0 +1,268 @@
+"""Sending orders to many nodes and collecting what comes back: deadline, errors by name, bytes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from fedmutual.settings import ExchangeSettings
+from fedmutual.wire.messages import payload_bytes
+
+logger = logging.getLogger(__name__)
+
+SETTLE_SECONDS = 1.0  # clients that connect within this time of each other are all waited for
+CLOCK_SKEW = 300.0  # seconds; Flower itself refuses a node with a key whose clock is further behind
+
+MEANING = {
+    ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "its ClientApp cannot be loaded (is fedmutual installed there?)",
+    ErrorCode.MESSAGE_UNAVAILABLE: "no report within the round's time (exchange.round_timeout)",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its report expired on the way (exchange.round_timeout)",
+    ErrorCode.NODE_UNAVAILABLE: "the node is gone; it may join again when its SuperNode is back",
+    ErrorCode.CLIENT_APP_CRASHED: "its ClientApp process died (out of memory? killed?)",
+    ErrorCode.UNKNOWN: "its process died (in simulation: a Ray actor; out of memory?)",
+    ErrorCode.MOD_FAILED_PRECONDITION: "a Flower mod of its ClientApp refused the order",
+    ErrorCode.INVALID_FAB: "its SuperNode takes signed apps only (--trusted-entities) and refused this one",
+}
+_MAY_COME_BACK = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
+_ATTEMPTS = 3  # a client that dies of the order itself must not die for ever
+
+
+class ExchangeError(RuntimeError):
+    """Too few clients are connected, or answered."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of one order.
+
+    Attributes
+    ----------
+    node_id : int
+    content : RecordDict or None
+        None where the reply is an error or never came.
+    error : str
+        What went wrong, in words; empty where nothing did.
+    downlink_bytes, uplink_bytes : int
+        Content as serialised: the order, and the report.
+    seconds : float
+        From sending to receiving.
+    """
+
+    node_id: int
+    content: RecordDict | None
+    error: str
+    downlink_bytes: int
+    uplink_bytes: int
+    seconds: float
+
+
+class Exchange:
+    """Orders out, replies in, over a Flower Grid.
+
+    Flower's own ``send_and_receive`` looks for replies every 3 s in deployment; a round of ours may be
+    shorter than that, so messages are pushed and pulled here.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        settings: ExchangeSettings,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.grid = grid
+        self.settings = settings
+        self._clock = clock
+        self._sleep = sleep
+        self._late: dict[str, tuple[int, float]] = {}  # orders of earlier rounds: node, deadline
+        self._nodes: set[int] = set()
+        self._asked = -math.inf
+
+    def wait_for_clients(self, count: int | None) -> list[int]:
+        """Wait until ``count`` nodes are connected; without a count, until no more arrive.
+
+        Raises
+        ------
+        ExchangeError
+            If too few are there after ``exchange.join_timeout`` seconds.
+        """
+        start = self._clock()
+        seen: list[int] = []
+        last_change = start
+        while True:
+            now = self._clock()
+            nodes = sorted(self.grid.get_node_ids())
+            if nodes != seen:
+                seen, last_change = nodes, now
+            if count is not None and len(nodes) >= count:
+                return nodes
+            if count is None and nodes and now - last_change >= SETTLE_SECONDS:
+                return nodes
+            if now - start > self.settings.join_timeout:
+                raise ExchangeError(
+                    f"{len(nodes)} of {count or 'any'} clients connected within "
+                    f"{self.settings.join_timeout:g} s: start the other SuperNodes, set num_clients to the "
+                    "number there are, or raise exchange.join_timeout"
+                )
+            self._sleep(self.settings.poll_interval)
+
+    def send_and_collect(self, messages: list[Message], everyone: bool = False) -> list[Reply]:
+        """Send every message, and wait for the replies or until the round's time is over.
+
+        A node that still works on the order of an earlier round gets its order when it has answered that one.
+        An order whose process or node died is sent again once the node is there, within
+        ``exchange.return_timeout``: a client answers what it has done before from its state.
+
+        Parameters
+        ----------
+        messages : list[Message]
+            At most one a node.
+        everyone : bool
+            Wait for all also where ``exchange.enough_clients`` would do.
+
+        Returns
+        -------
+        list[Reply]
+            One for each message, in the order of the messages.
+        """
+        now, enough = self._clock(), None if everyone else self.settings.enough_clients
+        orders = [_Order(message, payload_bytes(message.content), now) for message in messages]
+        deadline = now + self.settings.round_timeout
+        while True:
+            self._push([order for order in orders if order.reply is None and not order.name])
+            self._pull({order.name: order for order in orders if order.reply is None and order.name})
+            answered = sum(order.reply is not None and order.reply.content is not None for order in orders)
+            open_orders = [order for order in orders if order.reply is None]
+            if not open_orders or self._clock() >= deadline or (enough is not None and answered >= enough):
+                break
+            self._sleep(self.settings.poll_interval)
+        for order in open_orders:
+            self._leave_open(order, deadline)
+        return [order.reply for order in orders if order.reply is not None]
+
+    def _push(self, orders: list[_Order]) -> None:
+        now = self._clock()
+        self._late = {name: late for name, late in self._late.items() if late[1] > now}
+        busy = {node for node, _ in self._late.values()}
+        lost = [order for order in orders if order.lost_at is not None]
+        online = self._online() if lost else set()
+        for order in orders:
+            if order.node in busy or (order.lost_at is not None and order.node not in online):
+                continue
+            # one at a time: a rejected message is an empty id in deployment, but is left out in simulation
+            ids = list(self.grid.push_messages([order.message()]))
+            if ids and ids[0]:
+                order.name, order.attempts = ids[0], order.attempts + 1
+                order.sent_at = self._clock() if order.attempts == 1 else order.sent_at
+                if order.lost_at is not None:
+                    logger.info("node %d is there: its order was sent again", order.node)
+            elif order.lost_at is None:
+                order.reply = Reply(order.node, None, "the node is not connected", 0, 0, 0.0)
+        for order in lost:
+            if not order.name and self._clock() - cast(float, order.lost_at) > self.settings.return_timeout:
+                self._close(order, f"{order.error} (it was not back within exchange.return_timeout)")
+
+    def _pull(self, waiting: dict[str, _Order]) -> None:
+        names = [*waiting, *self._late]
+        for message in self.grid.pull_messages(names) if names else []:
+            name = message.metadata.reply_to_message_id
+            if name in self._late:
+                logger.info("node %d: its report of an earlier round came too late", self._late.pop(name)[0])
+            elif name in waiting:
+                self._receive(waiting[name], message)
+
+    def _receive(self, order: _Order, message: Message) -> None:
+        if not message.has_error():
+            size = payload_bytes(message.content)
+            self._close(order, "", message.content, size)
+            return
+        order.error = explain(message.error)
+        again = message.error.code in _MAY_COME_BACK and order.attempts < _ATTEMPTS
+        order.lost_at = self._clock() if order.lost_at is None else order.lost_at
+        if again and self._clock() - order.lost_at < self.settings.return_timeout:
+            logger.warning("node %d: %s; its order is sent again when it is there", order.node, order.error)
+            order.name = ""
+        else:
+            self._close(order, order.error)
+
+    def _leave_open(self, order: _Order, deadline: float) -> None:
+        """The round goes on without this reply: its time is over, or enough others are in."""
+        if self._clock() >= deadline:
+            self._close(order, order.error or MEANING[ErrorCode.MESSAGE_UNAVAILABLE])
+            return
+        if order.name:
+            self._late[order.name] = (order.node, deadline)
+        self._close(order, order.error or "enough others had reported (exchange.enough_clients)")
+
+    def _close(
+        self, order: _Order, error: str, content: RecordDict | None = None, uplink_bytes: int = 0
+    ) -> None:
+        seconds, downlink_bytes = self._clock() - order.sent_at, order.size * order.attempts
+        order.reply = Reply(order.node, content, error, downlink_bytes, uplink_bytes, seconds)
+
+    def _online(self) -> set[int]:
+        """Connected nodes, asked for once a second at most: in deployment each question is a request."""
+        if self._clock() - self._asked >= 1.0:
+            self._asked, self._nodes = self._clock(), set(self.grid.get_node_ids())
+        return self._nodes
+
+
+@dataclass
+class _Order:
+    """An order of the present round, and what has come of it."""
+
+    original: Message
+    size: int
+    sent_at: float
+    name: str = ""  # the id under which it is under way
+    attempts: int = 0
+    lost_at: float | None = None
+    error: str = ""
+    reply: Reply | None = None
+
+    @property
+    def node(self) -> int:
+        return self.original.metadata.dst_node_id
+
+    def message(self) -> Message:
+        """The message itself, and later a copy of it: one that was pushed has its id for good."""
+        if self.attempts == 0:
+            return self.original
+        metadata = self.original.metadata
+        return Message(self.original.content, self.node, metadata.message_type, ttl=metadata.ttl)
+
+
+def messages_to(orders: Mapping[int, RecordDict], message_type: str, timeout: float) -> list[Message]:
+    """One message a node, which expires after the round.
+
+    A node drops a message that has expired by its own clock, so a clock may differ by ``CLOCK_SKEW``.
+    """
+    ttl = timeout + CLOCK_SKEW
+    return [Message(content, node, message_type, ttl=ttl) for node, content in orders.items()]
+
+
+def as_reply(message: Message) -> Reply:
+    """A message that somebody else has pulled; what it answers is not known."""
+    if message.has_error():
+        return Reply(message.metadata.src_node_id, None, explain(message.error), 0, 0, 0.0)
+    size = payload_bytes(message.content)
+    return Reply(message.metadata.src_node_id, message.content, "", 0, size, 0.0)
+
+
+def explain(error: Error) -> str:
+    """A Flower error in words: what it means here, and the last line of what the client said."""
+    lines = [line.strip() for line in (error.reason or "").splitlines() if line.strip()]
+    said = lines[-1] if lines else ""
+    if error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION:
+        return said or "its ClientApp raised an exception"
+    meaning = MEANING.get(error.code, f"Flower error {error.code}")
+    telling = (ErrorCode.LOAD_CLIENT_APP_EXCEPTION, ErrorCode.MOD_FAILED_PRECONDITION, ErrorCode.INVALID_FAB)
+    return f"{meaning}: {said}" if said and error.code in telling else meaning

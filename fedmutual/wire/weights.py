@@ -1,0 +1,66 @@
+"""Weights on the wire: between arrays by name and what a message holds, and whether they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from fedmutual.data.site import SharedData
+from fedmutual.settings import Settings
+from fedmutual.wire.codec import MessageError
+from fedmutual.wire.messages import Report
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def weights_record(weights: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
+    """Pack weights."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(values)) for name, values in weights.items()})
+
+
+def read_weights(report: Report, like: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
+    """Unpack the weights of a report and check them against the server's.
+
+    Raises
+    ------
+    MessageError
+        If there are none, they are another architecture's, or not finite.
+    """
+    if report.model is None:
+        raise MessageError("model: the report holds no weights")
+    weights = {name: array.numpy() for name, array in report.model.items()}
+    if weights.keys() != like.keys():
+        raise MessageError(f"model: {report.architecture} has other layers than the server's model")
+    for name, values in weights.items():
+        if (values.shape, values.dtype) != (like[name].shape, like[name].dtype):
+            raise MessageError(
+                f"model: {name} is {values.dtype} {values.shape}, the server's {like[name].dtype} "
+                f"{like[name].shape}: give this site the run's model"
+            )
+        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            raise MessageError(f"model: {name} is not finite (did the training diverge?)")
+    return weights
+
+
+def initial_weights(settings: Settings, shared: SharedData) -> Arrays:
+    """The common start of the run's clients, made from its seed (and the warm-start fold, if any)."""
+    from fedmutual.client.learner import derived_seed, warm_start
+    from fedmutual.models.build import build_model
+
+    seed = derived_seed(settings.seed, "model", settings.model.target)
+    model, _ = build_model(settings.model, len(shared.classes), settings.data.image_size, seed)
+    warm_start(settings, shared, model)
+    return {name: values.detach().numpy().copy() for name, values in model.state_dict().items()}
+
+
+def one_architecture(settings: Settings) -> str | None:
+    """Say why weights cannot be exchanged; None: they can."""
+    if settings.model.per_client:
+        return (
+            f"model.per_client: {len(settings.model.per_client)} models, but "
+            f"strategy={settings.strategy.name} exchanges weights: choose one model, or strategy=mutual"
+        )
+    return None
