@@ -137,7 +137,7 @@ def test_local_exchanges_nothing(tmp_path: Path) -> None:
     for message in (*run.grid.orders, *run.grid.replies):
         if trains(message):
             assert "model" not in message.content
-    assert all(len(o.public_indices) == len(o.target_indices) == 0 for o in run.orders().values())
+    assert all(len(o.indices) == len(o.target_indices) == 0 for o in run.orders().values())
     assert all(not m.content["report"]["predictions"] for m in run.grid.replies if trains(m))
     assert set(run.summary["clients"]) == {"client-0", "client-1", "client-2"}
 

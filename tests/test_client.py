@@ -53,7 +53,7 @@ def an_order(round: int, **changes: Any) -> Order:
         closing=False,
         public_digest=public.digest,
         classes=("mask", "no_mask"),
-        public_indices=indices,
+        indices=indices,
         target_indices=indices if round > 1 else indices[:0],
         targets=target if round > 1 else None,
         kl_weight=1.0 if round > 1 else 0.0,
@@ -62,7 +62,7 @@ def an_order(round: int, **changes: Any) -> Order:
 
 
 def closing(round: int) -> Order:
-    return an_order(round, closing=True, public_indices=np.zeros(0, np.int32))
+    return an_order(round, closing=True, indices=np.zeros(0, np.int32))
 
 
 def do(order: Order, context: Context) -> RecordDict:

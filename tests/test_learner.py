@@ -71,7 +71,7 @@ def order(targets: np.ndarray | None = None, **changes: Any) -> Order:
         "closing": False,
         "public_digest": "digest",
         "classes": ("dark", "bright"),
-        "public_indices": np.array([1, 4, 7], dtype=np.int32),
+        "indices": np.array([1, 4, 7], dtype=np.int32),
         "target_indices": np.arange(0 if targets is None else len(targets), dtype=np.int32),
         "targets": targets,
         "kl_weight": 1.0,

@@ -80,7 +80,7 @@ def an_order(**changes: Any) -> Order:
         closing=False,
         public_digest="d1",
         classes=("mask", "no_mask"),
-        public_indices=np.arange(5, dtype=np.int32),
+        indices=np.arange(5, dtype=np.int32),
         target_indices=np.array([1, 4], np.int32),
         targets=log_softmax(np.array([[0.0, 1.0], [3.0, 0.0]])),
         target_entropies=None,
@@ -339,7 +339,7 @@ def test_an_order_comes_back(wire_dtype: str, classes: int, entropies: bool) -> 
         "model",
     ):
         assert getattr(back, name) == getattr(order, name)
-    np.testing.assert_array_equal(back.public_indices, order.public_indices)
+    np.testing.assert_array_equal(back.indices, order.indices)
     np.testing.assert_array_equal(back.target_indices, order.target_indices)
     assert back.targets is not None
     rtol = 0 if wire_dtype == "float32" else 2.0**-11
@@ -352,14 +352,14 @@ def test_an_order_comes_back(wire_dtype: str, classes: int, entropies: bool) -> 
 
 @pytest.mark.parametrize(("largest", "width"), [(2**16 - 1, 2), (2**16, 4)])
 def test_an_index_takes_two_bytes_where_that_is_enough(largest: int, width: int) -> None:
-    order = an_order(public_indices=np.array([3, largest], np.int32))
+    order = an_order(indices=np.array([3, largest], np.int32))
     content = order_record(order, "float16")
     assert len(content[ORDER]["public-indices"]) == 2 * width
-    np.testing.assert_array_equal(read_order(wire(content)).public_indices, [3, largest])
+    np.testing.assert_array_equal(read_order(wire(content)).indices, [3, largest])
 
 
 def test_samples_that_have_a_target_and_are_to_be_predicted_are_named_once() -> None:
-    order = an_order(public_indices=np.array([4, 1], np.int32), target_indices=np.array([4, 1], np.int32))
+    order = an_order(indices=np.array([4, 1], np.int32), target_indices=np.array([4, 1], np.int32))
     content = order_record(order, "float16")
     assert "target-indices" not in content[ORDER]
     np.testing.assert_array_equal(read_order(wire(content)).target_indices, [4, 1])
@@ -390,7 +390,7 @@ def bad_order(**changes: Any) -> RecordDict:
         (bad_order(protocol=9), "the server speaks protocol 9, this site 1: install the same fedmutual"),
         (bad_order(run=None), "malformed.*run"),
         (bad_order(classes=None), "malformed.*classes"),
-        (bad_order(public_indices=b"123"), "malformed"),
+        (bad_order(indices=b"123"), "malformed"),
         (bad_order(indices_dtype=None), "malformed.*indices-dtype"),
         (bad_order(indices_dtype="<f8"), "malformed.*indices-dtype"),
         (bad_order(target_indices=np.arange(3, dtype="<i4").tobytes()), "malformed"),

@@ -200,7 +200,7 @@ def test_lambda_waits_and_then_grows(tmp_path: Path, burn_in: int, ramp: int, we
     assert [order.targets is not None for order in orders] == [weight > 0 for weight in weights]
     closing = run.orders()[FIRST_NODE, 6]
     assert closing.targets is not None
-    assert closing.targets.shape == (len(orders[-1].public_indices), 2)
+    assert closing.targets.shape == (len(orders[-1].indices), 2)
     assert closing.kl_weight == 0.8
 
 
@@ -214,15 +214,15 @@ def test_no_mutual_learning_at_weight_zero(tmp_path: Path, events: list[Event]) 
 # The public set
 
 
-def public_indices(run: Played) -> list[list[int]]:
+def indices(run: Played) -> list[list[int]]:
     last = max(round for _, round in run.orders())
-    return [run.orders()[FIRST_NODE, round].public_indices.tolist() for round in range(1, last)]
+    return [run.orders()[FIRST_NODE, round].indices.tolist() for round in range(1, last)]
 
 
 @pytest.mark.parametrize("schedule", ["static", "kfold", "sample"])
 def test_which_samples_a_round_uses(tmp_path: Path, schedule: str) -> None:
     run = play(tmp_path, EAGER, f"public={schedule}", "rounds=3", clients=2)
-    rounds = public_indices(run)
+    rounds = indices(run)
     if schedule == "static":
         assert rounds == [list(range(24))] * 3
     elif schedule == "kfold":

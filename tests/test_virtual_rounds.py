@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from local_grid import FIRST_NODE, play, trains
 
 from fedmutual.compare.outcome import curve
+from fedmutual.engine import virtual_rounds
 from fedmutual.engine.virtual_rounds import VirtualRounds
 from fedmutual.settings import EmulationSettings, SettingsError
 from fedmutual.settings.compose import compose
-from fedmutual.engine import virtual_rounds
 
 SLOW = ("strategy=local", "emulation.speeds=[1,1,8]", "emulation.nominal_seconds=0.5")
 

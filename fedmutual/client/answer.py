@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from torch import nn
 
@@ -27,10 +27,11 @@ from fedmutual.data.site import SiteData, load_site
 from fedmutual.learning.attack import poisoned
 from fedmutual.learning.device import choose_device, describe
 from fedmutual.learning.ema import MovingAverage
+from fedmutual.methods.base import Method
 from fedmutual.models.build import build_model, load_weights
 from fedmutual.models.card import model_card
 from fedmutual.results.directory import user_runs_dir
-from fedmutual.settings import Settings, StrategySettings
+from fedmutual.settings import Settings
 from fedmutual.settings.compose import from_contexts
 from fedmutual.wire import messages
 from fedmutual.wire.codec import FloatArray, MessageError
@@ -82,6 +83,8 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     name = client_name(context.node_config)
     settings = client_settings(context.run_config, context.node_config)
     order = messages.read_order(content)
+    if not order.run:
+        raise MessageError("run: the order names no run; this app takes orders of its own server only")
     folder = StateFolder(Path(settings.state_dir or user_runs_dir().parent / "state"), order.run, name)
     with folder.locked():
         state = folder.load()
@@ -89,19 +92,22 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
             state = _step_back(folder, state.report.round, order.round)
         if state is None or state.report.round < order.round:
             state = _learn(order, settings, context.node_config, name, folder, state, start)
-            record = _packed(state, settings)
+            record = _packed(state, settings, order)
             received = state.ledger.received + messages.payload_bytes(content)
             sent = state.ledger.sent + messages.payload_bytes(record)
             folder.save(replace(state, ledger=Ledger(received, sent)))
             logger.info("%s: %.1f kB received, %.1f kB sent in this run", name, received / 1e3, sent / 1e3)
             return record
     logger.warning("%s: round %d was done before; sending its report again", name, order.round)
-    return _packed(state, settings)
+    return _packed(state, settings, order)
 
 
-def _packed(state: ClientState, settings: Settings) -> RecordDict:
-    strategy: StrategySettings = settings.strategy
-    return strategy.pack(state.report, state.weights)
+def _packed(state: ClientState, settings: Settings, order: Order) -> RecordDict:
+    method: Method = settings.strategy
+    report, weights = state.report, method.weights(order, state.report, state.weights)
+    if weights:
+        report = replace(report, model=ArrayRecord({name: w.cpu() for name, w in weights.items()}))
+    return messages.report_record(report, order.wire_dtype, order.floor)
 
 
 def _step_back(folder: StateFolder, done: int, asked: int) -> ClientState:
@@ -216,9 +222,9 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def _sent(predictions: FloatArray, settings: Settings, order: Order, name: str) -> FloatArray:
     """The client's predictions; of an emulated hostile one, what it makes of them."""
     attack = settings.attack.by(name)
-    same = np.array_equal(order.target_indices, order.public_indices)
+    same = np.array_equal(order.target_indices, order.indices)
     seed = derived_seed(settings.seed, name, order.round, "attack")
-    return poisoned(attack, predictions, order.targets if same else None, seed)
+    return poisoned(attack, predictions, order.log_targets if same else None, seed)
 
 
 def _restore_layout(optimizer: torch.optim.Optimizer) -> None:

@@ -128,16 +128,10 @@ class Learner:
 
     def predictions(self) -> FloatArray:
         """Log-probabilities of the order's public samples, [n, C], in evaluation mode."""
-        return self._predict(*self._shown(self.order.round, self.order.public_indices)).numpy()
+        return self._predict(*self._shown(self.order.round, self.order.indices)).numpy()
 
-    def public(self, divergence: str, temperature: float) -> Public:
-        """The order's target samples with what is taught on them: its targets, and labels where known.
-
-        Parameters
-        ----------
-        divergence, temperature
-            Of the mutual loss, see :mod:`fedmutual.learning.divergence`.
-        """
+    def public(self) -> Public:
+        """The order's target samples with what is taught on them: its targets, and labels where known."""
         order = self.order
         images, indices = self._taught()
         labels = None
@@ -146,11 +140,13 @@ class Learner:
         entropies = order.target_entropies
         return Public(
             images=_images(images, indices),
-            log_target=None if order.targets is None else torch.from_numpy(order.targets).to(self._device),
+            log_target=None
+            if order.log_targets is None
+            else torch.from_numpy(order.log_targets).to(self._device),
             entropies=None if entropies is None else torch.from_numpy(entropies).to(self._device),
             labels=labels,
-            divergence=divergence,
-            temperature=temperature,
+            divergence=order.divergence,
+            temperature=order.temperature,
             weight=order.kl_weight,
         )
 

@@ -1,7 +1,6 @@
-"""What strategies without rounds share: who is who, each client's own count, history, checkpoint, the end.
+"""A run without rounds: who is who, each client's own count, history, checkpoint, the end.
 
-A strategy of this kind says what a client's next order stands on (:meth:`Arriving.prepare`), makes the order
-(:meth:`Arriving.order`) and takes the report (:meth:`Arriving.take`); the loop is in
+The engine drives a :class:`fedmutual.strategies.arrivals.ArrivalStrategy`; the loop is in
 :mod:`fedmutual.engine.asynchronous`. The ``round`` of an order is the client's own count of updates, by which
 it knows an order that comes twice; the ``round`` of a history line is the number of the arrival.
 """
@@ -9,9 +8,8 @@ it knows an order that comes twice; the ``round`` of a history line is the numbe
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,50 +19,50 @@ from flwr.serverapp import Grid
 from fedmutual.data.site import SharedData
 from fedmutual.engine.asynchronous import AsynchronousLoop
 from fedmutual.engine.history import History, Line
-from fedmutual.engine.interface import MESSAGE_TYPE
 from fedmutual.engine.participants import Participant, Participants
 from fedmutual.engine.roster import IDENTIFY, IDENTIFY_SECONDS
 from fedmutual.engine.timing import Dispatch, Timing, VirtualTiming, WallTiming
 from fedmutual.results.directory import RunDirectory
 from fedmutual.results.summary import natural_key
-from fedmutual.settings import Settings, StrategySettings, setting
+from fedmutual.settings import Settings
+from fedmutual.strategies.arrivals import Arrays, ArrivalStrategy
 from fedmutual.wire.codec import FloatArray, MessageError
 from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
-from fedmutual.wire.messages import Expected, Order, Report, order_record, read_report
+from fedmutual.wire.messages import MESSAGE_TYPE, Expected, Order, Report, order_record, read_report
 
 logger = logging.getLogger(__name__)
 
-Arrays = dict[str, np.ndarray[Any, Any]]
-FLOOR = 1e-4  # of predictions on the unseen set, which are measured and not learned from
 
-
-@dataclass(kw_only=True)
-class ArrivingSettings(StrategySettings):
-    """Settings that strategies without rounds share."""
-
-    updates: int | None = setting("ends after so many reports; null: rounds times clients", minimum=1)
-    seconds: float | None = setting("ends after so many seconds of its clock; null: no limit", above=0)
-
-
-class Arriving(ABC):
-    """A strategy whose clients report when they are ready.
-
-    It is no ``flwr.serverapp.strategy.Strategy``: that interface is made of rounds.
+class Arriving:
+    """Drive a strategy whose clients report when they are ready.
 
     Parameters
     ----------
+    strategy : ArrivalStrategy
     settings : Settings
-        With :class:`ArrivingSettings` as ``settings.strategy``.
     shared : SharedData
     run : str
         Unique name of the run.
     journal : RunDirectory or None
         Where history and checkpoints go.
+    updates : int or None
+        The run ends after so many reports; None: rounds times clients.
+    seconds : float or None
+        It ends after so many seconds of its clock; None: no limit.
     """
 
     def __init__(
-        self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None = None
+        self,
+        strategy: ArrivalStrategy,
+        settings: Settings,
+        shared: SharedData,
+        run: str,
+        journal: RunDirectory | None = None,
+        *,
+        updates: int | None = None,
+        seconds: float | None = None,
     ) -> None:
+        self.strategy = strategy
         self.settings = settings
         self.shared = shared
         self.run = run
@@ -72,54 +70,18 @@ class Arriving(ABC):
         self.unseen_predictions: dict[str, FloatArray] = {}
         self.arrivals = 0
         self.delivered = 0
-        self._limits: ArrivingSettings = settings.strategy
         self.participants = Participants(settings.emulation.speeds)
+        self._updates = updates
+        self._seconds = seconds
         self._expected = 0
         self._now = 0.0
         self._history = History()
         self._again: set[str] = set()  # were under way when the server died
         self._grid: Grid | None = None
 
-    # -----------------------------------------------------------------------------------------------
-    # What a strategy of this kind is made of
-
-    @abstractmethod
-    def begin(self) -> None:
-        """A run starts that was not restored."""
-
-    @abstractmethod
-    def prepare(self, client: Participant) -> None:
-        """Fix what a client's next order stands on; a repeated order is made from the same."""
-
-    @abstractmethod
-    def order(self, client: Participant) -> Order:
-        """The order that :meth:`prepare` has fixed; equal every time it is asked for."""
-
-    @abstractmethod
-    def closing_order(self, client: Participant) -> Order:
-        """A client's last order."""
-
-    @abstractmethod
-    def take(self, client: Participant, report: Report) -> Line:
-        """Use a report that answers the client's order; returns what its history line says of that.
-
-        Raises
-        ------
-        MessageError
-            If it cannot be used; nothing has changed.
-        """
-
     def global_weights(self) -> Arrays | None:
         """Weights of the global model at the end of a run; None: the strategy has none."""
-        return None
-
-    @abstractmethod
-    def state(self) -> tuple[dict[str, Any], Arrays]:
-        """What :meth:`restore_state` needs, of the strategy's own."""
-
-    @abstractmethod
-    def restore_state(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Take up what :meth:`state` gave."""
+        return self.strategy.global_weights()
 
     # -----------------------------------------------------------------------------------------------
     # The run
@@ -134,15 +96,13 @@ class Arriving(ABC):
         """
         exchange = Exchange(grid, self.settings.exchange)
         nodes = exchange.wait_for_clients(self.settings.num_clients)
-        if not self._expected:
-            self.begin()
         self._expected = max(len(nodes), self._expected)
         self._grid = grid
         self.participants.expect(nodes)
         timing = self._timing(grid)
         logger.info(
             "%s: %d clients, %s clock, until %d reports",
-            self._limits.name, self._expected, timing.name, self._budget,
+            self.settings.strategy.name, self._expected, timing.name, self._budget,
         )  # fmt: skip
         AsynchronousLoop(grid, self.settings.exchange, self, timing, self._expected).run()
         self._close(exchange)
@@ -161,10 +121,10 @@ class Arriving(ABC):
         if not self.participants.complete or (self._enough(now) and not again):
             return None
         if not client.under_way:
-            self.prepare(client)
+            self.strategy.prepare(client.name, client.update, self._delivered)
             client.under_way, client.sent = True, now
         self._again.discard(client.name)
-        content = self._record(self.order(client))
+        content = order_record(self._order(client))
         (message,) = messages_to({node: content}, MESSAGE_TYPE, self.settings.exchange.round_timeout)
         label = natural_key(client.name)
         return Dispatch(message, (label, node), client.speed, client.sent if again else None)
@@ -197,7 +157,7 @@ class Arriving(ABC):
 
     def checkpoint(self) -> tuple[dict[str, Any], Arrays]:
         """Everything that :meth:`restore` needs, the orders under way included."""
-        meta, arrays = self.state()
+        meta, arrays = self.strategy.state()
         return {
             "run": self.run,
             "round": self.arrivals,
@@ -216,16 +176,16 @@ class Arriving(ABC):
         self._history = History(meta["last"])
         self.participants.restore(meta["participants"])
         self._again = {client.name for client in self.participants.by_name.values() if client.under_way}
-        self.restore_state(meta["strategy"], arrays)
+        self.strategy.restore_state(meta["strategy"], arrays)
 
     # -----------------------------------------------------------------------------------------------
 
     @property
     def _budget(self) -> int:
-        return self._limits.updates or self.settings.rounds * self._expected
+        return self._updates or self.settings.rounds * self._expected
 
     def _enough(self, now: float) -> bool:
-        limit = self._limits.seconds
+        limit = self._seconds
         return self.delivered >= self._budget or (limit is not None and now >= limit)
 
     def _timing(self, grid: Grid) -> Timing:
@@ -239,10 +199,10 @@ class Arriving(ABC):
         if reply.content is None:
             return None, reply.error, {}
         try:
-            report = self._read(client, reply, self.order(client))
+            report = self._read(client, reply, self._order(client))
             if late:  # under way when the run was over: measured, but not learned from
                 return report, "", {"late": True}
-            extra = self.take(client, report)
+            extra = self.strategy.take(client.name, report, self._delivered)
         except MessageError as error:
             return None, str(error), {}
         client.delivered += 1
@@ -256,17 +216,23 @@ class Arriving(ABC):
             raise MessageError(f"client: the report is {report.client}'s, but this node is {client.name}")
         return report
 
-    def _record(self, order: Order) -> RecordDict:
-        return order_record(order, getattr(self._limits, "wire_dtype", "float16"))
+    @property
+    def _delivered(self) -> dict[str, int]:
+        """Accepted reports of each client."""
+        return {name: client.delivered for name, client in self.participants.by_name.items()}
+
+    def _order(self, client: Participant) -> Order:
+        return self.strategy.order(client.name, self._base(client))
 
     def _close(self, exchange: Exchange) -> None:
         """The closing order to everyone, all at once: there is nothing more to be late for."""
         asked = self.participants.nodes(sorted(exchange.grid.get_node_ids()))
-        orders = {node: self.closing_order(client) for node, client in asked.items()}
+        delivered, closing_order = self._delivered, self.strategy.closing_order
+        orders = {n: closing_order(c.name, self._base(c), delivered) for n, c in asked.items()}
         # an order that is still under way has this client's number: the closing one comes after it
         numbers = {n: client.update + client.under_way for n, client in asked.items()}
         orders = {node: replace(order, round=numbers[node], closing=True) for node, order in orders.items()}
-        contents = {node: self._record(order) for node, order in orders.items()}
+        contents = {node: order_record(order) for node, order in orders.items()}
         timeout = self.settings.exchange.round_timeout
         replies = exchange.send_and_collect(messages_to(contents, MESSAGE_TYPE, timeout), everyone=True)
         self.arrivals += 1
@@ -300,17 +266,16 @@ class Arriving(ABC):
 
     def _base(self, client: Participant) -> Order:
         """An order that asks for nothing yet."""
-        nothing = np.zeros(0, np.int32)
-        every = self.settings.evaluation.unseen_every
         return Order(
             run=self.run,
             round=client.update,
             closing=False,
             public_digest=self.shared.public.digest,
             classes=self.shared.classes,
-            public_indices=nothing,
-            target_indices=nothing,
-            evaluate_unseen=every > 0 and client.update % every == 0,
+            num_classes=len(self.shared.classes),
+            wire_dtype=self.strategy.wire_dtype,
+            floor=self.strategy.floor,
+            evaluate_unseen=self.settings.evaluation.unseen_in(client.update),
         )
 
     def _report_to(self, order: Order) -> Expected:
@@ -319,9 +284,10 @@ class Arriving(ABC):
         return Expected(
             round=order.round,
             public_digest=self.shared.public.digest,
-            num_samples=len(order.public_indices),
-            num_classes=len(self.shared.classes),
-            wire_dtype=getattr(self._limits, "wire_dtype", "float16"),
-            floor=getattr(self._limits, "probability_floor", FLOOR),
+            num_samples=len(order.indices),
+            num_classes=order.num_classes,
+            wire_dtype=order.wire_dtype,
+            floor=order.floor,
+            closing=order.closing,
             num_unseen=len(unseen) if order.closing and unseen is not None else None,
         )

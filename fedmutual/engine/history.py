@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import fmean
 from typing import Any
 
+from fedmutual.learning.competence import balanced_accuracy
 from fedmutual.learning.consensus import prediction_shares
 from fedmutual.wire.exchange import Reply
 from fedmutual.wire.messages import Metrics, Report, unseen_payload_bytes
@@ -51,12 +51,6 @@ class History:
         measured = {key: line.get(f"validation_{key}") for key in ("loss", "accuracy")}
         self.last[report.client] = {key: value for key, value in measured.items() if value is not None}
         return line
-
-
-def balanced_accuracy(metrics: Metrics, split: str = "validation") -> float | None:
-    """Mean recall of the classes that occur in a split; None where it was not measured."""
-    recall = metrics.get(f"{split}-recall")
-    return fmean(value for value in recall if value >= 0) if isinstance(recall, list) else None
 
 
 def figures(metrics: Metrics) -> Line:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedmutual.engine.roster import StrategyError
 from fedmutual.results.summary import natural_key
+from fedmutual.strategies.base import StrategyError
 from fedmutual.wire.exchange import Reply
 from fedmutual.wire.messages import claimed_client
 

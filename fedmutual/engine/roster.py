@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from fedmutual.engine.history import History
 from fedmutual.results.summary import natural_key
 from fedmutual.settings import ParticipationSettings
+from fedmutual.strategies.base import StrategyError
 from fedmutual.wire.codec import MessageError
 from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
 from fedmutual.wire.messages import Report, claimed_client
@@ -22,10 +23,6 @@ logger = logging.getLogger(__name__)
 
 IDENTIFY = "query.identify"
 IDENTIFY_SECONDS = 60.0
-
-
-class StrategyError(RuntimeError):
-    """The run cannot go on as it is configured; the message says who or what is in the way."""
 
 
 class Roster:

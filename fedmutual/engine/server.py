@@ -13,7 +13,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from fedmutual.data.site import SharedData, load_shared
-from fedmutual.engine.interface import RunnableStrategy
+from fedmutual.engine.arriving import Arriving
+from fedmutual.engine.rounds import Rounds
 from fedmutual.report.leave import keep_evidence, leave_report
 from fedmutual.report.plots import write_plots
 from fedmutual.results.diagnostics import diagnose
@@ -46,26 +47,26 @@ def run(grid: Grid, context: Context) -> None:
     journal.listeners.append(tracking.log)
     outcome: dict[str, Any] = {"status": "failed", "reason": "the ServerApp was killed"}
     num_classes = 2
-    shared = strategy = None
+    shared = engine = None
     try:
         exchange = Exchange(grid, settings.exchange)
         nodes = exchange.wait_for_clients(settings.num_clients)
         shared = load_shared(settings, settings.num_clients or len(nodes))
         outcome |= {"public_digest": shared.public.digest}
         num_classes = len(shared.classes)
-        strategy = settings.strategy.build(settings, shared, _run_name(journal.path), journal)
+        engine = settings.strategy.engine(settings, shared, _run_name(journal.path), journal)
         if checkpoint is not None:
-            strategy.restore(*checkpoint)
+            engine.restore(*checkpoint)
         if settings.public.distribute:
             distributor = Distributor(exchange, settings, shared, journal.count_public_bytes)
             distributor.serve(nodes)
             grid = ServingGrid(grid, distributor)
         started = time.time()
-        strategy.start(grid)
+        engine.start(grid)
         outcome["seconds"] = {"startup": started - start, "training": time.time() - started}
         outcome |= {
-            "ensemble": _ensemble(strategy, shared, settings),
-            "global_model": _global_model(strategy, settings, shared, journal),
+            "ensemble": _ensemble(engine, shared, settings),
+            "global_model": _global_model(engine, settings, shared, journal),
         }
         outcome |= {"status": "completed", "reason": ""}
     except BaseException as error:
@@ -73,8 +74,8 @@ def run(grid: Grid, context: Context) -> None:
         raise
     finally:
         seconds = {**outcome.pop("seconds", {}), "total": time.time() - start}
-        if shared is not None and strategy is not None:
-            keep_evidence(journal, shared, strategy)
+        if shared is not None and engine is not None:
+            keep_evidence(journal, shared, engine.unseen_predictions)
         _finish(journal, settings, outcome, seconds, num_classes, tracking)
 
 
@@ -96,10 +97,10 @@ def _run_name(path: Path) -> str:
     return f"{path.name}-{secrets.token_hex(4)}"
 
 
-def _ensemble(strategy: RunnableStrategy, shared: SharedData, settings: Settings) -> dict[str, Any] | None:
+def _ensemble(engine: Rounds | Arriving, shared: SharedData, settings: Settings) -> dict[str, Any] | None:
     """Measure the mean-logit ensemble of the (honest) clients that answered the closing order."""
     hostile = settings.attack.clients
-    said = [values for name, values in strategy.unseen_predictions.items() if name not in hostile]
+    said = [values for name, values in engine.unseen_predictions.items() if name not in hostile]
     if not said or shared.unseen is None:
         return None
     import torch
@@ -111,10 +112,10 @@ def _ensemble(strategy: RunnableStrategy, shared: SharedData, settings: Settings
 
 
 def _global_model(
-    strategy: RunnableStrategy, settings: Settings, shared: SharedData, journal: RunDirectory
+    engine: Rounds | Arriving, settings: Settings, shared: SharedData, journal: RunDirectory
 ) -> dict[str, Any] | None:
     """Measure and leave the global model, where the strategy has one."""
-    weights = strategy.global_weights()
+    weights = engine.global_weights()
     if weights is None:
         return None
     from fedmutual.engine.server_model import ServerModel

@@ -13,13 +13,12 @@ from fedmutual.engine.history import Line, figures
 from fedmutual.models.card import model_card
 from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings
-from fedmutual.wire.messages import Order
+from fedmutual.wire.messages import NO_SAMPLES, IndexArray, Order
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fedmutual.client.learner import Learner
-    from fedmutual.engine.rounds import Rounds
 
 logger = logging.getLogger(__name__)
 
@@ -76,17 +75,51 @@ class ServerModel:
         load_weights(self.model, {name: torch.from_numpy(np.array(v)) for name, v in weights.items()})
 
     def learner(self, order: Order) -> Learner:
-        """Somebody who trains it as an order says, with a fresh optimiser."""
+        """Return a Learner for the server's model with a new optimiser."""
         from fedmutual.client.learner import Learner, new_optimizer
 
         optimizer = new_optimizer(self.settings, self.model, order.round)
         return Learner(self.settings, self._site, self.model, optimizer, order, NAME)
 
-    def measure(self, order: Order) -> Line:
-        """Quality on the unseen set (or the run's subset of it), as a client's history line says it."""
-        learner = self.learner(order)
+    def order(self, round: int, indices: IndexArray, closing: bool = False) -> Order:
+        """What the server orders itself to do with its own model."""
+        return Order(
+            run="server",
+            round=round,
+            closing=closing,
+            public_digest=self._site.public.digest,
+            num_classes=len(self._site.classes),
+            classes=self._site.classes,
+            indices=indices,
+            target_indices=indices,
+        )
+
+    def measure(self, round: int) -> Line:
+        """Quality on the unseen set (or the run's subset of it), in the names of a history line.
+
+        Nothing in rounds in which the unseen set is not measured (``evaluation.unseen_every``).
+        """
+        if not self.settings.evaluation.unseen_in(round):
+            return {}
+        learner = self.learner(self.order(round, NO_SAMPLES))
         learner.evaluate_unseen(self.settings.evaluation.unseen_limit)
         return figures(learner.metrics)
+
+    def measured(self, round: int) -> Line:
+        """The same where clients have other models: its names begin with ``global_``."""
+        return {f"global_{name}": value for name, value in self.measure(round).items()}
+
+    def measure_weights(self, round: int, weights: Mapping[str, np.ndarray[Any, Any]]) -> Line:
+        """:meth:`measure` of weights, which it takes over."""
+        if not self.settings.evaluation.unseen_in(round):
+            return {}
+        self.load(weights)
+        return self.measure(round)
+
+    def measure_apart(self, round: int, weights: Mapping[str, np.ndarray[Any, Any]]) -> Line:
+        """:meth:`measured` of weights, which it takes over."""
+        self.load(weights)
+        return self.measured(round)
 
     def leave(self, journal: RunDirectory) -> dict[str, Any]:
         """Measure it on the whole unseen set, and write it into a run's results.
@@ -96,16 +129,7 @@ class ServerModel:
         dict
             ``global_model`` of ``summary.json``.
         """
-        nobody = np.zeros(0, np.int32)
-        order = Order(
-            run=journal.path.name,
-            round=self.settings.rounds + 1,
-            closing=True,
-            public_digest=self._site.public.digest,
-            classes=self._site.classes,
-            public_indices=nobody,
-            target_indices=nobody,
-        )
+        order = self.order(self.settings.rounds + 1, NO_SAMPLES, closing=True)
         learner = self.learner(order)
         learner.evaluate_unseen(None)
         metrics = figures(learner.metrics)
@@ -122,20 +146,13 @@ class ServerModel:
         logger.info("the global model is in %s", folder)
         return {"folder": folder.name, "model": type(self.model).__name__, **metrics}
 
-    def measured(self, order: Order) -> Line:
-        """The same for clients that have other models: as what every history line says besides."""
-        return {f"global_{name}": value for name, value in self.measure(order).items()}
 
+def initial_weights(settings: Settings, shared: SharedData) -> Arrays:
+    """The common start of the run's clients, made from its seed (and the warm-start fold, if any)."""
+    from fedmutual.client.learner import derived_seed, warm_start
+    from fedmutual.models.build import build_model
 
-def server_order(strategy: Rounds, round: int) -> Order:
-    """What the server orders itself to do with its own model in a round."""
-    indices = strategy.indices(round)
-    return Order(
-        run=strategy.run,
-        round=round,
-        closing=False,
-        public_digest=strategy.shared.public.digest,
-        classes=strategy.shared.classes,
-        public_indices=indices,
-        target_indices=indices,
-    )
+    seed = derived_seed(settings.seed, "model", settings.model.target)
+    model, _ = build_model(settings.model, len(shared.classes), settings.data.image_size, seed)
+    warm_start(settings, shared, model)
+    return {name: values.detach().numpy().copy() for name, values in model.state_dict().items()}

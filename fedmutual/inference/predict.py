@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from fedmutual.inference.pictures import read_pictures
+from fedmutual.data.decoding import to_rgb
+from fedmutual.inference.pictures import find_pictures, read_pictures
 from fedmutual.learning.evaluation import ensemble, predict
 from fedmutual.models.stored import StoredModel
 
@@ -44,6 +48,41 @@ def predict_pictures(
         stored.model.to(device)
     for start in range(0, len(paths), batch_size):
         yield from _batch(models, paths[start : start + batch_size], batch_size)
+
+
+def predict_images(models: Sequence[StoredModel], images: Any) -> NDArray[np.floating]:
+    """Probabilities [n, C] of the models' ensemble.
+
+    Parameters
+    ----------
+    models : sequence of StoredModel
+    images : path, sequence of paths, or uint8 array [n, H, W, 3]
+
+    Raises
+    ------
+    ValueError
+        If a picture cannot be read; its name and the reason are in the message.
+    """
+    if isinstance(images, np.ndarray):
+        return _predict_arrays(models, images)
+    names = [images] if isinstance(images, str | os.PathLike) else list(images)
+    paths = find_pictures(os.fspath(name) for name in names)
+    found = list(predict_pictures(models, paths, torch.device("cpu")))
+    for prediction in found:
+        if prediction.error:
+            raise ValueError(f"{prediction.path}: {prediction.error}")
+    return np.stack([prediction.probabilities for prediction in found])
+
+
+def _predict_arrays(models: Sequence[StoredModel], images: NDArray[np.generic]) -> NDArray[np.floating]:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
+        raise ValueError(f"images: {images.dtype} {images.shape}, not uint8 [n, H, W, 3]")
+    said = []
+    for stored in models:
+        size = stored.image_size
+        pixels = np.stack([to_rgb(Image.fromarray(image), size) for image in images])
+        said.append(predict(stored.model, torch.from_numpy(pixels).permute(0, 3, 1, 2), 32).numpy())
+    return np.asarray(np.exp(ensemble(said)))
 
 
 def _batch(models: Sequence[StoredModel], paths: Sequence[Path], batch_size: int) -> Iterator[Prediction]:

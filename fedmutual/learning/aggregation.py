@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedmutual.learning.consensus import log_softmax
-from fedmutual.wire.codec import FloatArray
+from fedmutual.learning.consensus import FloatArray, log_softmax
 
 TINY = np.finfo(np.float32).tiny
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,18 @@ from fedmutual.learning.consensus import Competence, FloatArray
 
 LEAST = 1e-3  # where all abstain, all count alike
 CERTAIN = 0.99  # nobody is believed to be better: a small validation split is soon without an error
+
+
+def balanced_accuracy(metrics: Mapping[str, Any], split: str = "validation") -> float | None:
+    """Mean recall of the classes that occur in a split; None where it was not measured."""
+    recall = metrics.get(f"{split}-recall")
+    return fmean(value for value in recall if value >= 0) if isinstance(recall, list) else None
+
+
+def validated(metrics: Mapping[str, Any]) -> float | None:
+    """Balanced validation accuracy of a client, else its plain one; None where it reports neither."""
+    balanced, plain = balanced_accuracy(metrics), metrics.get("validation-accuracy")
+    return balanced if balanced is not None or not isinstance(plain, int | float) else float(plain)
 
 
 def odds_weights(accuracies: Mapping[str, float | None], num_classes: int) -> dict[str, float]:
@@ -57,46 +71,3 @@ def certainty(exponent: float) -> Competence:
         return np.asarray(np.maximum(certain, LEAST) ** exponent)
 
     return weight
-
-
-def selection(threshold: float) -> Competence:
-    """1 where the largest probability is at least ``threshold``, else next to nothing: it abstains.
-
-    A small largest probability marks images unlike those learnt from (arXiv:1610.02136). That clients should
-    not teach about these is from Selective-FD (arXiv:2304.01731), of whose density estimate at the clients
-    nothing is needed here: only predictions travel.
-    """
-
-    def weight(p: FloatArray, rows: slice) -> npt.NDArray[np.float64]:
-        return np.where(p.max(axis=1) >= threshold, 1.0, LEAST)
-
-    return weight
-
-
-class Agreement:
-    """``(1 - TV(P_j, mean of all others)) ** exponent``, with TV the total variation distance in [0, 1].
-
-    KT-pFL weighs peers by how far their soft predictions agree (arXiv:2111.02862); here sample by sample, and
-    without learnt coefficients. Who contradicts the others about an image counts less there.
-
-    Parameters
-    ----------
-    predictions : Iterable[float array [N, C]]
-        Normalised log-probabilities of all clients, at least one.
-    exponent : float
-    """
-
-    def __init__(self, predictions: Iterable[npt.NDArray[np.floating]], exponent: float) -> None:
-        self._exponent = exponent
-        self._clients = 0
-        self._sum: npt.NDArray[np.float64] | float = 0.0
-        for log_p in predictions:
-            self._clients += 1
-            self._sum = self._sum + np.exp(log_p.astype(np.float32, copy=False))
-
-    def __call__(self, p: FloatArray, rows: slice) -> npt.NDArray[np.float64]:
-        """Weights [n] of one of the clients, whose probabilities [n, C] are ``p``."""
-        assert isinstance(self._sum, np.ndarray)
-        others = (self._sum[rows] - p) / max(self._clients - 1, 1)
-        agreed = 1 - np.abs(p - others).sum(axis=1) / 2
-        return np.asarray(np.maximum(agreed, LEAST) ** self._exponent)

@@ -62,15 +62,15 @@ class Gathered:
         Of the mutual loss.
     validated : Mapping[str, float or None]
         Balanced accuracy in [0, 1] of each client on its own validation images, None where it has none.
-    held_against : Mapping[str, float]
-        What is held against clients from earlier rounds, 0 for those not named.
+    suspicion : Mapping[str, float]
+        Suspicion against clients from earlier rounds; 0 for those not named.
     """
 
     predictions: Mapping[str, npt.NDArray[np.floating]]
     divergence: str
     temperature: float = 1.0
     validated: Mapping[str, float | None] = field(default_factory=dict)
-    held_against: Mapping[str, float] = field(default_factory=dict)
+    suspicion: Mapping[str, float] = field(default_factory=dict)
 
 
 class Consensus(Protocol):

@@ -11,19 +11,21 @@ from fedmutual.results.directory import CHECKPOINT, RunDirectory
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData
-    from fedmutual.engine.interface import RunnableStrategy
+    from fedmutual.wire.codec import FloatArray
 
 logger = logging.getLogger(__name__)
 
 
-def keep_evidence(journal: RunDirectory, shared: SharedData, strategy: RunnableStrategy) -> None:
+def keep_evidence(
+    journal: RunDirectory, shared: SharedData, unseen_predictions: Mapping[str, FloatArray]
+) -> None:
     """Write ``evidence.npz`` (:func:`fedmutual.report.evidence.gather`); an error is logged only."""
     try:
         from fedmutual.files.checkpoint import has_checkpoint
         from fedmutual.report import evidence
 
         arrays = journal.load_checkpoint()[1] if has_checkpoint(journal.path / CHECKPOINT) else {}
-        evidence.save(evidence.gather(shared, strategy.unseen_predictions, arrays), journal.path)
+        evidence.save(evidence.gather(shared, unseen_predictions, arrays), journal.path)
     except Exception:
         logger.exception("evidence.npz is not written: the report will lack confusion and agreement")
 

@@ -7,24 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from omegaconf import OmegaConf
-
-if TYPE_CHECKING:  # only what reads its settings imports torch or Flower
-    from flwr.app import RecordDict
-    from torch import Tensor
-
-    from fedmutual.client.learner import Answer, Learner
-    from fedmutual.data.site import SharedData
-    from fedmutual.engine.interface import RunnableStrategy
-    from fedmutual.learning.consensus import Consensus, Gathered
-    from fedmutual.results.directory import RunDirectory
-    from fedmutual.wire.codec import FloatArray
-    from fedmutual.wire.messages import Report
-
 
 _ABSENCE = r"(.+):(\d+)-(\d+)"
 
@@ -142,6 +129,10 @@ class EvaluationSettings:
     unseen_every: int = setting("evaluate the unseen set every n rounds; 0: only at the end", minimum=0)
     unseen_limit: int | None = setting("images of it used before the end (seeded); null: all", minimum=1)
     batch_size: int = setting("images a forward pass", minimum=1)
+
+    def unseen_in(self, round: int) -> bool:
+        """Whether the unseen set is measured in a round."""
+        return self.unseen_every > 0 and round % self.unseen_every == 0
 
 
 @dataclass(kw_only=True)
@@ -291,53 +282,21 @@ class StrategySettings:
     """Base of every strategy's settings; ``_target_`` in ``conf/strategy/*.yaml`` names the subclass."""
 
     name: str = setting("name in results and plots")
-    whole_pool: ClassVar[bool] = False  # a client gets the private images of all
     takes_consensus: ClassVar[bool] = False  # the settings group `consensus` has a meaning
     takes_views: ClassVar[bool] = False  # public.views has a meaning
-    part_of_model: ClassVar[bool] = False  # an order's model is some layers only; the client keeps the rest
 
     def misfit(self, settings: Settings) -> str | None:
         """Say which other setting this strategy cannot run with, key first; None: they go together."""
         return None
-
-    def build(
-        self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None
-    ) -> RunnableStrategy:
-        """Make the strategy of a run: the server's side."""
-        raise NotImplementedError
-
-    def learn(self, learner: Learner) -> Answer:
-        """Do what the learner's order asks: the client's side."""
-        raise NotImplementedError
-
-    def pack(self, report: Report, weights: Mapping[str, Tensor]) -> RecordDict:
-        """Turn a client's report, and the weights that it has after it, into what travels."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)
 class ConsensusSettings:
     """Base of every consensus' settings; ``_target_`` in ``conf/consensus/*.yaml`` names the subclass."""
 
-    is_mean: ClassVar[bool] = False  # of divergences to the peers, so that it goes with each of them
-
     def misfit(self, strategy: StrategySettings) -> str | None:
         """Say which setting of the strategy this consensus does not go with, key first."""
-        if not strategy.takes_consensus:
-            return f"consensus: strategy={strategy.name} has no use for it: leave it at consensus=mean"
-        if getattr(strategy, "divergence", "") == "published_code" and not self.is_mean:
-            return "strategy.divergence: published_code is defined for a mean of the peers only"
         return None
-
-    def remember(
-        self, before: Mapping[str, float], predictions: Mapping[str, FloatArray]
-    ) -> dict[str, float]:
-        """What is held against each client after a round; ``before`` is what was, by name."""
-        return {}
-
-    def form(self, gathered: Gathered) -> Consensus:
-        """Form the consensus of a round's predictions."""
-        raise NotImplementedError
 
 
 @dataclass(kw_only=True)

@@ -66,7 +66,17 @@ def run_inprocess(overrides: Sequence[str], output_dir: Path, num_clients: int |
     SettingsError
         A setting is refused; nothing was started.
     """
-    request = request_in(overrides, output_dir, num_clients)
+    return carry_out(request_in(overrides, output_dir, num_clients))
+
+
+def carry_out(request: RunRequest) -> int:
+    """Do a checked run in this process.
+
+    Returns
+    -------
+    int
+        0 when the run completed, 1 when it failed: ``summary.json`` has the reason, the log the traceback.
+    """
     import torch
 
     from fedmutual.engine.server import run

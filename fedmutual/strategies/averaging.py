@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fedmutual.engine.roster import StrategyError
+from fedmutual.strategies.base import StrategyError
 from fedmutual.wire.messages import Report
 
 

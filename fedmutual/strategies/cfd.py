@@ -6,20 +6,21 @@ client learns from the share of the votes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 from fedmutual.learning.aggregation import mean_of_probabilities
-from fedmutual.strategies.digest import DigestSettings
+from fedmutual.strategies.digest import Digest
 from fedmutual.wire.codec import FloatArray
 
 
-@dataclass(kw_only=True)
-class CFDSettings(DigestSettings):
-    """Settings of ``strategy=cfd``: ``wire_dtype=label`` by default."""
+class CFD(Digest):
+    """Share of the votes; ``wire_dtype="label"`` unless another one is given."""
 
-    revisits_last: ClassVar[bool] = False
+    def __init__(
+        self, num_samples: int, num_classes: int, *, wire_dtype: str = "label", **options: Any
+    ) -> None:
+        super().__init__(num_samples, num_classes, wire_dtype=wire_dtype, **options)
 
     def consensus(self, predictions: FloatArray) -> FloatArray:
-        """Share of the votes."""
+        """Mean of the distributions that the labels stand for."""
         return mean_of_probabilities(predictions)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 from fedmutual.learning.aggregation import entropy_reduction
-from fedmutual.settings import setting
-from fedmutual.strategies.digest import DigestSettings
+from fedmutual.strategies.digest import Digest
 from fedmutual.wire.codec import FloatArray
 
 
-@dataclass(kw_only=True)
-class DSFLSettings(DigestSettings):
-    """Settings of ``strategy=dsfl``."""
+class DSFL(Digest):
+    """Entropy reduction aggregation.
 
-    era_temperature: float = setting("T of the entropy reduction; the paper: 0.1", above=0)
+    Parameters
+    ----------
+    num_samples, num_classes : int
+    era_temperature : float
+        T of the entropy reduction; the paper: 0.1.
+    **options
+        See :class:`fedmutual.strategies.digest.Digest`.
+    """
 
-    revisits_last: ClassVar[bool] = False
+    def __init__(
+        self, num_samples: int, num_classes: int, *, era_temperature: float = 0.1, **options: Any
+    ) -> None:
+        super().__init__(num_samples, num_classes, **options)
+        if not era_temperature > 0:
+            raise ValueError(f"era_temperature: {era_temperature} is not above 0")
+        self.era_temperature = era_temperature
 
     def consensus(self, predictions: FloatArray) -> FloatArray:
-        """Entropy reduction aggregation."""
+        """Softmax of the mean distribution divided by T."""
         return entropy_reduction(predictions, self.era_temperature)

@@ -1,91 +1,89 @@
-"""Federated averaging (arXiv:1602.05629) with Flower's own aggregation, and FedProx (arXiv:1812.06127)."""
+"""Federated averaging (arXiv:1602.05629), with Flower's own aggregation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from fedmutual.data.site import SharedData
-from fedmutual.engine.history import Line
-from fedmutual.engine.rounds import Rounds
-from fedmutual.engine.server_model import server_order
-from fedmutual.results.directory import RunDirectory
-from fedmutual.settings import Settings, setting
-from fedmutual.strategies.global_rounds import GlobalRounds
-from fedmutual.strategies.private_training import PrivateTrainingSettings, nothing_predicted
-from fedmutual.wire.messages import METRICS, MODEL, Expected, Order, Report, read_report, report_record
-from fedmutual.wire.weights import one_architecture, read_weights, weights_record
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fedmutual.client.learner import Answer, Learner
+from fedmutual.strategies.base import Arrays, Figures, RoundStrategy, Schedule, below
+from fedmutual.strategies.local import with_labelled
+from fedmutual.wire.messages import METRICS, MODEL, Expected, Order, Report, read_report
+from fedmutual.wire.weights import read_weights, weights_record
 
 EXAMPLES = "num-examples"
+Measure = Callable[[int, Arrays], Figures]
 
 
-@dataclass(kw_only=True)
-class FedAvgSettings(PrivateTrainingSettings):
-    """Settings of ``strategy=fedavg`` and ``strategy=fedprox``."""
+class GlobalStrategy(RoundStrategy):
+    """A strategy whose clients' weights make one global model.
 
-    proximal: float = setting(
-        "mu of FedProx: the pull of a client's weights, in its private steps, to those it was sent", minimum=0
-    )
+    Parameters
+    ----------
+    num_classes : int
+    weights : Mapping[str, array]
+        The start of all clients.
+    measure : callable or None
+        ``(round, weights) -> figures`` of the global model; None: it is not measured.
+    **flower
+        See :class:`fedmutual.strategies.base.RoundStrategy`.
+    """
 
-    def misfit(self, settings: Settings) -> str | None:
-        """Weights can only be averaged between equal models."""
-        return one_architecture(settings) or super().misfit(settings)
+    def __init__(
+        self, num_classes: int, weights: Arrays, *, measure: Measure | None = None, **flower: Any
+    ) -> None:
+        super().__init__(num_classes, **flower)
+        self.weights = weights
+        self.measure = measure or (lambda round, weights: {})
 
-    def build(self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None) -> FedAvg:
-        """Make the strategy of a run."""
-        return FedAvg(settings, shared, run, journal)
+    def global_weights(self) -> Arrays:
+        """The global model."""
+        return self.weights
 
-    def learn(self, learner: Learner) -> Answer:
-        """Measure the global model on the client's own held-out images as it came, then train it."""
-        from fedmutual.learning.proximal import proximal
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """The global model."""
+        return {}, {f"model.{name}": values for name, values in self.weights.items()}
 
-        if learner.order.closing:
-            return learner.close()
-        learner.validate()
-        with proximal(learner.optimizer, self.proximal):
-            self.train(learner)
-        return nothing_predicted(learner)
-
-    def pack(self, report: Report, weights: Mapping[str, Tensor]) -> RecordDict:
-        """The weights, where they were trained: at the end they are the server's own."""
-        if "train-loss" in report.metrics:
-            report = replace(report, model=ArrayRecord({name: w.cpu() for name, w in weights.items()}))
-        return report_record(report, Rounds.wire_dtype, Rounds.floor)
+    def restore_state(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
+        """Continue from what :meth:`state` returned."""
+        self.weights = below("model.", arrays)
 
 
-class FedAvg(GlobalRounds):
-    """Average all weights every round, by numbers of examples; the server measures the average itself."""
+class FedAvg(GlobalStrategy):
+    """Average all weights every round, weighted by numbers of examples.
+
+    Parameters
+    ----------
+    labelled : callable or None
+        The labelled public samples that clients also train on in a round; None: none.
+    """
+
+    def __init__(
+        self, num_classes: int, weights: Arrays, *, labelled: Schedule | None = None, **options: Any
+    ) -> None:
+        super().__init__(num_classes, weights, **options)
+        self.labelled = labelled
 
     def order(self, client: str | None, base: Order) -> Order:
         """The global model."""
-        options: FedAvgSettings = self.settings.strategy
         model = weights_record(self.weights)
-        return replace(options.taught(base, self.indices(base.round)), model=model, evaluate_unseen=False)
+        return replace(with_labelled(base, self.labelled), model=model, evaluate_unseen=False)
 
     def read(self, content: RecordDict, expected: Expected) -> Report:
-        """Weights that do not fit the global model are rejected; a closing report has none."""
+        """Reject weights that do not fit the global model; a closing report has none."""
         report = read_report(content, expected)
-        if expected.num_unseen is None and self._rounds_done < self.settings.rounds:
+        if not expected.closing:
             read_weights(report, self.weights)
         return report
 
-    def take(self, round: int, reports: Mapping[str, Report]) -> Line:
-        """Average; what the unseen set says of the average is the round's figure of every client."""
+    def take(self, round: int, reports: Mapping[str, Report]) -> Figures:
+        """Average the weights; report the averaged model's figures for every client."""
         averaged = average_by_examples(reports)
         self.weights = {name: averaged[name].numpy().astype(old.dtype) for name, old in self.weights.items()}
-        if not self.evaluates_unseen(round):
-            return {}
-        self.server.load(self.weights)
-        return self.server.measure(server_order(self, round))
+        return self.measure(round, self.weights)
 
 
 def average_by_examples(reports: Mapping[str, Report]) -> ArrayRecord:

@@ -8,75 +8,100 @@ which they distil in turn.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
-from fedmutual.data.site import SharedData
-from fedmutual.engine.history import Line
-from fedmutual.engine.rounds import Arrays, below
-from fedmutual.engine.server_model import ServerModel, server_order
+import numpy as np
+
 from fedmutual.learning.aggregation import mean_of_scores
-from fedmutual.results.directory import RunDirectory
-from fedmutual.settings import Settings, setting
-from fedmutual.strategies.digest import Digest, DigestSettings, taught_to_all
+from fedmutual.strategies.base import Arrays, Figures, below, one_of
+from fedmutual.strategies.digest import Digest
 from fedmutual.wire.codec import FloatArray
-from fedmutual.wire.messages import Report
+from fedmutual.wire.messages import IndexArray, Report
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
-class FedDFSettings(DigestSettings):
-    """Settings of ``strategy=feddf``."""
+class Student(Protocol):
+    """The server's model. It holds the public samples."""
 
-    student_epochs: int = setting("passes of the student over the round's public samples", minimum=1)
-    teacher: str = setting(
-        "what clients digest: student: its predictions, as in CFD; consensus: what it learnt from itself",
-        choices=("student", "consensus"),
-    )
+    def distil(self, round: int, indices: IndexArray, log_probabilities: FloatArray) -> FloatArray:
+        """Learn the consensus [n, C] of the public samples ``indices``.
 
-    revisits_last: ClassVar[bool] = False
+        Returns
+        -------
+        float array [n, C]
+            What the student predicts for them afterwards, as log-probabilities.
+        """
+
+    def figures(self, round: int) -> Figures:
+        """Measurements of a round, for its history; may be empty."""
+
+    def weights(self) -> Arrays:
+        """Its weights, by name."""
+
+    def load(self, weights: Arrays) -> None:
+        """Take over weights."""
+
+
+class FedDF(Digest):
+    """Distil the consensus into the student, and return what it then predicts.
+
+    Parameters
+    ----------
+    num_samples, num_classes : int
+    student : Student or None
+        The server's model. None: there is none, and clients digest the consensus itself.
+    teacher : str
+        What clients digest. ``student``: its predictions, as in CFD; ``consensus``: what it learnt from.
+    **options
+        See :class:`fedmutual.strategies.digest.Digest`.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        student: Student | None = None,
+        teacher: str = "student",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_samples, num_classes, **options)
+        one_of("teacher", teacher, ("student", "consensus"))
+        if student is None:
+            logger.warning("FedDF has no student: clients digest the consensus itself")
+        self.student = student
+        self.teacher = teacher
 
     def consensus(self, predictions: FloatArray) -> FloatArray:
         """Mean scores: FedDF's AVGLOGITS."""
         return mean_of_scores(predictions)
 
-    def build(self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None) -> FedDF:
-        """Make the strategy of a run."""
-        return FedDF(settings, shared, run, journal)
-
-
-class FedDF(Digest):
-    """Gather predictions, distil their consensus into the student, return what it then predicts."""
-
-    options: FedDFSettings
-
-    def __init__(
-        self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None = None
-    ) -> None:
-        super().__init__(settings, shared, run, journal)
-        self.student = ServerModel(settings, shared)
-
-    def take(self, round: int, reports: Mapping[str, Report]) -> Line:
-        """Form the consensus, and teach it to the student: nothing else, no label either."""
+    def take(self, round: int, reports: Mapping[str, Report]) -> Figures:
+        """Form the consensus, and teach it to the student."""
         super().take(round, reports)
-        order = server_order(self, round)
-        learner = self.student.learner(taught_to_all(order, self._predicted, self._consensus))
-        public = replace(learner.public("peer_own", 1.0), labels=None)
-        learner.separate_mutual_step(public, self.options.student_epochs)
-        if self.options.teacher == "student":
-            self._consensus = learner.predictions()
-        return self.student.measured(order) if self.evaluates_unseen(round) else {}
+        assert self._consensus is not None
+        if self.student is None:
+            return {}
+        said = self.student.distil(round, self._predicted, self._consensus)
+        if self.teacher == "student":
+            self._consensus = np.asarray(said, np.float32)
+        return self.student.figures(round)
 
-    def global_weights(self) -> Arrays:
-        """The student."""
-        return self.student.weights()
+    def global_weights(self) -> Arrays | None:
+        """The student's weights."""
+        return None if self.student is None else self.student.weights()
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """What clients are taught next, and the student."""
         meta, arrays = super().state()
-        return meta, {**arrays, **{f"student.{name}": w for name, w in self.student.weights().items()}}
+        student = {} if self.student is None else self.student.weights()
+        return meta, {**arrays, **{f"student.{name}": w for name, w in student.items()}}
 
     def restore_state(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
-        """Take up what :meth:`state` gave."""
+        """Continue from what :meth:`state` returned."""
         super().restore_state(meta, arrays)
-        self.student.load(below("student.", arrays))
+        if self.student is not None:
+            self.student.load(below("student.", arrays))

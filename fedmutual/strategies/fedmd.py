@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from fedmutual.learning.aggregation import mean_of_scores
-from fedmutual.strategies.digest import DigestSettings
+from fedmutual.strategies.digest import Digest
 from fedmutual.wire.codec import FloatArray
 
 
-@dataclass(kw_only=True)
-class FedMDSettings(DigestSettings):
-    """Settings of ``strategy=fedmd``. The paper digests with the mean absolute error; here with the KL."""
-
-    revisits_last: ClassVar[bool] = True
+class FedMD(Digest):
+    """Mean scores. The paper digests with the mean absolute error; here with the KL."""
 
     def consensus(self, predictions: FloatArray) -> FloatArray:
-        """Mean scores, one's own included."""
+        """Softmax of the mean score."""
         return mean_of_scores(predictions)

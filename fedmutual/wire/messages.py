@@ -8,65 +8,233 @@ Only strategies that exchange weights add an ``ArrayRecord`` named ``model``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from fedmutual.wire.codec import FloatArray, MessageError, decode, encode
+from fedmutual.learning import DIVERGENCES
+from fedmutual.wire.codec import WIRE_DTYPES, FloatArray, MessageError, decode, encode
 
-PROTOCOL = 1
-
-# Names in the records, nowhere else.
-ORDER, REPORT, METRICS, MODEL = "order", "report", "metrics", "model"
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IndexArray = npt.NDArray[np.int32]
 Metrics = dict[str, float | int | list[float] | list[int]]
 
+PROTOCOL = 2
+MESSAGE_TYPE = "train.round"  # orders of fedmutual's own engine; client_app.py registers its handler
 
-@dataclass(frozen=True)
+# Names in the records, nowhere else.
+ORDER, REPORT, METRICS, MODEL, CONFIG = "order", "report", "metrics", "model", "config"
+
+NO_SAMPLES: IndexArray = np.zeros(0, np.int32)
+FLOOR = 1e-4  # the least probability that travels, where nothing else is said
+
+
+@dataclass(frozen=True, kw_only=True)
 class Order:
-    """Server to client.
+    """Server to client: one round of learning, or an evaluation.
+
+    A client reads it with :meth:`of`, learns from :attr:`targets` or :meth:`loss`, and answers with
+    :meth:`reply`.
 
     Attributes
     ----------
-    run : str
-        Unique name of the run; names the client's state folder.
     round : int
-        1..rounds; the closing order is ``rounds + 1``.
-    closing : bool
-        Take the last mutual step, evaluate, and save the model; no training and no predictions.
-    public_digest, classes
-        Which public set and which classes, in order.
-    public_indices : int32 [n]
-        Public samples to predict.
+        From 1. In a run of fedmutual's own engine the closing order is ``rounds + 1``.
+    num_classes : int
+        C.
+    indices : int32 [n]
+        Public samples to predict; empty in an evaluation.
     target_indices : int32 [m]
-        Samples of the previous round that ``targets`` belongs to; empty without a target.
-    targets : float32 [m, C] or None
-        See :class:`fedmutual.learning.consensus.Target`.
+        Public samples that the targets belong to; empty in round 1.
+    log_targets : float32 [m, C] or None
+        The targets as they travel, see :class:`fedmutual.learning.consensus.Target`.
     target_entropies : float32 [m] or None
+        Mean entropy of the peers in nats; only for ``divergence="peer_own"``.
+    divergence : str
+        ``own_peer``, ``peer_own`` or ``published_code``, see :mod:`fedmutual.learning.divergence`.
+    temperature : float
+        T of the mutual loss.
     kl_weight : float
-        Lambda of this message's mutual step.
+        Lambda of the mutual loss.
+    wire_dtype, floor
+        How predictions travel, see :func:`fedmutual.wire.codec.encode`.
+    config : Mapping
+        What the server passes on: ``train_config`` or ``evaluate_config`` of ``Strategy.start``.
+    run : str
+        Unique name of the run, which names the client's state folder. Empty in Flower's own loop.
+    closing : bool
+        The last order of a run: learn what is left, evaluate, keep the model; predict nothing.
+    public_digest : str
+        Which public set; empty where the app does not check it.
+    classes : tuple of str
+        Names of the classes; empty where the app does not check them.
     evaluate_unseen : bool
+        Measure the shared test set as well.
     model : ArrayRecord or None
         Weights, only from strategies that exchange them.
     """
 
-    run: str
     round: int
-    closing: bool
-    public_digest: str
-    classes: tuple[str, ...]
-    public_indices: IndexArray
-    target_indices: IndexArray
-    targets: FloatArray | None = None
+    num_classes: int
+    indices: IndexArray = field(default_factory=lambda: NO_SAMPLES)
+    target_indices: IndexArray = field(default_factory=lambda: NO_SAMPLES)
+    log_targets: FloatArray | None = None
     target_entropies: FloatArray | None = None
+    divergence: str = "peer_own"
+    temperature: float = 1.0
     kl_weight: float = 0.0
+    wire_dtype: str = "float16"
+    floor: float = FLOOR
+    config: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
+    closing: bool = False
+    public_digest: str = ""
+    classes: tuple[str, ...] = ()
     evaluate_unseen: bool = False
     model: ArrayRecord | None = None
+    message: Message | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, message: Message) -> Order:
+        """Read and check the order in a message.
+
+        Raises
+        ------
+        MessageError
+            If the message holds no order of this protocol, or a malformed one.
+        """
+        return replace(read_order(message.content), message=message)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether there are peers to learn from; False in round 1."""
+        return self.log_targets is not None
+
+    @cached_property
+    def targets(self) -> FloatArray:
+        """The peers' consensus as probabilities, float32 [m, C], for learners without gradients.
+
+        Its rows sum to 1. With ``own_peer`` it is the normalised geometric mean of the peers, with
+        ``peer_own`` their arithmetic mean; both softened by ``temperature``.
+        """
+        if self.log_targets is None:
+            return np.zeros((0, self.num_classes), np.float32)
+        scores = self.log_targets - self.log_targets.max(axis=1, keepdims=True)
+        odds = np.exp(scores)
+        return cast(FloatArray, odds / odds.sum(axis=1, keepdims=True))
+
+    def loss(self, outputs: Tensor, index: Any = None) -> Tensor:
+        """``lambda T^2 KL`` between the model and its peers, in nats, averaged over the samples.
+
+        Parameters
+        ----------
+        outputs : Tensor [b, C], or [b, 1] for two classes
+            The model's scores (logits) of the public samples ``target_indices[index]``. A single column is
+            the log-odds of class 1.
+        index : int array or Tensor [b], slice, or None
+            Positions in ``target_indices``; None: all of them.
+
+        Returns
+        -------
+        Tensor
+            A scalar with a gradient; 0 where there is no target. The factor T^2 keeps the gradient's size
+            independent of T (arXiv:1503.02531).
+
+        Raises
+        ------
+        MessageError
+            If ``outputs`` does not fit the targets.
+        """
+        from fedmutual.learning.divergence import as_logits, mutual_loss
+
+        if self.log_targets is None:
+            return outputs.sum() * 0
+        chosen = slice(None) if index is None else index
+        if hasattr(chosen, "cpu"):
+            chosen = chosen.cpu().numpy()
+        target = outputs.new_tensor(self.log_targets[chosen])
+        entropies = None
+        if self.target_entropies is not None:
+            entropies = outputs.new_tensor(self.target_entropies[chosen])
+        logits = as_logits(outputs)
+        if logits.shape != target.shape:
+            raise MessageError(
+                f"outputs: {tuple(outputs.shape)}, but the targets are {tuple(target.shape)}: pass the "
+                "scores of public[order.target_indices[index]] and the same index"
+            )
+        value = mutual_loss(self.divergence, logits, target, entropies, self.temperature)
+        return self.kl_weight * self.temperature**2 * value
+
+    def reply(
+        self,
+        probabilities: Any = None,
+        *,
+        num_examples: int,
+        metrics: Mapping[str, float | int | list[float] | list[int]] | None = None,
+        client: str | None = None,
+        model_name: str = "",
+    ) -> Message:
+        """Answer the order.
+
+        Parameters
+        ----------
+        probabilities : array or Tensor [n, C]
+            The model's predicted distributions of the public samples ``indices``, in that order. None in
+            answer to an evaluation.
+        num_examples : int
+            Private training samples; the weight of this client's metrics.
+        metrics : Mapping
+            Measurements by name: numbers, or lists of numbers.
+        client : str or None
+            The client's name; None: ``node-<id>``.
+        model_name : str
+            What the model is, for the server's history.
+
+        Raises
+        ------
+        MessageError
+            If the probabilities are no distributions, or not of the samples that the order names.
+        """
+        if self.message is None:
+            raise MessageError("this order came in no message: read it with Order.of(message)")
+        report = Report(
+            client=client or f"node-{self.message.metadata.dst_node_id}",
+            round=self.round,
+            public_digest=self.public_digest,
+            architecture=model_name,
+            predictions=self._log_probabilities(probabilities),
+            metrics={**(metrics or {}), "num-examples": int(num_examples)},
+        )
+        return Message(report_record(report, self.wire_dtype, self.floor), reply_to=self.message)
+
+    def _log_probabilities(self, probabilities: Any) -> FloatArray:
+        expected = (len(self.indices), self.num_classes)
+        if probabilities is None:
+            probabilities = np.zeros((0, self.num_classes), np.float32)
+        if hasattr(probabilities, "detach"):
+            probabilities = probabilities.detach().float().cpu().numpy()
+        values = np.asarray(probabilities, np.float32)
+        if values.shape != expected:
+            raise MessageError(
+                f"probabilities: shape {values.shape}, not {expected}: predict the samples order.indices, "
+                "with one column a class"
+            )
+        if not np.isfinite(values).all():
+            raise MessageError("probabilities: a value is not finite (did the training diverge?)")
+        if values.size and (values.min() < 0 or np.abs(values.sum(axis=1) - 1).max() > 1e-2):
+            raise MessageError(
+                "probabilities: a row is no distribution (negative, or its sum is not 1): apply softmax to "
+                "the model's outputs"
+            )
+        return cast(FloatArray, np.log(np.maximum(values, np.float32(self.floor))))
 
 
 @dataclass(frozen=True)
@@ -104,11 +272,12 @@ class Expected:
     """What a report must look like to be accepted."""
 
     round: int
-    public_digest: str
     num_samples: int
     num_classes: int
     wire_dtype: str
     floor: float
+    public_digest: str = ""
+    closing: bool = False
     num_unseen: int | None = None
 
 
@@ -116,9 +285,9 @@ class Expected:
 # Orders
 
 
-def order_record(order: Order, wire_dtype: str) -> RecordDict:
+def order_record(order: Order) -> RecordDict:
     """Pack an order. Targets travel in float16, or in float32 where predictions do."""
-    dtype = "<f4" if wire_dtype == "float32" else "<f2"
+    dtype = "<f4" if order.wire_dtype == "float32" else "<f2"
     index_dtype = _index_dtype(order)
     config: dict[str, Any] = {
         "protocol": PROTOCOL,
@@ -126,20 +295,28 @@ def order_record(order: Order, wire_dtype: str) -> RecordDict:
         "round": order.round,
         "closing": order.closing,
         "public-digest": order.public_digest,
-        "classes": list(order.classes),
+        "num-classes": order.num_classes,
         "indices-dtype": index_dtype,
-        "public-indices": order.public_indices.astype(index_dtype).tobytes(),
-        "kl-weight": float(order.kl_weight),
+        "indices": order.indices.astype(index_dtype).tobytes(),
+        "wire-dtype": order.wire_dtype,
+        "floor": float(order.floor),
         "evaluate-unseen": order.evaluate_unseen,
-        "targets-dtype": dtype,
     }
-    if not np.array_equal(order.target_indices, order.public_indices):  # a static public set goes once
+    if order.classes:
+        config["classes"] = list(order.classes)
+    if not np.array_equal(order.target_indices, order.indices):  # a static public set goes once
         config["target-indices"] = order.target_indices.astype(index_dtype).tobytes()
-    if order.targets is not None:
-        config["targets"] = order.targets.astype(dtype).tobytes()
+    if order.log_targets is not None:
+        config["kl-weight"] = float(order.kl_weight)
+        config["divergence"] = order.divergence
+        config["temperature"] = float(order.temperature)
+        config["targets-dtype"] = dtype
+        config["targets"] = order.log_targets.astype(dtype).tobytes()
     if order.target_entropies is not None:
         config["target-entropies"] = order.target_entropies.astype(dtype).tobytes()
     records: dict[str, Any] = {ORDER: ConfigRecord(config)}
+    if order.config:
+        records[CONFIG] = ConfigRecord(dict(order.config))
     if order.model is not None:
         records[MODEL] = order.model
     return RecordDict(records)
@@ -159,31 +336,38 @@ def read_order(content: RecordDict) -> Order:
             f"the server speaks protocol {config.get('protocol')}, this site {PROTOCOL}: "
             "install the same fedmutual version on both"
         )
-    model = _model(content)
+    model, passed_on = _model(content), content.get(CONFIG)
     try:
-        classes = tuple(cast(list[str], config["classes"]))
-        dtype = np.dtype(cast(str, config["targets-dtype"]))
-        public_indices = target_indices = _indices(config, "public-indices")
+        num_classes = _integer(config["num-classes"], "num-classes")
+        dtype = np.dtype(_one_of(config.get("targets-dtype", "<f2"), ("<f2", "<f4"), "targets-dtype"))
+        indices = target_indices = _indices(config, "indices")
         if "target-indices" in config:
             target_indices = _indices(config, "target-indices")
         targets = entropies = None
         if "targets" in config:
-            flat = np.frombuffer(cast(bytes, config["targets"]), dtype).astype(np.float32)
-            targets = flat.reshape(len(target_indices), len(classes))
+            targets = _numbers(config["targets"], dtype).reshape(len(target_indices), num_classes)
         if "target-entropies" in config:
-            flat = np.frombuffer(cast(bytes, config["target-entropies"]), dtype).astype(np.float32)
-            entropies = flat.reshape(len(target_indices))
+            entropies = _numbers(config["target-entropies"], dtype).reshape(len(target_indices))
+        classes = tuple(cast(list[str], config.get("classes", ())))
+        if classes and len(classes) != num_classes:
+            raise ValueError(f"classes: {len(classes)} names of {num_classes} classes")
         return Order(
             run=_folder_name(config["run"]),
             round=_integer(config["round"], "round"),
             closing=bool(config["closing"]),
             public_digest=str(config["public-digest"]),
+            num_classes=num_classes,
             classes=classes,
-            public_indices=public_indices,
+            indices=indices,
             target_indices=target_indices,
-            targets=targets,
+            log_targets=targets,
             target_entropies=entropies,
-            kl_weight=float(cast(float, config["kl-weight"])),
+            divergence=_one_of(config.get("divergence", "peer_own"), DIVERGENCES, "divergence"),
+            temperature=_positive(config.get("temperature", 1.0), "temperature"),
+            kl_weight=float(cast(float, config.get("kl-weight", 0.0))),
+            wire_dtype=_one_of(config["wire-dtype"], WIRE_DTYPES, "wire-dtype"),
+            floor=_positive(config["floor"], "floor"),
+            config=dict(passed_on) if isinstance(passed_on, ConfigRecord) else {},
             evaluate_unseen=bool(config["evaluate-unseen"]),
             model=model,
         )
@@ -301,9 +485,29 @@ def payload_bytes(content: RecordDict) -> int:
     return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
 
 
+def _one_of(value: object, choices: Sequence[str], name: str) -> str:
+    if value not in choices:
+        raise ValueError(f"{name}: {value!r} is none of {', '.join(choices)}")
+    return cast(str, value)
+
+
+def _positive(value: object, name: str) -> float:
+    if not isinstance(value, float) or not 0 < value < float("inf"):
+        raise ValueError(f"{name}: {value!r} is no number above 0")
+    return value
+
+
+def _numbers(data: object, dtype: np.dtype[Any]) -> FloatArray:
+    """Finite float32 values from bytes."""
+    values = np.frombuffer(cast(bytes, data), dtype).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("targets: a value is not finite")
+    return values
+
+
 def _index_dtype(order: Order) -> str:
     """Two bytes an index where that is enough."""
-    both = np.concatenate((order.public_indices, order.target_indices))
+    both = np.concatenate((order.indices, order.target_indices))
     return "<u2" if both.max(initial=0) < 2**16 else "<i4"
 
 
@@ -345,13 +549,13 @@ def _model(content: RecordDict) -> ArrayRecord | None:
 def _folder_name(run: object) -> str:
     """The run's name, which becomes a folder at the client and must not lead out of the state folder."""
     name = str(run)
-    if name in ("", ".", "..") or "/" in name or "\\" in name:
+    if name in (".", "..") or "/" in name or "\\" in name:
         raise ValueError(f"run: {name!r} cannot be the name of a folder")
     return name
 
 
 def _integer(value: object, name: str) -> int:
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: {value!r} is no integer")
     return value
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fedmutual.data.site import SharedData
-from fedmutual.settings import Settings
 from fedmutual.wire.codec import MessageError
 from fedmutual.wire.messages import Report
 
@@ -43,24 +41,3 @@ def read_weights(report: Report, like: Mapping[str, np.ndarray[Any, Any]]) -> Ar
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
             raise MessageError(f"model: {name} is not finite (did the training diverge?)")
     return weights
-
-
-def initial_weights(settings: Settings, shared: SharedData) -> Arrays:
-    """The common start of the run's clients, made from its seed (and the warm-start fold, if any)."""
-    from fedmutual.client.learner import derived_seed, warm_start
-    from fedmutual.models.build import build_model
-
-    seed = derived_seed(settings.seed, "model", settings.model.target)
-    model, _ = build_model(settings.model, len(shared.classes), settings.data.image_size, seed)
-    warm_start(settings, shared, model)
-    return {name: values.detach().numpy().copy() for name, values in model.state_dict().items()}
-
-
-def one_architecture(settings: Settings) -> str | None:
-    """Say why weights cannot be exchanged; None: they can."""
-    if settings.model.per_client:
-        return (
-            f"model.per_client: {len(settings.model.per_client)} models, but "
-            f"strategy={settings.strategy.name} exchanges weights: choose one model, or strategy=mutual"
-        )
-    return None

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from fedmutual.settings import Settings, StrategySettings, setting
-from fedmutual.wire.messages import IndexArray, Order
+from fedmutual.methods.base import Method
+from fedmutual.methods.schedule import public_schedule
+from fedmutual.settings import Settings, setting
 
 if TYPE_CHECKING:
-    from fedmutual.client.learner import Answer, Learner
+    from fedmutual.client.learner import Learner
+    from fedmutual.data.site import SharedData
+    from fedmutual.strategies.base import Schedule
 
 
 @dataclass(kw_only=True)
-class PrivateTrainingSettings(StrategySettings):
+class PrivateTrainingSettings(Method):
     """Settings of a baseline's local training."""
 
     equal_data: bool = setting(
@@ -38,25 +39,18 @@ class PrivateTrainingSettings(StrategySettings):
             )
         return None
 
-    def taught(self, order: Order, indices: IndexArray) -> Order:
-        """The order with the public samples that are trained on, where there are any."""
-        return replace(order, target_indices=indices) if self.equal_data and not order.closing else order
+    def labelled(self, settings: Settings, shared: SharedData) -> Schedule | None:
+        """The labelled public samples of a round that clients also train on; None: none."""
+        return public_schedule(settings, shared) if self.equal_data else None
 
     def train(self, learner: Learner) -> None:
         """Train on the private images, and on the public labels that the order names."""
         if len(learner.order.target_indices) == 0:
             learner.local_training()
             return
-        public = learner.public("own_peer", 1.0)
+        public = learner.public()
         if self.phase == "mixed":
             learner.mixed_training(public, self.public_epochs)
         else:
             learner.local_training()
             learner.separate_mutual_step(public, self.public_epochs)
-
-
-def nothing_predicted(learner: Learner) -> Answer:
-    """An answer without predictions."""
-    from fedmutual.client.learner import Answer
-
-    return Answer(np.zeros((0, len(learner.order.classes)), np.float32))

@@ -1,0 +1,57 @@
+"""What a strategy is in the image application."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from fedmutual.engine.rounds import Rounds
+from fedmutual.settings import Settings, StrategySettings
+from fedmutual.strategies.base import RoundStrategy
+from fedmutual.wire.messages import Order, Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmutual.client.learner import Answer, Learner
+    from fedmutual.data.site import SharedData
+    from fedmutual.engine.arriving import Arriving
+    from fedmutual.results.directory import RunDirectory
+
+
+@dataclass(kw_only=True)
+class Method(StrategySettings):
+    """A strategy's settings; ``_target_`` in ``conf/strategy/*.yaml`` names the subclass."""
+
+    whole_pool: ClassVar[bool] = False  # a client gets the private images of all
+    part_of_model: ClassVar[bool] = False  # an order's model is some layers only; the client keeps the rest
+
+    @abstractmethod
+    def strategy(self, settings: Settings, shared: SharedData) -> Any:
+        """Make the strategy from the settings."""
+
+    def engine(
+        self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None
+    ) -> Rounds | Arriving:
+        """Make what drives the strategy: the server's side of a run."""
+        strategy: RoundStrategy = self.strategy(settings, shared)
+        return Rounds(strategy, settings, shared, run, journal)
+
+    @abstractmethod
+    def learn(self, learner: Learner) -> Answer:
+        """Do what the learner's order asks: the client's side."""
+
+    def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Those of the client's weights that its report takes along; none unless a strategy says so."""
+        return {}
+
+
+def nothing_predicted(learner: Learner) -> Answer:
+    """An answer without predictions."""
+    from fedmutual.client.learner import Answer
+
+    return Answer(np.zeros((0, learner.order.num_classes), np.float32))

@@ -1,0 +1,28 @@
+"""``strategy=centralised`` in the image application: all data in one place, the reference line.
+
+One node trains one model on the private images of all clients. Only where all of them come out of one pool
+(``partition-id``) can a node read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fedmutual.methods.local import LocalSettings
+from fedmutual.settings import Settings
+from fedmutual.strategies.local import Centralised
+
+if TYPE_CHECKING:
+    from fedmutual.data.site import SharedData
+
+
+@dataclass(kw_only=True)
+class CentralisedSettings(LocalSettings):
+    """Settings of ``strategy=centralised``."""
+
+    whole_pool: ClassVar[bool] = True
+
+    def strategy(self, settings: Settings, shared: SharedData) -> Centralised:
+        """Make the strategy from the settings."""
+        return Centralised(len(shared.classes), labelled=self.labelled(settings, shared))

@@ -1,0 +1,22 @@
+"""``strategy=cfd`` in the image application: after arXiv:2012.00632."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedmutual.methods.digest import DigestSettings
+from fedmutual.settings import Settings
+from fedmutual.strategies.cfd import CFD
+
+if TYPE_CHECKING:
+    from fedmutual.data.site import SharedData
+
+
+@dataclass(kw_only=True)
+class CFDSettings(DigestSettings):
+    """Settings of ``strategy=cfd``."""
+
+    def strategy(self, settings: Settings, shared: SharedData) -> CFD:
+        """Make the strategy from the settings."""
+        return CFD(**self.options(settings, shared))

@@ -1,0 +1,67 @@
+"""``strategy=fedasync`` (arXiv:1903.03934) and ``strategy=fedbuff`` (arXiv:2106.06639) in the application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedmutual.learning.mixing import STALENESS, Staleness
+from fedmutual.methods.arrivals import ArrivalSettings
+from fedmutual.methods.base import nothing_predicted
+from fedmutual.methods.one_architecture import one_architecture
+from fedmutual.settings import Settings, setting
+from fedmutual.strategies.fedasync import FedAsync
+from fedmutual.wire.messages import Order, Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmutual.client.learner import Answer, Learner
+    from fedmutual.data.site import SharedData
+
+
+@dataclass(kw_only=True)
+class FedAsyncSettings(ArrivalSettings):
+    """Settings of ``strategy=fedasync`` and ``strategy=fedbuff``."""
+
+    alpha: float = setting(
+        "weight of a fresh model that arrives; buffer_size > 1: the server's step size", above=0, maximum=1
+    )
+    staleness: str = setting("how much a stale model counts, s(t - tau)", choices=STALENESS)
+    staleness_a: float = setting("a of polynomial and hinge", above=0)
+    staleness_b: float = setting("b of hinge: up to this staleness a model counts fully", minimum=0)
+    proximal: float = setting("rho, the pull of a client's weights towards those it was sent", minimum=0)
+    buffer_size: int = setting("1: FedAsync; more: FedBuff, with so many deltas a version", minimum=1)
+
+    def misfit(self, settings: Settings) -> str | None:
+        """Weights can only be mixed between equal models."""
+        return one_architecture(settings)
+
+    def strategy(self, settings: Settings, shared: SharedData) -> FedAsync:
+        """Make the strategy from the settings."""
+        from fedmutual.engine.server_model import initial_weights
+
+        return FedAsync(
+            initial_weights(settings, shared),
+            alpha=self.alpha,
+            staleness=Staleness(self.staleness, self.staleness_a, self.staleness_b),
+            buffer_size=self.buffer_size,
+        )
+
+    def learn(self, learner: Learner) -> Answer:
+        """Measure the global model as it came, then train it on the private images."""
+        from fedmutual.learning.proximal import proximal
+
+        if learner.order.closing:
+            return learner.close()
+        learner.validate()
+        if learner.order.evaluate_unseen:
+            learner.evaluate_unseen(learner.settings.evaluation.unseen_limit)
+        with proximal(learner.optimizer, self.proximal):
+            learner.local_training()
+        return nothing_predicted(learner)
+
+    def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """All of them, where they were trained: at the end they are the server's own."""
+        return {} if order.closing else weights

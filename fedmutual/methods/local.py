@@ -1,0 +1,32 @@
+"""``strategy=local`` in the image application: no exchange, what collaboration has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedmutual.methods.base import nothing_predicted
+from fedmutual.methods.private_training import PrivateTrainingSettings
+from fedmutual.settings import Settings
+from fedmutual.strategies.local import Local
+
+if TYPE_CHECKING:
+    from fedmutual.client.learner import Answer, Learner
+    from fedmutual.data.site import SharedData
+
+
+@dataclass(kw_only=True)
+class LocalSettings(PrivateTrainingSettings):
+    """Settings of ``strategy=local``."""
+
+    def strategy(self, settings: Settings, shared: SharedData) -> Local:
+        """Make the strategy from the settings."""
+        return Local(len(shared.classes), labelled=self.labelled(settings, shared))
+
+    def learn(self, learner: Learner) -> Answer:
+        """Train, and measure."""
+        if learner.order.closing:
+            return learner.close()
+        self.train(learner)
+        learner.measure()
+        return nothing_predicted(learner)

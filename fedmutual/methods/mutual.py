@@ -1,0 +1,108 @@
+"""``strategy=mutual`` in the image application: distributed mutual learning (arXiv:2503.05803)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedmutual.learning import DIVERGENCES
+from fedmutual.methods.base import Method
+from fedmutual.methods.schedule import predictions
+from fedmutual.settings import Settings, setting
+from fedmutual.strategies.mutual import MutualLearning
+from fedmutual.wire.codec import WIRE_DTYPES
+from fedmutual.wire.messages import Order, Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmutual.client.learner import Answer, Learner
+    from fedmutual.data.site import SharedData
+
+
+@dataclass(kw_only=True)
+class MutualSettings(Method):
+    """Settings of ``strategy=mutual``."""
+
+    phase: str = setting(
+        "mixed: every step takes a private and a public batch; separate: the public samples after the "
+        "private ones, as in the paper",
+        choices=("mixed", "separate"),
+    )
+    divergence: str = setting(
+        "own_peer: KL(own || peer), the paper; peer_own: KL(peer || own), arXiv:1706.00384; "
+        "published_code: what the paper's code computes, no divergence, two classes only",
+        choices=DIVERGENCES,
+    )
+    temperature: float = setting("softens every distribution in the mutual loss", above=0)
+    kl_weight: float = setting("lambda, the weight of the mean KL; 0: no mutual learning", minimum=0)
+    burn_in: int = setting("first rounds whose mutual step is left out", minimum=0)
+    ramp: int = setting("rounds over which lambda then grows to kl_weight", minimum=0)
+    public_epochs: int = setting(
+        "phase=mixed: a round takes at least so many passes over the public samples", minimum=1
+    )
+    mutual_epochs: int = setting("phase=separate: passes over the public samples", minimum=1)
+    probability_floor: float = setting(
+        "shared probabilities are raised to this: bounds what one peer can pull", above=0, maximum=0.1
+    )
+    wire_dtype: str = setting("type in which predictions travel", choices=WIRE_DTYPES)
+    staleness_limit: int | None = setting(
+        "a peer that did not report goes on teaching with its newest predictions for so many rounds "
+        "(public=static public.views=plain; else they are of other images); null: for ever",
+        minimum=0,
+    )
+    average_weights: bool = setting("ablation: also send and average all weights every round")
+
+    takes_consensus: ClassVar[bool] = True
+    takes_views: ClassVar[bool] = True
+
+    def check(self) -> str | None:
+        """The published code's divergence has no temperature."""
+        if self.divergence == "published_code" and self.temperature != 1:
+            return f"temperature: {self.temperature:g}, but divergence=published_code is defined at 1 only"
+        return None
+
+    def strategy(self, settings: Settings, shared: SharedData) -> MutualLearning:
+        """Make the strategy from the settings."""
+        return MutualLearning(
+            **self.options(settings),
+            **predictions(settings, shared),
+            same_views=settings.public.views == "plain",
+            average_weights=self.average_weights,
+        )
+
+    def options(self, settings: Settings) -> dict[str, Any]:
+        """What the strategy and its twin without rounds share."""
+        return {
+            "consensus": settings.consensus.rule(),
+            "divergence": self.divergence,
+            "temperature": self.temperature,
+            "kl_weight": self.kl_weight,
+            "burn_in": self.burn_in,
+            "ramp": self.ramp,
+            "staleness_limit": self.staleness_limit,
+            "labelled": settings.public.labelled,
+            "wire_dtype": self.wire_dtype,
+            "probability_floor": self.probability_floor,
+        }
+
+    def learn(self, learner: Learner) -> Answer:
+        """In the paper's order: mutual step of the round before, local training, predictions."""
+        order = learner.order
+        public = learner.public() if len(order.target_indices) else None  # with a target, or labels at least
+        if public and self.phase == "separate":
+            learner.separate_mutual_step(public, self.mutual_epochs)
+        elif public and order.closing:  # no private training follows that a public phase could harm
+            learner.separate_mutual_step(public, self.public_epochs)
+        if order.closing:
+            return learner.close()
+        if public and self.phase == "mixed":
+            learner.mixed_training(public, self.public_epochs)
+        else:
+            learner.local_training()
+        return learner.report()
+
+    def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """All of them for the ablation, else none."""
+        return weights if self.average_weights else {}

@@ -1,0 +1,46 @@
+"""``strategy=mutual_async`` in the image application: mutual learning without rounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fedmutual.methods.arrivals import ArrivalSettings
+from fedmutual.methods.mutual import MutualSettings
+from fedmutual.settings import Settings, setting
+from fedmutual.strategies.mutual_async import MutualAsync
+
+if TYPE_CHECKING:
+    from fedmutual.data.site import SharedData
+
+
+@dataclass(kw_only=True)
+class MutualAsyncSettings(ArrivalSettings, MutualSettings):
+    """Settings of ``strategy=mutual_async``: those of ``mutual``, and those of a run without rounds."""
+
+    takes_views: ClassVar[bool] = False  # without rounds there is no view that all see at a time
+
+    staleness_limit: int | None = setting(
+        "a peer's predictions teach a client for so many of that client's own reports; null: for ever",
+        minimum=1,
+    )
+
+    def check(self) -> str | None:
+        """No weights."""
+        if self.average_weights:
+            return "average_weights: true, but strategy=mutual_async never exchanges weights: see fedasync"
+        return super().check()
+
+    def misfit(self, settings: Settings) -> str | None:
+        """Predictions of different samples cannot be averaged."""
+        schedule = settings.public.schedule
+        if schedule != "static":
+            return (
+                f"public.schedule: {schedule}, but strategy=mutual_async has no rounds, and predictions of "
+                "different samples cannot be averaged: use public=static"
+            )
+        return None
+
+    def strategy(self, settings: Settings, shared: SharedData) -> MutualAsync:  # type: ignore[override]
+        """Make the strategy from the settings."""
+        return MutualAsync(len(shared.public), len(shared.classes), **self.options(settings))

@@ -1,0 +1,33 @@
+"""The public samples of each round, as the settings of the application choose them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from fedmutual.settings import Settings
+from fedmutual.wire.messages import IndexArray
+
+if TYPE_CHECKING:
+    from fedmutual.data.site import SharedData
+    from fedmutual.strategies.base import Schedule
+
+
+def public_schedule(settings: Settings, shared: SharedData) -> Schedule:
+    """The function from a round to its public samples."""
+
+    @cache
+    def indices(round: int) -> IndexArray:
+        return shared.public.indices(settings.public, settings.seed, round, settings.rounds)
+
+    return indices
+
+
+def predictions(settings: Settings, shared: SharedData) -> dict[str, Any]:
+    """What every strategy that exchanges predictions is told of the public set."""
+    return {
+        "num_samples": len(shared.public),
+        "num_classes": len(shared.classes),
+        "schedule": public_schedule(settings, shared),
+        "seed": settings.seed,
+    }
