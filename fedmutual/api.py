@@ -131,10 +131,7 @@ def run(overrides: Sequence[str] | str = (), *, engine: str = "in-process", verb
         shlex.split(overrides) if isinstance(overrides, str) else [str(override) for override in overrides]
     )
     request = prepare(typed, Path.cwd())
-    if engine == "flower":
-        status = _with_flower(request, verbose)
-    else:
-        status = _in_process(request, verbose)
+    status = _with_flower(request, verbose) if engine == "flower" else _in_process(request, verbose)
     done = Run(request.output_dir)
     if status != 0:
         raise RunError(f"{done.path}: {done.summary.get('reason') or 'the run failed'}")
