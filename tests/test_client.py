@@ -53,9 +53,11 @@ def an_order(round: int, **changes: Any) -> Order:
         closing=False,
         public_digest=public.digest,
         classes=("mask", "no_mask"),
+        num_classes=2,
         indices=indices,
         target_indices=indices if round > 1 else indices[:0],
-        targets=target if round > 1 else None,
+        log_targets=target if round > 1 else None,
+        divergence="own_peer",
         kl_weight=1.0 if round > 1 else 0.0,
     )
     return replace(order, **changes)
@@ -66,7 +68,7 @@ def closing(round: int) -> Order:
 
 
 def do(order: Order, context: Context) -> RecordDict:
-    return answer(order_record(order, "float16"), context)
+    return answer(order_record(order), context)
 
 
 def content_bytes(content: RecordDict) -> bytes:
@@ -241,7 +243,7 @@ def test_the_ledger_counts_what_came_and_went(tmp_path: Path) -> None:
     context = a_context(tmp_path)
     received = sent = 0
     for order in (an_order(1), an_order(2)):
-        content = order_record(order, "float16")
+        content = order_record(order)
         sent += payload_bytes(answer(content, context))
         received += payload_bytes(content)
     ledger = state_of(tmp_path).ledger
@@ -281,6 +283,15 @@ def test_other_classes_are_refused_with_the_remedy(tmp_path: Path) -> None:
         do(an_order(1, classes=("no_mask", "mask")), a_context(tmp_path))
 
 
+def test_orders_of_another_app_are_refused(tmp_path: Path) -> None:
+    """Flower's own loop names no run, and need not name the classes."""
+    with pytest.raises(MessageError, match=r"run: the order names no run"):
+        do(an_order(1, run=""), a_context(tmp_path))
+    with pytest.raises(MessageError, match=r"classes: this site has mask, no_mask, the server :"):
+        do(an_order(1, classes=()), a_context(tmp_path))
+    assert list(tmp_path.rglob("state.safetensors")) == []
+
+
 @pytest.mark.parametrize(
     ("node_config", "problem"),
     [
@@ -298,7 +309,7 @@ def test_what_goes_wrong_is_an_error_reply_that_names_the_client(
     for round in (1, 2, 3):
         do(an_order(round), a_context(tmp_path))
     enter_run()
-    order = over_the_wire(Message(order_record(an_order(1), "float16"), 5, "train.round"))
+    order = over_the_wire(Message(order_record(an_order(1)), 5, "train.round"))
     reply = handle(order, a_context(tmp_path, **node_config))
     assert reply.has_error()
     assert reply.error.code == 2

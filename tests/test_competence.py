@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 from test_robust import first, two_classes
 
-from fedmutual.learning.competence import Agreement, certainty, odds_weights, selection
+from fedmutual.learning.competence import certainty, odds_weights
 from fedmutual.learning.consensus import Gathered, MeanConsensus, log_softmax
 from fedmutual.settings.compose import compose
 
 ALL = slice(None)
-COMPETENCES: dict[str, Callable[[dict[str, np.ndarray]], Any]] = {
-    "certainty": lambda predictions: certainty(2),
-    "selection": lambda predictions: selection(0.7),
-    "agreement": lambda predictions: Agreement(predictions.values(), 2),
-}
+
+
+def sure(p: np.ndarray, rows: slice) -> np.ndarray:
+    """A competence of one's own with a step: who is not sure of a sample says next to nothing about it."""
+    return np.where(p.max(axis=1) >= 0.7, 1.0, 1e-3)
+
+
+COMPETENCES = {"certainty": certainty(2), "sure": sure}
 
 
 def test_two_classes_by_hand() -> None:
@@ -53,8 +53,8 @@ def test_two_that_disagree_are_weighed_by_who_is_right_more_often() -> None:
 
 def target_of(name: str, *overrides: str, validated: dict[str, float] | None = None, **p: float) -> float:
     """Probability of class 0 that the consensus of these settings teaches a client."""
-    consensus = compose(list(overrides)).consensus
-    target = consensus.form(Gathered(two_classes(**p), "peer_own", validated=validated or {})).target(name)
+    rule = compose(list(overrides)).consensus.rule()
+    target = rule.form(Gathered(two_classes(**p), "peer_own", validated=validated or {})).target(name)
     return first(target.log_probabilities)
 
 
@@ -64,27 +64,6 @@ def test_who_is_at_a_loss_abstains() -> None:
     assert target_of("a", "consensus=confidence", a=0.5, b=0.9, c=0.5) == pytest.approx(expected, abs=1e-3)
     everyone = target_of("b", "consensus=confidence", "consensus.include_own=true", a=0.5, b=0.9, c=0.5)
     assert everyone == pytest.approx(0.9, abs=3e-3)
-
-
-def test_who_is_not_sure_of_an_image_is_left_out() -> None:
-    """At a threshold of 0.9 only b and c speak; where nobody does, all count alike."""
-    spoken = {"a": 0.5, "b": 0.95, "c": 0.09, "d": 0.89}
-    assert target_of("a", "consensus=selective", **spoken) == pytest.approx((0.95 + 0.09) / 2, abs=2e-3)
-    assert target_of("b", "consensus=selective", **spoken) == pytest.approx(0.09, abs=3e-3)
-    nobody = {"a": 0.5, "b": 0.8, "c": 0.6}
-    assert target_of("a", "consensus=selective", **nobody) == pytest.approx(0.7, abs=1e-5)
-
-
-def test_who_contradicts_the_others_counts_less() -> None:
-    """Three say 0.9 and d says 0.1: d is 0.8 from the mean of the others, they 0.9 - 1.9 / 3."""
-    said = {"a": 0.9, "b": 0.9, "c": 0.9, "d": 0.1}
-    agreement = Agreement(two_classes(**said).values(), 1)
-    at = np.array([[0.9, 0.1]], np.float32)
-    assert agreement(at, ALL)[0] == pytest.approx(1 - (0.9 - 1.9 / 3), abs=1e-5)
-    assert agreement(1 - at, ALL)[0] == pytest.approx(0.2, abs=1e-5)
-    agreeing = 1 - (0.9 - 1.9 / 3)
-    expected = (2 * agreeing * 0.9 + 0.2 * 0.1) / (2 * agreeing + 0.2)
-    assert target_of("a", "consensus=agreement", **said) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_odds_of_being_right_weigh_the_peers() -> None:
@@ -103,7 +82,7 @@ def test_a_weight_a_sample_is_the_weighted_mean_of_the_peers(
     monkeypatch.setattr("fedmutual.learning.consensus.CHUNK_VALUES", 12)
     rng = np.random.default_rng(0)
     predictions = {f"c{i}": log_softmax(3 * rng.normal(size=(9, 3))) for i in range(4)}
-    competence = COMPETENCES[name](predictions)
+    competence = COMPETENCES[name]
     target = MeanConsensus(predictions, divergence, temperature, None, competence).target("c1")
     total, mean = np.zeros((9, 1)), np.zeros((9, 3))
     for peer in ("c0", "c2", "c3"):
@@ -117,13 +96,14 @@ def test_a_weight_a_sample_is_the_weighted_mean_of_the_peers(
     np.testing.assert_allclose(target.log_probabilities, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("competence", [certainty(2), selection(0.7)])
+@pytest.mark.parametrize("name", COMPETENCES)
 @pytest.mark.parametrize("divergence", ["own_peer", "peer_own"])
-def test_a_competence_leaves_one_out_exactly(competence: Any, divergence: str) -> None:
+def test_a_competence_leaves_one_out_exactly(name: str, divergence: str) -> None:
     """Where a weight depends on nobody else, taken out is as never there."""
     rng = np.random.default_rng(0)
     predictions = {f"c{i}": log_softmax(3 * rng.normal(size=(9, 3))) for i in range(4)}
-    others = {name: p for name, p in predictions.items() if name != "c1"}
+    others = {client: p for client, p in predictions.items() if client != "c1"}
+    competence = COMPETENCES[name]
     taken_out = MeanConsensus(predictions, divergence, competence=competence).target("c1")
     never_in = MeanConsensus(others, divergence, competence=competence).target(None)
     assert taken_out is not None
@@ -131,7 +111,7 @@ def test_a_competence_leaves_one_out_exactly(competence: Any, divergence: str) -
     assert taken_out.log_probabilities == pytest.approx(never_in.log_probabilities, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["confidence", "selective", "agreement", "validation"])
+@pytest.mark.parametrize("name", ["confidence", "validation"])
 def test_before_anyone_has_spoken_there_is_nothing_to_learn(name: str) -> None:
-    consensus = compose([f"consensus={name}"]).consensus
-    assert consensus.form(Gathered({}, "peer_own")).target("a") is None
+    rule = compose([f"consensus={name}"]).consensus.rule()
+    assert rule.form(Gathered({}, "peer_own")).target("a") is None

@@ -93,8 +93,8 @@ def test_everyone_gets_the_consensus_of_what_was_sent(tmp_path: Path, name: str,
     orders = list(run.orders(2).values())
     assert len(orders) == 3
     for order in orders:
-        assert order.targets is not None
-        assert np.array_equal(order.targets, expected)
+        assert order.log_targets is not None
+        assert np.array_equal(order.log_targets, expected)
 
 
 def test_no_weight_travels(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def a_false_model(content: RecordDict) -> None:
 
 
 BAD = {
-    "protocol": (damage(SECOND, 2, protocol=99), "protocol 99, not 1"),
+    "protocol": (damage(SECOND, 2, protocol=99), "protocol 99, not 2"),
     "name": (damage(SECOND, 2, client=""), "client: the report names no client"),
     "another's name": (
         damage(SECOND, 2, client="client-0"),
@@ -120,7 +120,7 @@ def test_a_bad_report_is_rejected_by_name_and_the_client_is_back_next_round(
     for node, name in ((FIRST_NODE, "client-0"), (SECOND, "client-1")):
         expected = consensus.target(name)
         assert expected is not None
-        targets = run.orders()[node, 3].targets
+        targets = run.orders()[node, 3].log_targets
         np.testing.assert_allclose(targets, expected.log_probabilities, rtol=2**-10, atol=1e-4)
 
 
@@ -279,7 +279,7 @@ def test_a_client_that_is_offline_for_two_rounds_comes_back(tmp_path: Path) -> N
     sent = sent_in(run, 3)
     assert set(sent) == {"client-0", "client-2"}
     expected = (sent["client-0"] + sent["client-2"]) / 2
-    np.testing.assert_allclose(run.orders()[SECOND, 4].targets, expected, rtol=2**-10, atol=1e-4)
+    np.testing.assert_allclose(run.orders()[SECOND, 4].log_targets, expected, rtol=2**-10, atol=1e-4)
     assert run.line(4, "client-1")["kl_before"] >= 0
 
 
@@ -295,7 +295,7 @@ def test_a_restarted_node_has_a_new_id_and_the_same_client(tmp_path: Path, round
     assert run.summary["status"] == "completed"
     assert run.line(round + 1, "client-1")["node_id"] == 7
     for r in range(round + 1, 5):
-        np.testing.assert_array_equal(run.orders()[7, r].targets, same.orders()[SECOND, r].targets)
+        np.testing.assert_array_equal(run.orders()[7, r].log_targets, same.orders()[SECOND, r].log_targets)
     assert len(list(run.states().iterdir())) == 3
     assert figures(run) == figures(same)
 
@@ -371,7 +371,7 @@ def test_a_late_joiner_is_taught_and_takes_part(tmp_path: Path) -> None:
     assert [line["round"] for line in run.history if line["client"] == "client-2"] == [2, 3, 4]
     sent = sent_in(run, 1)
     expected = (sent["client-0"] + sent["client-1"]) / 2
-    np.testing.assert_allclose(run.orders()[5, 2].targets, expected, rtol=2**-10, atol=1e-4)
+    np.testing.assert_allclose(run.orders()[5, 2].log_targets, expected, rtol=2**-10, atol=1e-4)
     assert set(sent_in(run, 2)) == {"client-0", "client-1", "client-2"}
     assert set(run.summary["clients"]) == {"client-0", "client-1", "client-2"}
 

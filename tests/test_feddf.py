@@ -33,7 +33,7 @@ def on_the_wire(values: np.ndarray) -> np.ndarray:
 
 
 def targets(run: Played, round: int) -> list[np.ndarray]:
-    found = [order.targets for order in run.orders(round).values()]
+    found = [order.log_targets for order in run.orders(round).values()]
     return [target for target in found if target is not None]
 
 

@@ -79,10 +79,11 @@ def an_order(**changes: Any) -> Order:
         round=2,
         closing=False,
         public_digest="d1",
+        num_classes=2,
         classes=("mask", "no_mask"),
         indices=np.arange(5, dtype=np.int32),
         target_indices=np.array([1, 4], np.int32),
-        targets=log_softmax(np.array([[0.0, 1.0], [3.0, 0.0]])),
+        log_targets=log_softmax(np.array([[0.0, 1.0], [3.0, 0.0]])),
         target_entropies=None,
         kl_weight=0.5,
         evaluate_unseen=True,
@@ -323,27 +324,39 @@ def test_the_claimed_name_of_a_bad_report() -> None:
 def test_an_order_comes_back(wire_dtype: str, classes: int, entropies: bool) -> None:
     rng = np.random.default_rng(0)
     order = an_order(
+        num_classes=classes,
         classes=tuple(f"class {i}" for i in range(classes)),
-        targets=log_softmax(rng.normal(0, 3, (2, classes))),
+        log_targets=log_softmax(rng.normal(0, 3, (2, classes))),
         target_entropies=np.array([0.25, 0.5], np.float32) if entropies else None,
+        divergence="peer_own" if entropies else "own_peer",
+        temperature=2.0,
+        wire_dtype=wire_dtype,
+        floor=0.01,
+        config={"lr": 0.1, "names": ["a", "b"]},
     )
-    back = read_order(wire(order_record(order, wire_dtype)))
+    back = read_order(wire(order_record(order)))
     for name in (
         "run",
         "round",
         "closing",
         "public_digest",
+        "num_classes",
         "classes",
         "kl_weight",
+        "divergence",
+        "temperature",
+        "wire_dtype",
+        "floor",
+        "config",
         "evaluate_unseen",
         "model",
     ):
         assert getattr(back, name) == getattr(order, name)
     np.testing.assert_array_equal(back.indices, order.indices)
     np.testing.assert_array_equal(back.target_indices, order.target_indices)
-    assert back.targets is not None
+    assert back.log_targets is not None
     rtol = 0 if wire_dtype == "float32" else 2.0**-11
-    np.testing.assert_allclose(back.targets, order.targets, rtol=rtol)
+    np.testing.assert_allclose(back.log_targets, order.log_targets, rtol=rtol)
     if entropies:
         np.testing.assert_array_equal(back.target_entropies, [0.25, 0.5])
     else:
@@ -353,28 +366,27 @@ def test_an_order_comes_back(wire_dtype: str, classes: int, entropies: bool) -> 
 @pytest.mark.parametrize(("largest", "width"), [(2**16 - 1, 2), (2**16, 4)])
 def test_an_index_takes_two_bytes_where_that_is_enough(largest: int, width: int) -> None:
     order = an_order(indices=np.array([3, largest], np.int32))
-    content = order_record(order, "float16")
-    assert len(content[ORDER]["public-indices"]) == 2 * width
+    content = order_record(order)
+    assert len(content[ORDER]["indices"]) == 2 * width
     np.testing.assert_array_equal(read_order(wire(content)).indices, [3, largest])
 
 
 def test_samples_that_have_a_target_and_are_to_be_predicted_are_named_once() -> None:
     order = an_order(indices=np.array([4, 1], np.int32), target_indices=np.array([4, 1], np.int32))
-    content = order_record(order, "float16")
+    content = order_record(order)
     assert "target-indices" not in content[ORDER]
     np.testing.assert_array_equal(read_order(wire(content)).target_indices, [4, 1])
 
 
 def test_a_first_order_has_no_target() -> None:
-    back = read_order(
-        wire(order_record(an_order(targets=None, target_indices=np.zeros(0, np.int32)), "float16"))
-    )
-    assert back.targets is None
+    back = read_order(wire(order_record(an_order(log_targets=None, target_indices=np.zeros(0, np.int32)))))
+    assert back.log_targets is None
+    assert not back.has_target
     assert len(back.target_indices) == 0
 
 
 def bad_order(**changes: Any) -> RecordDict:
-    content = order_record(an_order(), "float16")
+    content = order_record(an_order())
     for key, value in changes.items():
         name = key.replace("_", "-")
         if value is None:
@@ -387,21 +399,29 @@ def bad_order(**changes: Any) -> RecordDict:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (bad_order(protocol=9), "the server speaks protocol 9, this site 1: install the same fedmutual"),
+        (bad_order(protocol=9), "the server speaks protocol 9, this site 2: install the same fedmutual"),
         (bad_order(run=None), "malformed.*run"),
-        (bad_order(classes=None), "malformed.*classes"),
+        (bad_order(classes=["mask"]), "malformed.*classes: 1 names of 2 classes"),
+        (bad_order(num_classes=None), "malformed.*num-classes"),
+        (bad_order(num_classes=True), "malformed.*num-classes: True is no integer"),
         (bad_order(indices=b"123"), "malformed"),
         (bad_order(indices_dtype=None), "malformed.*indices-dtype"),
         (bad_order(indices_dtype="<f8"), "malformed.*indices-dtype"),
         (bad_order(target_indices=np.arange(3, dtype="<i4").tobytes()), "malformed"),
         (bad_order(targets=halves(0.0)), "malformed"),
+        (bad_order(targets=halves(0.0, np.nan, 0.0, 0.0)), "malformed.*not finite"),
         (bad_order(targets_dtype="no type"), "malformed"),
         (bad_order(target_entropies=halves(0.0)), "malformed"),
+        (bad_order(target_entropies=halves(0.0, np.inf)), "malformed.*not finite"),
         (bad_order(round="2"), "malformed.*round"),
         (bad_order(kl_weight="much"), "malformed"),
+        (bad_order(divergence="js"), "malformed.*divergence: 'js' is none of"),
+        (bad_order(temperature=0.0), "malformed.*temperature: 0.0 is no number above 0"),
+        (bad_order(wire_dtype="float64"), "malformed.*wire-dtype: 'float64' is none of"),
+        (bad_order(floor=None), "malformed.*floor"),
+        (bad_order(floor=-1e-4), "malformed.*floor: -0.0001 is no number above 0"),
         (bad_order(run="../elsewhere"), "malformed.*run"),
         (bad_order(run=".."), "malformed.*run"),
-        (bad_order(run=""), "malformed.*run"),
         (RecordDict(), "order: the message holds no such record"),
         (
             RecordDict({ORDER: MetricRecord({"protocol": PROTOCOL})}),

@@ -140,8 +140,8 @@ def test_targets_are_the_mean_of_the_others_own_peer(tmp_path: Path, temperature
         for i, name in enumerate(NAMES):
             a, b = (softened(log_p, temperature) for other, log_p in sent.items() if other != name)
             order = run.orders()[FIRST_NODE + i, round]
-            assert order.targets is not None
-            np.testing.assert_allclose(order.targets, (a + b) / 2, rtol=2**-10, atol=1e-4)
+            assert order.log_targets is not None
+            np.testing.assert_allclose(order.log_targets, (a + b) / 2, rtol=2**-10, atol=1e-4)
             np.testing.assert_array_equal(order.target_indices, np.arange(24))
             assert order.target_entropies is None
 
@@ -152,8 +152,8 @@ def test_targets_are_the_mean_of_the_others_peer_own(tmp_path: Path) -> None:
     for i, name in enumerate(NAMES):
         a, b = (np.exp(log_p.astype(np.float64)) for other, log_p in sent.items() if other != name)
         order = run.orders()[FIRST_NODE + i, 2]
-        assert order.targets is not None
-        np.testing.assert_allclose(np.exp(order.targets), (a + b) / 2, rtol=5e-3)
+        assert order.log_targets is not None
+        np.testing.assert_allclose(np.exp(order.log_targets), (a + b) / 2, rtol=5e-3)
         entropy = (-(a * np.log(a)).sum(axis=1) - (b * np.log(b)).sum(axis=1)) / 2
         np.testing.assert_allclose(order.target_entropies, entropy, rtol=5e-3)
     assert run.line(2, "client-0")["kl_before"] >= 0  # with the entropies it is a divergence
@@ -164,16 +164,16 @@ def test_peers_and_the_own_prediction_are_weighed_by_the_odds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = itertools.cycle((0.9, 0.75, 0.5))  # what so short a run learns is chance
-    monkeypatch.setattr(mutual, "balanced_accuracy", lambda metrics: next(accuracies))
+    monkeypatch.setattr(mutual, "validated", lambda metrics: next(accuracies))
     overrides = ("consensus=validation", "consensus.include_own=true")
     run = play(tmp_path, EAGER, *overrides, "strategy.divergence=peer_own", "rounds=2")
     sent = {name: np.exp(log_p.astype(np.float64)) for name, log_p in predictions(run, 1).items()}
     assert list(sent) == list(NAMES)
     for i in range(3):
         order = run.orders()[FIRST_NODE + i, 2]
-        assert order.targets is not None
+        assert order.log_targets is not None
         mean = (9 * sent["client-0"] + 3 * sent["client-1"]) / 12
-        np.testing.assert_allclose(np.exp(order.targets), mean, rtol=5e-3)
+        np.testing.assert_allclose(np.exp(order.log_targets), mean, rtol=5e-3)
 
 
 def test_the_reported_kl_is_the_true_mean_of_all_pairs(tmp_path: Path) -> None:
@@ -197,16 +197,16 @@ def test_lambda_waits_and_then_grows(tmp_path: Path, burn_in: int, ramp: int, we
     run = play(tmp_path, *given, "rounds=5", "evaluation.unseen_every=0", clients=2)
     orders = [run.orders()[FIRST_NODE, r] for r in range(1, 6)]
     assert [order.kl_weight for order in orders] == pytest.approx(weights)
-    assert [order.targets is not None for order in orders] == [weight > 0 for weight in weights]
+    assert [order.log_targets is not None for order in orders] == [weight > 0 for weight in weights]
     closing = run.orders()[FIRST_NODE, 6]
-    assert closing.targets is not None
-    assert closing.targets.shape == (len(orders[-1].indices), 2)
+    assert closing.log_targets is not None
+    assert closing.log_targets.shape == (len(orders[-1].indices), 2)
     assert closing.kl_weight == 0.8
 
 
 def test_no_mutual_learning_at_weight_zero(tmp_path: Path, events: list[Event]) -> None:
     run = play(tmp_path, EAGER, "strategy.kl_weight=0", "strategy.phase=separate")
-    assert all(order.targets is None for order in run.orders().values())
+    assert all(order.log_targets is None for order in run.orders().values())
     assert {what for what, _, _ in events} == {"local_training", "predictions"}
 
 
@@ -261,7 +261,7 @@ def test_labelled_public_images_are_trained_on(tmp_path: Path, monkeypatch: pyte
 def test_published_code(tmp_path: Path) -> None:
     run = play(tmp_path, EAGER, "strategy.divergence=published_code", "strategy.phase=separate")
     assert run.summary["status"] == "completed"
-    assert run.orders()[FIRST_NODE, 2].targets is not None
+    assert run.orders()[FIRST_NODE, 2].log_targets is not None
 
 
 @pytest.fixture(scope="module")
@@ -298,8 +298,8 @@ def test_three_classes(tmp_path: Path, three_classes: str, wire_dtype: str) -> N
     assert run.summary["status"] == "completed", run.summary["reason"]
     assert run.rejections() == []
     order = run.orders()[FIRST_NODE, 2]
-    assert order.targets is not None
-    assert order.targets.shape == (15, 3)
+    assert order.log_targets is not None
+    assert order.log_targets.shape == (15, 3)
     assert len(run.line(4, "client-1")["unseen_recall"]) == 3
 
 
@@ -314,7 +314,7 @@ def test_the_wire_type_is_what_travels(tmp_path: Path, wire_dtype: str, size: in
 def test_a_single_client_learns_alone(tmp_path: Path, events: list[Event]) -> None:
     run = play(tmp_path, EAGER, clients=1)
     assert run.summary["status"] == "completed"
-    assert all(order.targets is None for order in run.orders().values())
+    assert all(order.log_targets is None for order in run.orders().values())
     assert {what for what, _, _ in events} == {"local_training", "predictions"}
     assert run.summary["clients"]["client-0"]["unseen_accuracy"] is not None
 

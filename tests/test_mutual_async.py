@@ -62,7 +62,7 @@ def sent_predictions(run: Played) -> dict[tuple[str, int], np.ndarray]:
 
 def targets(run: Played) -> dict[tuple[str, int], np.ndarray | None]:
     orders = [(m.metadata.dst_node_id, read_order(m.content)) for m in run.grid.orders if trains(m)]
-    return {(NAMES[node - FIRST_NODE], order.round): order.targets for node, order in orders}
+    return {(NAMES[node - FIRST_NODE], order.round): order.log_targets for node, order in orders}
 
 
 def test_nobody_waits_for_the_slowest(run: Played) -> None:

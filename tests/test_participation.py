@@ -54,7 +54,7 @@ def test_who_comes_late_learns_from_the_consensus_at_once(tmp_path: Path) -> Non
         {"client-0", "client-1"}, {"client-0", "client-1"}, {"client-0", "client-1", "client-2"},
     ]  # fmt: skip
     order = run.orders(3)[FIRST_NODE + 2, 3]
-    assert order.targets is not None
+    assert order.log_targets is not None
     assert len(order.target_indices) == 24
 
 
@@ -64,14 +64,14 @@ def test_an_absent_peer_goes_on_teaching_while_its_predictions_hold(tmp_path: Pa
     dropped = play(tmp_path / "dropped", away, "strategy.staleness_limit=0", "rounds=4")
 
     def targets(run: Played, round: int) -> np.ndarray:
-        found = run.orders(round)[FIRST_NODE + 1, round].targets
+        found = run.orders(round)[FIRST_NODE + 1, round].log_targets
         assert found is not None
         return found
 
     assert np.array_equal(targets(kept, 2), targets(dropped, 2))
     assert not np.allclose(targets(kept, 3), targets(dropped, 3))  # client-0's of round 1 are in it
     other = kept.orders(4)[FIRST_NODE + 2, 4]
-    assert other.targets is not None
+    assert other.log_targets is not None
 
 
 def test_predictions_of_other_images_are_not_kept(tmp_path: Path) -> None:
@@ -99,6 +99,6 @@ def test_one_hot_is_the_class_that_the_consensus_finds_least_probable(tmp_path: 
     sent = [r.content["report"] for r in run.grid.replies if "report" in r.content]
     (report,) = [r for r in sent if r["client"] == "client-1" and r["round"] == 3]
     lies = decode(report["predictions"], 24, 2, "float16", 1e-4)
-    known = run.orders(3)[FIRST_NODE + 1, 3].targets
+    known = run.orders(3)[FIRST_NODE + 1, 3].log_targets
     assert known is not None
     assert np.array_equal(lies.argmax(axis=1), known.argmin(axis=1))

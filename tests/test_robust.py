@@ -120,7 +120,7 @@ def test_who_says_the_same_of_everything_is_not_heard() -> None:
     predictions = {"a": knows, "b": knows, "c": lacks} | constant
     assert information(constant["x"]) == 0
     assert information(lacks) > SAYS_NOTHING
-    consensus = compose(["consensus=reputation"]).consensus
+    consensus = compose(["consensus=reputation"]).consensus.rule()
     assert consensus.remember({}, predictions).keys() == predictions.keys()
     target = consensus.form(Gathered(predictions, "peer_own")).target("c")
     expected = (2 * np.exp(knows) + np.exp(lacks)) / 3
@@ -137,7 +137,7 @@ def test_information_by_hand() -> None:
     assert information(np.log(p)) == pytest.approx(h(p.mean(axis=0)) - (h(p[0]) + h(p[1])) / 2)
 
 
-def test_what_is_held_against_a_client_fades() -> None:
+def test_suspicion_against_a_client_fades() -> None:
     held: dict[str, float] = {}
     for score in (0.4, 0.0, 0.0):
         held = suspicion(held, {"x": score}, memory=0.5)
@@ -146,12 +146,12 @@ def test_what_is_held_against_a_client_fades() -> None:
 
 
 def test_reputation_takes_the_word_from_a_liar() -> None:
-    consensus = compose(["consensus=reputation"]).consensus
+    consensus = compose(["consensus=reputation"]).consensus.rule()
     predictions = two_classes(a=0.9, b=0.8, c=0.85, d=0.8, x=0.01)
     held: dict[str, float] = {}
     for _ in range(3):
         held = consensus.remember(held, predictions)
-    target = consensus.form(Gathered(predictions, "peer_own", held_against=held)).target("a")
+    target = consensus.form(Gathered(predictions, "peer_own", suspicion=held)).target("a")
     assert first(target.log_probabilities) == pytest.approx((0.9 + 0.8 + 0.85 + 0.8) / 4, abs=1e-3)
 
 
@@ -160,7 +160,7 @@ def test_reputation_takes_the_word_from_a_liar() -> None:
     [
         (["consensus=median", "strategy=fedavg"], "consensus: strategy=fedavg"),
         (["consensus=validation", "strategy=local"], "consensus: strategy=local"),
-        (["consensus=selective", "consensus.threshold=1.5"], "consensus.threshold"),
+        (["consensus=reputation", "consensus.memory=1.5"], "consensus.memory"),
         (["consensus=median", "strategy.divergence=published_code"], "strategy.divergence"),
         (["consensus=trimmed_mean", "consensus.trim=0"], "consensus.trim"),
         (["attack.name=random"], "attack.name"),

@@ -65,7 +65,7 @@ def test_predictions_are_of_this_rounds_views_and_targets_of_the_last_rounds() -
     np.testing.assert_allclose(now.predictions(), expected.numpy(), atol=1e-6)
 
     later = learner(MIXED, order=order(peers_targets(), round=3))
-    taught = later.public("own_peer", 1.0).images
+    taught = later.public().images
     pixels = mixed_views(later.site.public.images.subset(np.arange(PUBLIC)), later.settings.seed, 2).images
     assert np.array_equal(taught.permute(0, 2, 3, 1).numpy(), pixels)
 
@@ -92,7 +92,7 @@ def test_an_absent_peers_predictions_are_of_other_pictures(tmp_path: Path) -> No
     dropped = play(tmp_path / "dropped", MIXED, away, "rounds=3", "strategy.staleness_limit=0")
 
     def targets(run: Played) -> np.ndarray:
-        found = run.orders(3)[FIRST_NODE + 1, 3].targets
+        found = run.orders(3)[FIRST_NODE + 1, 3].log_targets
         assert found is not None
         return found
 
