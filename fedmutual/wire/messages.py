@@ -192,7 +192,7 @@ class Order:
         num_examples : int
             Private training samples; the weight of this client's metrics.
         metrics : Mapping
-            Measurements by name: numbers, or lists of numbers.
+            Measurements by name: finite numbers; a name that ends with ``-recall`` holds one number a class.
         client : str or None
             The client's name; None: ``node-<id>``.
         model_name : str
