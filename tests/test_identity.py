@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedmutual.client.identity import IdentityError, client_name, partition_of
+from fedmutual.settings.identity import IdentityError, client_name, partition_of
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from fedmutual.results.directory import (
     leave_summary,
     user_runs_dir,
 )
-from fedmutual.results.summary import natural_key, without_paths
+from fedmutual.results.summary import natural_key
+from fedmutual.settings.described import without_paths
 
 SETTINGS: dict[str, Any] = {
     "experiment_name": None,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,25 +19,39 @@ from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from torch import nn
 
-from fedmutual.client.identity import IdentityError, client_name, partition_of
-from fedmutual.client.learner import Learner, derived_seed, learning_rate, new_optimizer, warm_start
+from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.client.site_log import progress
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.learning.attack import poisoned
 from fedmutual.learning.device import choose_device, describe
 from fedmutual.learning.ema import MovingAverage
-from fedmutual.methods.base import Method
 from fedmutual.models.build import build_model, load_weights
 from fedmutual.models.card import model_card
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.compose import from_contexts
+from fedmutual.settings.identity import IdentityError, client_name, partition_of
 from fedmutual.wire import messages
 from fedmutual.wire.codec import FloatArray, MessageError
 from fedmutual.wire.messages import Order, Report
 
 logger = logging.getLogger(__name__)
+
+
+class Method(Protocol):
+    """What a strategy's settings say of the client's side; see :class:`fedmutual.methods.base.Method`."""
+
+    whole_pool: bool
+    part_of_model: bool
+
+    def learn(self, learner: Learner) -> Answer:
+        """Do what the learner's order asks."""
+
+    def weights(
+        self, order: Order, report: Report, weights: Mapping[str, torch.Tensor]
+    ) -> Mapping[str, torch.Tensor]:
+        """Those of the client's weights that its report takes along."""
 
 
 def handle(message: Message, context: Context) -> Message:

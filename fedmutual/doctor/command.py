@@ -36,8 +36,8 @@ class Patient:
 
 def examine(patient: Patient) -> list[Finding]:
     """Do all checks; those that need another one that failed are left out."""
-    from fedmutual.client.identity import client_name
     from fedmutual.settings.compose import compose
+    from fedmutual.settings.identity import client_name
 
     findings = [run_check("name", lambda: client_name(patient.node_config))]
     settings: list[Settings] = []

@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 
-from fedmutual.client.identity import partition_of
 from fedmutual.data.cache import cache_folder
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.doctor.finding import CheckError
@@ -20,6 +19,7 @@ from fedmutual.learning.device import choose_device, describe
 from fedmutual.models.build import build_model
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
+from fedmutual.settings.identity import partition_of
 
 _GENERATIONS = 3  # of a state on the disk while it is saved: previous, current, and the one being written
 _COPIES = 3  # weights, and Adam's two moments

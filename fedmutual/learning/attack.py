@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedmutual.learning.consensus import log_softmax
-from fedmutual.wire.codec import FloatArray
+from fedmutual.learning.consensus import FloatArray, log_softmax
 
 ATTACKS = ("none", "label_flip", "random", "constant", "one_hot")
 SURE = 1e-6  # what a sure liar leaves to the other classes, before the floor of the wire

@@ -11,8 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 import numpy as np
 
 from fedmutual.learning.agreement import entropy
-from fedmutual.learning.consensus import Target, as_target, chunks, log_softmax
-from fedmutual.wire.codec import FloatArray
+from fedmutual.learning.consensus import FloatArray, Target, as_target, chunks, log_softmax
 
 TINY = np.finfo(np.float32).tiny
 SAYS_NOTHING = 1e-6  # nats; of an honest network's predictions something varies

@@ -6,8 +6,8 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedmutual.results.summary import flat, installed_versions, without_paths
 from fedmutual.settings import Settings, as_container
+from fedmutual.settings.described import flat, installed_versions, without_paths
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData, SiteData

@@ -13,7 +13,8 @@ from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.sections import seconds
 from fedmutual.report.tables import human_bytes, percent
 from fedmutual.results.diagnostics import reports_by_client
-from fedmutual.results.summary import flat, mean
+from fedmutual.results.summary import mean
+from fedmutual.settings.described import flat
 
 ABSENT = "-"
 

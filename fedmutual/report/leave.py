@@ -11,7 +11,7 @@ from fedmutual.results.directory import CHECKPOINT, RunDirectory
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData
-    from fedmutual.wire.codec import FloatArray
+    from fedmutual.learning.consensus import FloatArray
 
 logger = logging.getLogger(__name__)
 

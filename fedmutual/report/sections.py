@@ -16,7 +16,8 @@ from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import human_bytes, percent
 from fedmutual.results.diagnostics import reports_by_client
 from fedmutual.results.directory import Record
-from fedmutual.results.summary import flat, mean, without_paths
+from fedmutual.results.summary import mean
+from fedmutual.settings.described import flat, without_paths
 
 Context = dict[str, Any]
 

@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from fedmutual.files import checkpoint
 from fedmutual.files.atomic import atomic_write, sync_folder
 from fedmutual.models.stored import GLOBAL, save_model
-from fedmutual.results.summary import build_summary, flat
+from fedmutual.results.summary import build_summary
+from fedmutual.settings.described import flat
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
 from fedmutual.files.atomic import atomic_write
-from fedmutual.results.summary import flat
 from fedmutual.settings import Settings, as_container
+from fedmutual.settings.described import flat
 from fedmutual.tracking.tracker import LatestMeans, Record, figures
 
 DATABASE, RUN_ID = "mlflow.db", "mlflow-run-id.txt"

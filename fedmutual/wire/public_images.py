@@ -16,13 +16,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedmutual.client.identity import partition_of
 from fedmutual.data.cache import cache_folder
 from fedmutual.data.images import DataError
 from fedmutual.data.public import PublicSet
 from fedmutual.data.received import Part, has_received, parts_received, receive
 from fedmutual.data.site import SharedData, own_public_set
 from fedmutual.settings import Settings
+from fedmutual.settings.identity import partition_of
 from fedmutual.wire.exchange import Exchange, Reply, messages_to
 
 logger = logging.getLogger(__name__)

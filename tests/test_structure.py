@@ -1,0 +1,54 @@
+"""The package's imports have no circle: not between files, not between folders, types included."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "fedmutual"
+
+
+def imports() -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports anywhere, for types too."""
+    files = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= (submodules & modules.keys()) or {node.module}
+        graph[name] = (found & modules.keys()) - {name, "fedmutual"}
+    graph["fedmutual"] = set()  # the public face names everything, and is imported by anyone for its version
+    return graph
+
+
+def test_no_circle_of_files() -> None:
+    assert len(imports()) > 100
+    order = list(TopologicalSorter(imports()).static_order())
+    assert order.index("fedmutual.settings.schema") < order.index("fedmutual.engine.server")
+
+
+def test_no_circle_of_folders() -> None:
+    folders: dict[str, set[str]] = {}
+    for name, found in imports().items():
+        if name != "fedmutual":
+            own = name.split(".")[1]
+            folders.setdefault(own, set()).update({other.split(".")[1] for other in found} - {own})
+    TopologicalSorter(folders).prepare()
+    assert folders["settings"] <= {"appfolder"}
+    assert folders["strategies"] == {"learning", "wire"}
+    assert folders["learning"] == set()
+
+
+def test_a_circle_would_be_found() -> None:
+    try:
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+    except CycleError as error:
+        assert set(error.args[1]) == {"a", "b"}
+    else:
+        raise AssertionError
