@@ -30,7 +30,7 @@ def train_round(message: Message, context: Context) -> Message:
 def identify(message: Message, context: Context) -> Message:
     """Say who this node is."""
     from fedmutual.settings.identity import client_name
-    from fedmutual.wire.messages import identification_record
+    from fedmutual.wire.reports import identification_record
 
     return Message(identification_record(client_name(context.node_config)), reply_to=message)
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fedmutual.learning.consensus import MeanConsensus, Target
     from fedmutual.learning.divergence import mutual_loss, own_peer, peer_own
     from fedmutual.learning.robust import TrimmedConsensus
-    from fedmutual.strategies.base import PredictionStrategy
     from fedmutual.strategies.cfd import CFD
     from fedmutual.strategies.consensus import (
         Confidence,
@@ -29,8 +28,9 @@ if TYPE_CHECKING:
     from fedmutual.strategies.feddf import FedDF
     from fedmutual.strategies.fedmd import FedMD
     from fedmutual.strategies.mutual import MutualLearning
+    from fedmutual.strategies.predictions import PredictionStrategy
     from fedmutual.wire.codec import MessageError
-    from fedmutual.wire.messages import Order
+    from fedmutual.wire.orders import Order
 
 _HOMES = {
     "fedmutual.api": ("Run", "RunError", "load_model", "run"),
@@ -38,7 +38,6 @@ _HOMES = {
     "fedmutual.learning.consensus": ("MeanConsensus", "Target"),
     "fedmutual.learning.divergence": ("mutual_loss", "own_peer", "peer_own"),
     "fedmutual.learning.robust": ("TrimmedConsensus",),
-    "fedmutual.strategies.base": ("PredictionStrategy",),
     "fedmutual.strategies.cfd": ("CFD",),
     "fedmutual.strategies.consensus": (
         "Confidence",
@@ -53,8 +52,9 @@ _HOMES = {
     "fedmutual.strategies.feddf": ("FedDF",),
     "fedmutual.strategies.fedmd": ("FedMD",),
     "fedmutual.strategies.mutual": ("MutualLearning",),
+    "fedmutual.strategies.predictions": ("PredictionStrategy",),
     "fedmutual.wire.codec": ("MessageError",),
-    "fedmutual.wire.messages": ("Order",),
+    "fedmutual.wire.orders": ("Order",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -20,7 +20,7 @@ from flwr.common.constant import ErrorCode
 
 from fedmutual.results.directory import read_history
 from fedmutual.simulation.inprocess import FIRST_NODE, InProcessGrid, enter_run, node_context, over_the_wire
-from fedmutual.wire.messages import Order, read_order
+from fedmutual.wire.orders import Order, read_order
 
 __all__ = ["FIRST_NODE", "LocalGrid", "enter_run", "over_the_wire", "play", "trains"]
 

@@ -31,7 +31,8 @@ from fedmutual.learning.evaluation import predict
 from fedmutual.models.build import load_weights
 from fedmutual.settings.compose import compose
 from fedmutual.wire.codec import MessageError
-from fedmutual.wire.messages import Order, order_record, payload_bytes
+from fedmutual.wire.orders import Order, order_record
+from fedmutual.wire.records import payload_bytes
 
 NODE = {"partition-id": 0, "num-partitions": 2}
 

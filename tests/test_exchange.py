@@ -22,7 +22,7 @@ from fedmutual.wire.exchange import (
     explain,
     messages_to,
 )
-from fedmutual.wire.messages import payload_bytes
+from fedmutual.wire.records import payload_bytes
 
 POLL = 0.5
 

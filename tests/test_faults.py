@@ -19,7 +19,8 @@ from fedmutual.client.learner import Learner
 from fedmutual.client.state import StateFolder
 from fedmutual.learning.consensus import MeanConsensus
 from fedmutual.wire.codec import decode
-from fedmutual.wire.messages import METRICS, MODEL, REPORT, read_order
+from fedmutual.wire.orders import read_order
+from fedmutual.wire.records import METRICS, MODEL, REPORT
 
 EAGER = "strategy.burn_in=0"
 QUICK = (

@@ -14,7 +14,7 @@ from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
 from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import SettingsError
 from fedmutual.settings.compose import compose
-from fedmutual.wire.messages import read_order
+from fedmutual.wire.orders import read_order
 
 QUICK = ("evaluation.unseen_every=0", "strategy.updates=7", "emulation.speeds=[1,2,4]")
 FEDASYNC = ("strategy=fedasync", *QUICK)

@@ -16,7 +16,7 @@ from fedmutual.client.learner import Learner
 from fedmutual.learning.layers import accuracy_shares, split_layers, weighted_sum
 from fedmutual.settings import SettingsError
 from fedmutual.settings.compose import compose
-from fedmutual.wire.messages import payload_bytes
+from fedmutual.wire.records import payload_bytes
 
 LABELLED = ("public.labelled=true", "public=kfold", "strategy.server_epochs=1")
 STRATEGY = "strategy=layerwise"

@@ -22,7 +22,7 @@ from fedmutual.learning.evaluation import accuracy, cross_entropy, predict
 from fedmutual.models.build import build_model
 from fedmutual.settings import Settings
 from fedmutual.settings.compose import compose
-from fedmutual.wire.messages import Order
+from fedmutual.wire.orders import Order
 
 SIZE = 8
 PRIVATE, HELD_OUT, PUBLIC, UNSEEN = 20, 6, 12, 8

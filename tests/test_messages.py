@@ -12,23 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_grid import enter_run, over_the_wire
 
-from fedmutual.wire import messages
+from fedmutual.wire import reports
 from fedmutual.wire.codec import WIRE_DTYPES, MessageError, decode, encode
-from fedmutual.wire.messages import (
-    METRICS,
-    MODEL,
-    ORDER,
-    PROTOCOL,
-    REPORT,
-    Expected,
-    Order,
-    Report,
-    order_record,
-    payload_bytes,
-    read_order,
-    read_report,
-    report_record,
-)
+from fedmutual.wire.orders import Order, order_record, read_order
+from fedmutual.wire.records import METRICS, MODEL, ORDER, PROTOCOL, REPORT, payload_bytes
+from fedmutual.wire.reports import Expected, Report, read_report, report_record
 
 FLOOR = 1e-4
 LIMIT = -np.log(FLOOR)
@@ -307,11 +295,11 @@ def test_rows_that_are_no_distribution_are_refused() -> None:
 
 
 def test_the_claimed_name_of_a_bad_report() -> None:
-    assert messages.claimed_client(damaged(round=9)) == "hospital-a"
-    assert messages.claimed_client(damaged(client=None)) is None
-    assert messages.claimed_client(damaged(client=5)) is None
-    assert messages.claimed_client(RecordDict()) is None
-    assert messages.claimed_client(wire(messages.identification_record("b"))) == "b"
+    assert reports.claimed_client(damaged(round=9)) == "hospital-a"
+    assert reports.claimed_client(damaged(client=None)) is None
+    assert reports.claimed_client(damaged(client=5)) is None
+    assert reports.claimed_client(RecordDict()) is None
+    assert reports.claimed_client(wire(reports.identification_record("b"))) == "b"
 
 
 # ---------------------------------------------------------------------------------------------------

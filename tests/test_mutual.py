@@ -20,7 +20,7 @@ from fedmutual.learning.training import Trainer
 from fedmutual.settings.compose import compose
 from fedmutual.strategies import mutual
 from fedmutual.wire.codec import decode
-from fedmutual.wire.messages import payload_bytes
+from fedmutual.wire.records import payload_bytes
 
 Event = tuple[str, str, int]
 

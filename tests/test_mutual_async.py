@@ -16,7 +16,7 @@ from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import SettingsError
 from fedmutual.settings.compose import compose
 from fedmutual.wire.codec import decode
-from fedmutual.wire.messages import read_order
+from fedmutual.wire.orders import read_order
 
 QUICK = (
     "strategy=mutual_async",

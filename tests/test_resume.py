@@ -17,7 +17,7 @@ from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
 
 import fedmutual.files.checkpoint
 from fedmutual.results.directory import RunDirectory
-from fedmutual.wire.messages import REPORT
+from fedmutual.wire.records import REPORT
 
 SEPARATE = ("strategy.burn_in=0", "strategy.phase=separate", "strategy.mutual_epochs=1")
 MIXED = ("strategy.burn_in=0",)

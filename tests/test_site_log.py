@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedmutual.client.site_log import progress
-from fedmutual.wire.messages import Report
+from fedmutual.wire.reports import Report
 from tests.local_grid import play
 
 

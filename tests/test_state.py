@@ -21,7 +21,7 @@ import fedmutual.files.atomic
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
 from fedmutual.files.checkpoint import CheckpointError
 from fedmutual.learning.optimizers import make_optimizer
-from fedmutual.wire.messages import Report
+from fedmutual.wire.reports import Report
 
 torch.set_num_threads(1)  # here and in the processes below: another number adds up in another order
 

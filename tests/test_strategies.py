@@ -10,8 +10,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 import fedmutual
 from fedmutual.simulation.inprocess import enter_run, over_the_wire
-from fedmutual.strategies.base import PredictionStrategy, RoundStrategy
+from fedmutual.strategies.base import RoundStrategy
 from fedmutual.strategies.mutual import MutualLoss
+from fedmutual.strategies.predictions import PredictionStrategy
 
 A = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], np.float32)
 B = np.array([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9]], np.float32)

@@ -32,9 +32,10 @@ from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.compose import from_contexts
 from fedmutual.settings.identity import IdentityError, client_name, partition_of
-from fedmutual.wire import messages
 from fedmutual.wire.codec import FloatArray, MessageError
-from fedmutual.wire.messages import Order, Report
+from fedmutual.wire.orders import Order, read_order
+from fedmutual.wire.records import payload_bytes
+from fedmutual.wire.reports import Report, report_record
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     start = time.perf_counter()
     name = client_name(context.node_config)
     settings = client_settings(context.run_config, context.node_config)
-    order = messages.read_order(content)
+    order = read_order(content)
     if not order.run:
         raise MessageError("run: the order names no run; this app takes orders of its own server only")
     folder = StateFolder(Path(settings.state_dir or user_runs_dir().parent / "state"), order.run, name)
@@ -107,8 +108,8 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
         if state is None or state.report.round < order.round:
             state = _learn(order, settings, context.node_config, name, folder, state, start)
             record = _packed(state, settings, order)
-            received = state.ledger.received + messages.payload_bytes(content)
-            sent = state.ledger.sent + messages.payload_bytes(record)
+            received = state.ledger.received + payload_bytes(content)
+            sent = state.ledger.sent + payload_bytes(record)
             folder.save(replace(state, ledger=Ledger(received, sent)))
             logger.info("%s: %.1f kB received, %.1f kB sent in this run", name, received / 1e3, sent / 1e3)
             return record
@@ -121,7 +122,7 @@ def _packed(state: ClientState, settings: Settings, order: Order) -> RecordDict:
     report, weights = state.report, method.weights(order, state.report, state.weights)
     if weights:
         report = replace(report, model=ArrayRecord({name: w.cpu() for name, w in weights.items()}))
-    return messages.report_record(report, order.wire_dtype, order.floor)
+    return report_record(report, order.wire_dtype, order.floor)
 
 
 def _step_back(folder: StateFolder, done: int, asked: int) -> ClientState:

@@ -21,7 +21,9 @@ from fedmutual.learning.optimizers import make_optimizer
 from fedmutual.learning.training import Private, Public, Trainer, log_prior
 from fedmutual.settings import Settings
 from fedmutual.wire.codec import FloatArray
-from fedmutual.wire.messages import Metrics, Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.records import Metrics
+from fedmutual.wire.reports import Report
 
 
 def derived_seed(*parts: object) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmutual.wire.messages import Report
+from fedmutual.wire.reports import Report
 
 _NEAR = 0.0005  # a change of the KL that rounds to nothing
 

@@ -28,7 +28,7 @@ from fedmutual.files.checkpoint import (
     step_back,
 )
 from fedmutual.models.stored import save_model
-from fedmutual.wire.messages import Report
+from fedmutual.wire.reports import Report
 
 _OPTIMIZER_GROUPS = "optimizer-groups"
 

@@ -28,7 +28,9 @@ from fedmutual.settings import Settings
 from fedmutual.strategies.arrivals import Arrays, ArrivalStrategy
 from fedmutual.wire.codec import FloatArray, MessageError
 from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
-from fedmutual.wire.messages import MESSAGE_TYPE, Expected, Order, Report, order_record, read_report
+from fedmutual.wire.orders import Order, order_record
+from fedmutual.wire.records import MESSAGE_TYPE
+from fedmutual.wire.reports import Expected, Report, read_report
 
 logger = logging.getLogger(__name__)
 

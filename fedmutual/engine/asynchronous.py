@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from fedmutual.engine.timing import Dispatch, Flight, Timing
 from fedmutual.settings import ExchangeSettings
 from fedmutual.wire.exchange import MEANING, ExchangeError, Reply, explain
-from fedmutual.wire.messages import payload_bytes
+from fedmutual.wire.records import payload_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from typing import Any
 from fedmutual.learning.competence import balanced_accuracy
 from fedmutual.learning.consensus import prediction_shares
 from fedmutual.wire.exchange import Reply
-from fedmutual.wire.messages import Metrics, Report, unseen_payload_bytes
+from fedmutual.wire.records import Metrics
+from fedmutual.wire.reports import Report, unseen_payload_bytes
 
 Line = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 from fedmutual.results.summary import natural_key
 from fedmutual.strategies.base import StrategyError
 from fedmutual.wire.exchange import Reply
-from fedmutual.wire.messages import claimed_client
+from fedmutual.wire.reports import claimed_client
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from fedmutual.settings import ParticipationSettings
 from fedmutual.strategies.base import StrategyError
 from fedmutual.wire.codec import MessageError
 from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
-from fedmutual.wire.messages import Report, claimed_client
+from fedmutual.wire.reports import Report, claimed_client
 
 logger = logging.getLogger(__name__)
 

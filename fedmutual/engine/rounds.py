@@ -23,7 +23,9 @@ from fedmutual.settings import Settings
 from fedmutual.strategies.base import RoundStrategy
 from fedmutual.wire.codec import FloatArray
 from fedmutual.wire.exchange import Exchange, Reply, messages_to
-from fedmutual.wire.messages import MESSAGE_TYPE, NO_SAMPLES, Expected, Order, order_record
+from fedmutual.wire.orders import Order, order_record
+from fedmutual.wire.records import MESSAGE_TYPE, NO_SAMPLES
+from fedmutual.wire.reports import Expected
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 

@@ -13,7 +13,8 @@ from fedmutual.engine.history import Line, figures
 from fedmutual.models.card import model_card
 from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings
-from fedmutual.wire.messages import NO_SAMPLES, IndexArray, Order
+from fedmutual.wire.orders import Order
+from fedmutual.wire.records import NO_SAMPLES, IndexArray
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ from typing import Protocol
 from flwr.app import Message
 
 from fedmutual.wire.exchange import Reply
-from fedmutual.wire.messages import claimed_seconds
+from fedmutual.wire.reports import claimed_seconds
 
 
 @dataclass(frozen=True)

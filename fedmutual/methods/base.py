@@ -12,7 +12,8 @@ import numpy as np
 from fedmutual.engine.rounds import Rounds
 from fedmutual.settings import Settings, StrategySettings
 from fedmutual.strategies.base import RoundStrategy
-from fedmutual.wire.messages import Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Report
 
 if TYPE_CHECKING:
     from torch import Tensor

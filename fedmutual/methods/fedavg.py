@@ -12,7 +12,8 @@ from fedmutual.methods.one_architecture import one_architecture
 from fedmutual.methods.private_training import PrivateTrainingSettings
 from fedmutual.settings import Settings, setting
 from fedmutual.strategies.fedavg import FedAvg
-from fedmutual.wire.messages import Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Report
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from fedmutual.settings import Settings, setting
 from fedmutual.strategies.digest import taught_to_all
 from fedmutual.strategies.feddf import FedDF
 from fedmutual.wire.codec import FloatArray
-from fedmutual.wire.messages import IndexArray
+from fedmutual.wire.records import IndexArray
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData

@@ -14,7 +14,8 @@ from fedmutual.methods.schedule import public_schedule
 from fedmutual.settings import Settings, setting
 from fedmutual.strategies.base import Arrays
 from fedmutual.strategies.layerwise import Layerwise, travelling
-from fedmutual.wire.messages import Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Report
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,8 @@ from fedmutual.methods.schedule import predictions
 from fedmutual.settings import Settings, setting
 from fedmutual.strategies.mutual import MutualLearning
 from fedmutual.wire.codec import WIRE_DTYPES
-from fedmutual.wire.messages import Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Report
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fedmutual.settings import Settings
-from fedmutual.wire.messages import IndexArray
+from fedmutual.wire.records import IndexArray
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fedmutual.wire.messages import FLOOR, NO_SAMPLES, IndexArray, Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.records import FLOOR, NO_SAMPLES, IndexArray
+from fedmutual.wire.reports import Report
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Figures = dict[str, Any]

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fedmutual.strategies.base import StrategyError
-from fedmutual.wire.messages import Report
+from fedmutual.wire.reports import Report
 
 
 def average(reports: Mapping[str, Report]) -> ArrayRecord:

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from fedmutual.learning.consensus import as_target
-from fedmutual.strategies.base import Arrays, Figures, PredictionStrategy
+from fedmutual.strategies.base import Arrays, Figures
+from fedmutual.strategies.predictions import PredictionStrategy
 from fedmutual.wire.codec import FloatArray
-from fedmutual.wire.messages import NO_SAMPLES, IndexArray, Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.records import NO_SAMPLES, IndexArray
+from fedmutual.wire.reports import Report
 
 
 class Digest(PredictionStrategy):
@@ -24,7 +27,7 @@ class Digest(PredictionStrategy):
         N public samples, C classes.
     **options
         ``schedule``, ``per_round``, ``wire_dtype``, ``probability_floor``, see
-        :class:`fedmutual.strategies.base.PredictionStrategy`, and Flower's, see
+        :class:`fedmutual.strategies.predictions.PredictionStrategy`, and Flower's, see
         :class:`fedmutual.strategies.base.RoundStrategy`.
     """
 

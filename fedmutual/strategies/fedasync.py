@@ -13,7 +13,8 @@ import numpy as np
 
 from fedmutual.learning.mixing import Staleness, add_delta, apply_deltas, mix
 from fedmutual.strategies.arrivals import Arrays, ArrivalStrategy, Delivered, Figures
-from fedmutual.wire.messages import Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Report
 from fedmutual.wire.weights import read_weights, weights_record
 
 

@@ -11,7 +11,9 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fedmutual.strategies.base import Arrays, Figures, RoundStrategy, Schedule, below
 from fedmutual.strategies.local import with_labelled
-from fedmutual.wire.messages import METRICS, MODEL, Expected, Order, Report, read_report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.records import METRICS, MODEL
+from fedmutual.wire.reports import Expected, Report, read_report
 from fedmutual.wire.weights import read_weights, weights_record
 
 EXAMPLES = "num-examples"

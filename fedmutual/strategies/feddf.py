@@ -18,7 +18,8 @@ from fedmutual.learning.aggregation import mean_of_scores
 from fedmutual.strategies.base import Arrays, Figures, below, one_of
 from fedmutual.strategies.digest import Digest
 from fedmutual.wire.codec import FloatArray
-from fedmutual.wire.messages import IndexArray, Report
+from fedmutual.wire.records import IndexArray
+from fedmutual.wire.reports import Report
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from flwr.app import RecordDict
 from fedmutual.learning.layers import accuracy_shares, split_layers, weighted_sum
 from fedmutual.strategies.base import Arrays, Figures, at_least
 from fedmutual.strategies.fedavg import GlobalStrategy
-from fedmutual.wire.messages import Expected, Order, Report, read_report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Expected, Report, read_report
 from fedmutual.wire.weights import read_weights, weights_record
 
 ACCURACY = "validation-accuracy"

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from fedmutual.strategies.base import Arrays, Figures, RoundStrategy, Schedule
-from fedmutual.wire.messages import Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Report
 
 
 class Local(RoundStrategy):

@@ -18,10 +18,13 @@ from fedmutual.learning import DIVERGENCES
 from fedmutual.learning.competence import validated
 from fedmutual.learning.consensus import Consensus, Gathered, log_softmax
 from fedmutual.strategies.averaging import average
-from fedmutual.strategies.base import Arrays, Figures, PredictionStrategy, at_least, below, one_of
+from fedmutual.strategies.base import Arrays, Figures, at_least, below, one_of
 from fedmutual.strategies.consensus import Rule, rule_of
+from fedmutual.strategies.predictions import PredictionStrategy
 from fedmutual.wire.codec import FloatArray
-from fedmutual.wire.messages import NO_SAMPLES, IndexArray, Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.records import NO_SAMPLES, IndexArray
+from fedmutual.wire.reports import Report
 
 
 class MutualLearning(PredictionStrategy):
@@ -54,7 +57,7 @@ class MutualLearning(PredictionStrategy):
         Ablation: clients also send their weights, and get the average.
     **options
         ``schedule``, ``per_round``, ``wire_dtype``, ``probability_floor``, see
-        :class:`fedmutual.strategies.base.PredictionStrategy`, and Flower's, see
+        :class:`fedmutual.strategies.predictions.PredictionStrategy`, and Flower's, see
         :class:`fedmutual.strategies.base.RoundStrategy`.
 
     Raises

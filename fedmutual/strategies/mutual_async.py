@@ -19,7 +19,9 @@ from fedmutual.strategies.base import below
 from fedmutual.strategies.consensus import Rule, rule_of
 from fedmutual.strategies.mutual import MutualLoss
 from fedmutual.wire.codec import FloatArray
-from fedmutual.wire.messages import FLOOR, NO_SAMPLES, IndexArray, Order, Report
+from fedmutual.wire.orders import Order
+from fedmutual.wire.records import FLOOR, NO_SAMPLES, IndexArray
+from fedmutual.wire.reports import Report
 
 
 class MutualAsync(ArrivalStrategy):
@@ -33,7 +35,7 @@ class MutualAsync(ArrivalStrategy):
     consensus, divergence, temperature, kl_weight, burn_in, ramp, labelled
         See :class:`fedmutual.strategies.mutual.MutualLearning`; rounds are a client's own updates.
     wire_dtype, probability_floor
-        See :class:`fedmutual.strategies.base.PredictionStrategy`.
+        See :class:`fedmutual.strategies.predictions.PredictionStrategy`.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedmutual.settings import ExchangeSettings
-from fedmutual.wire.messages import payload_bytes
+from fedmutual.wire.records import payload_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fedmutual.wire.codec import MessageError
-from fedmutual.wire.messages import Report
+from fedmutual.wire.reports import Report
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -1,0 +1,178 @@
+"""Reports: what a client answers, and everything that is checked about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedmutual.wire.codec import FloatArray, MessageError, decode, encode
+from fedmutual.wire.records import METRICS, MODEL, PROTOCOL, REPORT, Metrics, read_config, read_model
+
+
+@dataclass(frozen=True)
+class Report:
+    """Client to server.
+
+    Attributes
+    ----------
+    client : str
+    round : int
+    public_digest : str
+    architecture : str
+        Class of the client's model.
+    predictions : float32 [n, C]
+        Log-probabilities of the order's public samples; [0, C] in answer to a closing order.
+    metrics : Metrics
+        ``num-examples`` and the measurements of the round, keyed with hyphens.
+    unseen_predictions : float32 [u, C] or None
+        In the closing report: what the ensemble is measured from. Not used for learning.
+    model : ArrayRecord or None
+    """
+
+    client: str
+    round: int
+    public_digest: str
+    architecture: str
+    predictions: FloatArray
+    metrics: Metrics = field(default_factory=dict)
+    unseen_predictions: FloatArray | None = None
+    model: ArrayRecord | None = None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a report must look like to be accepted."""
+
+    round: int
+    num_samples: int
+    num_classes: int
+    wire_dtype: str
+    floor: float
+    public_digest: str = ""
+    closing: bool = False
+    num_unseen: int | None = None
+
+
+def report_record(report: Report, wire_dtype: str, floor: float) -> RecordDict:
+    """Pack a report."""
+    config: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "client": report.client,
+        "round": report.round,
+        "public-digest": report.public_digest,
+        "architecture": report.architecture,
+        "dtype": wire_dtype,
+        "predictions": encode(report.predictions, wire_dtype, floor),
+    }
+    if report.unseen_predictions is not None:
+        config["unseen-predictions"] = encode(report.unseen_predictions, "float16", floor)
+    records: dict[str, Any] = {REPORT: ConfigRecord(config), METRICS: MetricRecord(cast(Any, report.metrics))}
+    if report.model is not None:
+        records[MODEL] = report.model
+    return RecordDict(records)
+
+
+def claimed_client(content: RecordDict) -> str | None:
+    """The name in a report that may otherwise be malformed; None where it has none."""
+    try:
+        name = read_config(content, REPORT).get("client")
+    except MessageError:
+        return None
+    return name if isinstance(name, str) and name else None
+
+
+def claimed_seconds(content: RecordDict) -> float:
+    """How long a client says it took, in a report that may otherwise be malformed; 0 where it does not."""
+    metrics = content.get(METRICS)
+    seconds = metrics.get("seconds") if isinstance(metrics, MetricRecord) else None
+    return max(float(seconds), 0.0) if isinstance(seconds, int | float) and np.isfinite(seconds) else 0.0
+
+
+def read_report(content: RecordDict, expected: Expected) -> Report:
+    """Unpack a report and check it: protocol, round, public set, type, size, range, distributions.
+
+    Raises
+    ------
+    MessageError
+        With the first thing that is wrong and, where there is one, the remedy.
+    """
+    config = read_config(content, REPORT)
+    if config.get("protocol") != PROTOCOL:
+        raise MessageError(f"protocol {config.get('protocol')}, not {PROTOCOL}: install the same fedmutual")
+    client = config.get("client")
+    if not isinstance(client, str) or not client:
+        raise MessageError("client: the report names no client")
+    if config.get("round") != expected.round:
+        raise MessageError(f"round: {config.get('round')}, not {expected.round}")
+    if config.get("public-digest") != expected.public_digest:
+        raise MessageError(
+            f"public-digest: {config.get('public-digest')}, the server's is {expected.public_digest}: "
+            "give this site the same public images"
+        )
+    if config.get("dtype") != expected.wire_dtype:
+        raise MessageError(f"dtype: {config.get('dtype')}, not {expected.wire_dtype}")
+    data = config.get("predictions")
+    if not isinstance(data, bytes):
+        raise MessageError("predictions: missing")
+    predictions = decode(
+        data, expected.num_samples, expected.num_classes, expected.wire_dtype, expected.floor
+    )
+    unseen = None
+    if expected.num_unseen is not None and "unseen-predictions" in config:
+        blob = config["unseen-predictions"]
+        if not isinstance(blob, bytes):
+            raise MessageError("unseen-predictions: no bytes")
+        unseen = decode(
+            blob,
+            expected.num_unseen,
+            expected.num_classes,
+            "float16",
+            expected.floor,
+            name="unseen-predictions",
+        )
+    return Report(
+        client=client,
+        round=expected.round,
+        public_digest=expected.public_digest,
+        architecture=str(config.get("architecture", "")),
+        predictions=predictions,
+        metrics=_metrics(content, expected.num_classes),
+        unseen_predictions=unseen,
+        model=read_model(content),
+    )
+
+
+def identification_record(client: str) -> RecordDict:
+    """Answer to the question who a node is."""
+    return RecordDict({REPORT: ConfigRecord({"protocol": PROTOCOL, "client": client})})
+
+
+def unseen_payload_bytes(report: Report) -> int:
+    """Bytes of a closing report's predictions on the unseen set."""
+    if report.unseen_predictions is None:
+        return 0
+    return len(encode(report.unseen_predictions, "float16", 1e-4))
+
+
+def _metrics(content: RecordDict, num_classes: int) -> Metrics:
+    record = content.get(METRICS)
+    if not isinstance(record, MetricRecord):
+        raise MessageError("metrics: missing")
+    metrics: Metrics = dict(record)
+    count = metrics.get("num-examples")
+    if not isinstance(count, int) or count < 0:
+        raise MessageError(f"num-examples: {count!r} is no count")
+    for name, value in metrics.items():
+        if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+            raise MessageError(f"{name}: {value} is not finite (did the training diverge?)")
+        if not name.endswith("-recall"):
+            if isinstance(value, list):
+                raise MessageError(f"{name}: {value} is no number")
+        elif not isinstance(value, list) or len(value) != num_classes:
+            raise MessageError(f"{name}: {value} is no list of {num_classes} recalls")
+        elif max(value) < 0:  # -1 stands for a class that does not occur
+            raise MessageError(f"{name}: {value} measures no class")
+    return metrics
