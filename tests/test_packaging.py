@@ -94,7 +94,14 @@ def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_the_source_archive_is_whole_and_clean(distributions: tuple[Path, Path]) -> None:
     with tarfile.open(distributions[0]) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    also = {"Makefile", "mkdocs.yml", "tests/conftest.py", "docs/METHOD.md", "notebooks/comparison.ipynb"}
+    also = {
+        "Makefile",
+        "mkdocs.yml",
+        "fedmutual/py.typed",
+        "tests/conftest.py",
+        "docs/METHOD.md",
+        "notebooks/comparison.ipynb",
+    }
     assert needed() | set(APP_FILES) | also <= held
     assert {name.partition("/")[0] for name in held if name} == SOURCE_PARTS
 
@@ -112,7 +119,7 @@ def test_the_wheel_holds_the_package_and_its_app_only(distributions: tuple[Path,
         described = next(name for name in archive.namelist() if name.endswith("/METADATA"))
         said = archive.read(described).decode()
     app = {name for name in needed() | {"pyproject.toml"} if not name.startswith("fedmutual/")}
-    package = {name for name in needed() if name.startswith("fedmutual/")}
+    package = {name for name in needed() if name.startswith("fedmutual/")} | {"fedmutual/py.typed"}
     assert held == package | {f"fedmutual/_app/{name}" for name in app}
     assert "Description-Content-Type: text/markdown" in said
     assert distributions[1].stat().st_size < BUNDLE_LIMIT

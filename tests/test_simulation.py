@@ -136,7 +136,9 @@ def test_last_error_is_the_last_exception(tmp_path: Path) -> None:
     log.write_text("ValueError: of an earlier run\n")
     start = log.stat().st_size
     with log.open("a") as file:
-        file.write("\x1b[92mINFO\x1b[0m: fine\nfedmutual.results.ResultsError: folder taken\nINFO : exit\n")
+        file.write(
+            "\x1b[92mINFO\x1b[0m: fine\nfedmutual.results.directory.ResultsError: folder taken\nINFO : exit\n"
+        )
     assert last_error(log, start) == "fedmutual.results.directory.ResultsError: folder taken"
     log.write_text("one\ntwo\n")
     assert last_error(log) == "one\ntwo"
