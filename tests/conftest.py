@@ -30,7 +30,7 @@ def facemask_root() -> Path:
     default = Path(__file__).resolve().parents[2] / "shared" / "data" / "facemask"
     root = Path(os.environ.get("FEDMUTUAL_FACEMASK", default))
     if not (root / "pool").is_dir():
-        pytest.skip(f"no photographs in {root}: set FEDMUTUAL_FACEMASK to the folder of pool/ and unseen/")
+        pytest.skip(f"no photographs in {root}: set FEDMUTUAL_FACEMASK to the folder with pool/ and unseen/")
     return root
 
 

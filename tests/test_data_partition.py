@@ -98,11 +98,11 @@ def test_natural_ids_stay_together_and_are_dealt_evenly(tmp_path: Path) -> None:
         (Dirichlet(alpha=0.3, min_size=30), 4, "partition.min_size"),
         (Dirichlet(alpha=0.001, min_size=10), 4, r"raise alpha, lower min_size"),
         (Pathological(classes_per_client=3), 4, "partition.classes_per_client: 3 is more than the 2"),
-        (Pathological(classes_per_client=1), 1, "to nobody"),
+        (Pathological(classes_per_client=1), 1, "unassigned"),
         (Pathological(classes_per_client=2), 41, "smallest class of 40"),
         (Size(weights=[1.0, 2.0]), 4, "partition.weights: 2 weights for 4 clients"),
         (Natural(), 10, "10 clients cannot share 9 natural ids"),
-        (Stream(), 4, "does not divide"),
+        (Stream(), 4, "does not split"),
     ],
 )
 def test_impossible_splits_say_what_to_change(

@@ -184,7 +184,7 @@ def test_a_site_of_its_own_needs_a_public_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "changes", "message"),
     [
-        (None, {"size": 100}, "public.size: 100 leaves nothing private"),
+        (None, {"size": 100}, "public.size: 100 of the pool's 100 images leaves no private image"),
         (None, {"schedule": "sample", "per_round": 16}, "public.per_round: 16 is more than the 15"),
         (image_set([-1] * 5), {"labelled": True}, "set public.labelled=false"),
         (image_set([]), {}, "the public set is empty"),

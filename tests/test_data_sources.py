@@ -68,7 +68,7 @@ def test_classes_fix_the_order_of_labels_and_images(tmp_path: Path, caplog: pyte
         data = _folder(tmp_path, ["b", "a", "c"]).load(tmp_path / "cache")
     assert data.pool.names == ("b/0000.png", "a/0000.png")
     assert data.pool.labels.tolist() == [0, 1]
-    assert "holds no images of class c" in caplog.text
+    assert "has no images of class c" in caplog.text
 
 
 def test_a_flat_public_folder_is_unlabelled_and_is_enough_for_a_server(tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def _single(root: Path) -> None:
     ("make", "message"),
     [
         (lambda root: None, "neither a train nor a public folder"),
-        (_empty, "train holds no images"),
-        (_loose, "lies beside the class folders"),
-        (_unknown, r"test/z is no class of \['a', 'b'\]"),
+        (_empty, "train has no images"),
+        (_loose, "is outside the class folders"),
+        (_unknown, r"test/z is not one of the classes \['a', 'b'\]"),
         (lambda root: (root / "train").mkdir(), r"data\.root: .* 0 class folders \[\].*set data\.classes="),
         (_single, r"data\.root: .* 1 class folders \['a'\].*set data\.classes="),
     ],

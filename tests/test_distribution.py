@@ -190,7 +190,7 @@ def test_other_labels_are_another_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../etc", "", "0123"])
 def test_a_digest_is_no_path(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="is no digest"):
+    with pytest.raises(DataError, match="is not a digest"):
         has_received(tmp_path, name)
 
 

@@ -59,7 +59,7 @@ def test_a_site_that_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--node-config", NODE, "train.batch=3"], "settings", "train.batch"),
         (["--node-config", f'{NODE} model="no.such.thing"'], "model", "no.such.thing"),
         (["--node-config", f'{NODE} device="cuda:99"'], "device", "torch sees"),
-        (["--node-config", 'client-name="a"'], "data", "needs a public set of its own"),
+        (["--node-config", 'client-name="a"'], "data", "needs its own public"),
         (["--node-config", NODE, "--public-digest", "0123"], "public set", "the server has 0123"),
         (["--node-config", f'{NODE} state-dir="/proc/nowhere"'], "disk", "cannot be written"),
         (["--node-config", NODE, "--superlink", f"127.0.0.1:{free_port()}"], "SuperLink", "refused"),

@@ -1,8 +1,8 @@
-"""Decoded images on disk: made once a machine, memory-mapped by every process.
+"""Decoded images on disk: written once per machine, memory-mapped by every process.
 
 ``<cache>/images/<key>/`` holds ``images.npy`` (uint8 [n, H, W, 3]) and ``index.npz`` (a hash of each image's
-pixels, and what else the source keeps). The key is made of the content. One process at a time writes an
-entry, under a lock that the system frees when its holder dies, into a folder that is renamed when complete.
+pixels, and the source's own arrays). The key is a hash of the content. One process at a time writes an entry,
+under a lock that the system releases when its holder dies, into a folder that is renamed when complete.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedmutual.data.images import DataError, pixel_hashes
 
-FORMAT = 1  # raise it when the same input would be stored as other pixels
+FORMAT = 1  # increase it when the same input is stored as different pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Entry:
 
 
 def cache_folder(cache_dir: str | None) -> Path:
-    """Return the folder of decoded images: the given one, or the user's cache folder."""
+    """Return ``cache_dir``, or the user's cache folder where it is None."""
     if cache_dir is not None:
         return Path(cache_dir)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -42,7 +42,7 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock that all processes of the machine respect; it dies with its holder."""
+    """Hold an exclusive lock across the machine's processes; the system frees it if its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -50,7 +50,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: nobody sees half a file."""
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers never see half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -61,16 +61,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def cached(cache_dir: Path, key: str, build: Callable[[Path], Mapping[str, NDArray[np.generic]]]) -> Entry:
-    """Open the images of ``key``; where they are missing, make them first.
+    """Open the cached images of ``key``; build them first if they are missing.
 
     Parameters
     ----------
     cache_dir : Path
     key : str
-        Names the content; a file name.
+        Identifies the content; must be a valid file name.
     build : callable
-        Called with an empty folder; writes ``images.npy`` into it (see :func:`new_array`) and returns what
-        else to keep. Never called twice for one key, whatever number of processes ask at once.
+        Called with an empty folder; writes ``images.npy`` into it (see :func:`new_array`) and returns further
+        arrays to keep. Called once per key, however many processes ask at the same time.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def cached(cache_dir: Path, key: str, build: Callable[[Path], Mapping[str, NDArr
 
 
 def entry_folder(cache_dir: Path, key: str) -> Path:
-    """Where the images of ``key`` lie; the folder exists when they are complete."""
+    """Return the folder of the images of ``key``; it exists only when they are complete."""
     return cache_dir / "images" / key
 
 
@@ -102,7 +102,7 @@ def new_array(folder: Path, num_images: int, image_size: int) -> NDArray[np.uint
 
 def _make(folder: Path, build: Callable[[Path], Mapping[str, NDArray[np.generic]]]) -> None:
     part = folder.with_name(f"{folder.name}.part")
-    if part.exists():  # its writer died: we hold the lock, so nobody is writing it
+    if part.exists():  # its writer died: we hold the lock, so no process is writing it
         shutil.rmtree(part)
     part.mkdir(parents=True)
     try:

@@ -1,4 +1,4 @@
-"""Image files to pixels: decoded once a machine, by all its cores."""
+"""Decode image files to pixels, once per machine, on all its cores."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-UNREADABLE_SHARE = 0.01  # more than this stops the run
-UNREADABLE = bytes(64)  # stands for the content of a file that cannot be read; as long as a digest
+UNREADABLE_SHARE = 0.01  # a larger share stops the run
+UNREADABLE = bytes(64)  # replaces the digest of a file that cannot be read; same length
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file and the stamp by which a later process knows it unchanged (size -1: it is not there)."""
+    """A file, with the size and time that show later processes that it is unchanged (size -1: missing)."""
 
     name: str
     path: str
@@ -40,9 +40,9 @@ class ImageFile:
 
 
 def list_images(folder: Path) -> list[ImageFile]:
-    """Find the image files below a folder, by suffix, sorted by name relative to it ('/' between parts).
+    """Return the image files below a folder (by suffix), sorted by their relative names ('/' between parts).
 
-    Linked folders are followed, but not back into one that leads there.
+    Symbolic links to folders are followed, unless they point to a parent folder.
     """
     found: list[ImageFile] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
@@ -54,14 +54,14 @@ def list_images(folder: Path) -> list[ImageFile]:
             try:
                 stat = os.stat(path)
                 stamp = stat.st_size, stat.st_mtime_ns
-            except OSError:  # a dangling link: named and skipped where the files are decoded
+            except OSError:  # a dangling link: reported and skipped at decoding
                 stamp = -1, 0
             found.append(ImageFile(Path(path).relative_to(folder).as_posix(), path, *stamp))
     return sorted(found, key=lambda file: file.name)
 
 
 def _leads_back(parent: str, name: str) -> bool:
-    """Whether a folder is a link to one that it lies in, where a walk would never end."""
+    """Return whether a folder is a link to one of its own parents (an endless walk)."""
     path = Path(parent, name)
     return path.is_symlink() and any(path.samefile(above) for above in path.parents)
 
@@ -69,10 +69,10 @@ def _leads_back(parent: str, name: str) -> bool:
 def decode_files(
     files: Sequence[ImageFile], image_size: int, cache_dir: Path
 ) -> tuple[Entry, NDArray[np.int64]]:
-    """Decode files into one cached array; what was decoded before is only opened.
+    """Decode files into one cached array, or open the array if it is cached already.
 
-    The array is found by the files' content. A small index from path, size and time of change to content
-    spares later processes the reading.
+    The cache key is the files' content. A small index from path, size and modification time to that key saves
+    later processes from reading the files again.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def decode_files(
     Raises
     ------
     DataError
-        More than 1 % of the files cannot be read; they are named.
+        More than 1 % of the files cannot be read; the message names them.
     """
     key = _known_key(files, image_size, cache_dir)
     entry = cached(
@@ -92,20 +92,18 @@ def decode_files(
 
 
 def to_rgb(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
-    """Bring a picture into the form that models see: uint8 [size, size, 3].
+    """Convert a picture to the models' input format, uint8 [size, size, 3].
 
-    Turned as its EXIF orientation says, transparency laid over white, deep greyscale brought to 8 bits,
-    resized with antialiasing to a square whatever its shape (as arXiv:2503.05803 does).
+    Apply its EXIF orientation, put transparency on white, reduce 16-bit greyscale to 8 bits, and resize with
+    antialiasing to a square, whatever its aspect ratio (as arXiv:2503.05803 does).
     """
     from PIL import Image, ImageOps
 
-    if picture.mode == "F":  # `convert` would cut whatever is not 0 to 255
-        raise ValueError(
-            "floating-point pixels, whose range the file does not tell: save it with 8 or 16 bits"
-        )
-    picture.draft("RGB", (2 * image_size, 2 * image_size))  # JPEG: do not decode more pixels than are used
+    if picture.mode == "F":  # `convert` would clip to 0..255
+        raise ValueError("floating-point pixels of unknown range: save it with 8 or 16 bits")
+    picture.draft("RGB", (2 * image_size, 2 * image_size))  # JPEG: decode at reduced size
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits; `convert` would cut everything above 255
+    if picture.mode.startswith("I"):  # 16 bits; `convert` would clip at 255
         deep = np.asarray(picture, dtype=np.float64)
         picture = Image.fromarray(np.clip(deep / 257, 0, 255).round().astype(np.uint8))
     if picture.has_transparency_data:
@@ -121,7 +119,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _known_key(files: Sequence[ImageFile], image_size: int, cache_dir: Path) -> str:
-    """Find the key of the files' content in the index, or read the files for it."""
+    """Return the key of the files' content from the index; without an entry, read the files."""
     stamps = json.dumps([FORMAT, image_size, [(f.path, f.size, f.mtime_ns) for f in files]])
     signature = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
     pointer = cache_dir / "files" / signature
@@ -129,14 +127,14 @@ def _known_key(files: Sequence[ImageFile], image_size: int, cache_dir: Path) -> 
         with locked(cache_dir / "locks" / signature):
             if not pointer.is_file():
                 key, complete = _content_key([file.path for file in files], image_size)
-                if not complete:  # a permission that is mended changes no stamp: look again next time
+                if not complete:  # fixing a permission changes no stamp: check again next time
                     return key
                 write_atomically(pointer, lambda part: _write_text(part, key))
     return pointer.read_text(encoding="ascii")
 
 
 def _content_key(paths: Sequence[str], image_size: int) -> tuple[str, bool]:
-    """Name the files' content, and say whether all of them could be read."""
+    """Return the key of the files' content, and whether all files could be read."""
 
     def hash_file(path: str) -> bytes:
         try:
@@ -171,7 +169,7 @@ def decode_into(
     names: Sequence[str],
     image_size: int,
 ) -> NDArray[np.int64]:
-    """Fill a cache entry's array with what the readers return; return the positions of the readable ones."""
+    """Fill a cache entry's array from the readers; return the positions of those that succeeded."""
     from PIL import Image
 
     pixels = new_array(folder, len(readers), image_size)
@@ -208,7 +206,7 @@ def _report(failures: list[str], total: int) -> None:
         )
         raise DataError(
             f"{len(failures)} of {total} images cannot be read, more than {UNREADABLE_SHARE:.0%}; "
-            f"mend or remove them:\n  {shown}"
+            f"repair or remove them:\n  {shown}"
         )
     for failure in failures:
-        logger.warning("skipped an image that cannot be read: %s", failure)
+        logger.warning("skipped an unreadable image: %s", failure)

@@ -1,7 +1,7 @@
 """Generated faces with and without masks: a data set that needs no download.
 
-Two sources, as in the photographs: a pool, and an unseen set of another camera, place and light. Every
-picture comes from a generator of its own, so neither process nor order nor machine changes a byte.
+There are two sources, as in the photographs: a pool, and an unseen set with another camera, place and light.
+Each picture has its own random generator, so its bytes do not depend on process, order or machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedmutual.data.worn import occlude, wear_mask
 from fedmutual.settings import DataSettings, setting
 
 CLASSES = ("mask", "no_mask")
-PICTURES = 1  # raise it when the same seed would draw another picture
+PICTURES = 1  # increase it when the same seed draws another picture
 
 POOL = Domain(
     scale=(0.54, 0.82),
@@ -57,25 +57,25 @@ UNSEEN = Domain(
 
 @dataclass(kw_only=True)
 class FacesSettings(DataSettings):
-    """Generated faces; classes ``mask`` and ``no_mask``, as many of each."""
+    """Generated faces in two balanced classes, ``mask`` and ``no_mask``."""
 
     pool_size: int = setting("images for the clients and the public set", minimum=4)
-    unseen_size: int = setting("images of the other source, to evaluate", minimum=2)
+    unseen_size: int = setting("images of the second source, for evaluation only", minimum=2)
     seed: int = setting("seed of the pictures", minimum=0)
 
     def count(self) -> tuple[int, int | None]:
-        """The pool's size is a setting."""
+        """Return the pool's size, which is a setting."""
         return self.pool_size, None
 
     def load(self, cache_dir: Path) -> ImageData:
-        """Return the pictures, drawn once a machine."""
+        """Return the pictures, drawn once per machine."""
         pool = _source(self, "pool", POOL, self.pool_size, cache_dir)
         unseen = _source(self, "unseen", UNSEEN, self.unseen_size, cache_dir)
         return ImageData(classes=CLASSES, pool=pool, public=None, unseen=unseen)
 
 
 def draw(seed: int, source: str, domain: Domain, index: int, image_size: int) -> NDArray[np.uint8]:
-    """Draw one picture; even indices wear a mask (label 0).
+    """Draw one picture; faces with an even index wear a mask (label 0).
 
     Returns
     -------
@@ -109,7 +109,7 @@ def _compose(portrait: Portrait, masked: bool) -> None:
 
 
 def _camera(portrait: Portrait) -> NDArray[np.uint8]:
-    """Develop the canvas: light, contrast, white balance, darker corners."""
+    """Render the canvas as a camera would: exposure, contrast, white balance, vignetting."""
     domain, canvas = portrait.domain, portrait.canvas
     warmth = portrait.span(domain.warmth)
     gain = np.asarray([1 + warmth, 1, 1 - warmth], dtype=np.float32) * np.float32(portrait.span(domain.light))

@@ -1,4 +1,4 @@
-"""Images in folders: a folder per class."""
+"""Images in one folder per class."""
 
 from __future__ import annotations
 
@@ -23,32 +23,30 @@ MASK_CLASSES = ("mask", "no_mask")
 class FolderSettings(DataSettings):
     """``ROOT/train/<class>/**``, optionally ``ROOT/public/`` and ``ROOT/test/<class>/**``.
 
-    The public folder holds a folder per class, or unlabelled images directly. A folder below the class is the
-    natural id of its images (``ROOT/train/<class>/<id>/...``). A server needs no ``train`` where there is a
-    ``public``.
+    The public folder holds one folder per class, or unlabelled images directly. The name of a folder below
+    the class is the natural id of its images (``ROOT/train/<class>/<id>/...``). A server with ``public``
+    needs no ``train``.
     """
 
-    root: str | None = setting("folder that holds train/, public/, test/; absolute")
-    classes: list[str] | None = setting(
-        "class names in order; null: the folder names of train and public, sorted"
-    )
+    root: str | None = setting("absolute path of the folder with train/, public/, test/")
+    classes: list[str] | None = setting("class names in order; null: sorted folder names of train and public")
 
     def check(self) -> str | None:
         """Say what is wrong with ``root``, or None."""
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
-            return f"classes: {self.classes} name a class twice"
+            return f"classes: {self.classes} has a duplicate"
         if self.classes is not None and len(self.classes) < 2:
-            return f"classes: {self.classes} are fewer than 2: name the classes of all clients"
+            return f"classes: {self.classes} has fewer than 2 names: give the classes of all clients"
         return _root_problem(self.root, "train/<class>/ (and public/, test/<class>/)")
 
     def count(self) -> tuple[int, int | None]:
-        """Count the files of the pool and of the public folder; what lies where it should not is refused."""
+        """Return the numbers of files in the pool and in the public folder; reject misplaced files."""
         _, listed = self._listed()
         pool, public = listed["train"], listed["public"]
         return 0 if pool is None else len(pool.files), None if public is None else len(public.files)
 
     def load(self, cache_dir: Path) -> ImageData:
-        """Decode the folders (once a machine), or open what was decoded before."""
+        """Return the decoded folders; decoding happens once per machine."""
         classes, listed = self._listed()
         sets = {name: _decoded(part, classes, self.image_size, cache_dir) for name, part in listed.items()}
         return ImageData(
@@ -59,12 +57,12 @@ class FolderSettings(DataSettings):
         )
 
     def _listed(self) -> tuple[tuple[str, ...], dict[str, _Listing | None]]:
-        """The classes, and the files of each folder; nothing is decoded."""
+        """Return the classes and the files of each folder, without decoding any."""
         root = _root(self.check(), self.root)
         train, public, test = (root / name for name in ("train", "public", "test"))
         if not train.is_dir() and not public.is_dir():
             raise DataError(
-                f"data.root: {root} holds neither a train nor a public folder: put images into train/<class>/"
+                f"data.root: {root} has neither a train nor a public folder: put images into train/<class>/"
             )
         public_flat = public.is_dir() and not _subfolders(public)
         found = [*_subfolders(train), *([] if public_flat else _subfolders(public))]
@@ -85,18 +83,18 @@ class FolderSettings(DataSettings):
 class FacemaskSettings(DataSettings):
     """Photographs of two sources, ``ROOT/pool/{mask,no_mask}`` and ``ROOT/unseen/{mask,no_mask}``."""
 
-    root: str | None = setting("folder that holds pool/ and unseen/; absolute")
+    root: str | None = setting("absolute path of the folder with pool/ and unseen/")
 
     def check(self) -> str | None:
         """Say what is wrong with ``root``, or None."""
         return _root_problem(self.root, "pool/{mask,no_mask}/ and unseen/{mask,no_mask}/")
 
     def count(self) -> tuple[int, int | None]:
-        """Count the files of the pool."""
+        """Return the number of files in the pool."""
         return len(self._listed()["pool"].files), None
 
     def load(self, cache_dir: Path) -> ImageData:
-        """Decode the photographs (once a machine), or open what was decoded before."""
+        """Return the decoded photographs; decoding happens once per machine."""
         sets = {
             name: _decoded(part, MASK_CLASSES, self.image_size, cache_dir)
             for name, part in self._listed().items()
@@ -109,14 +107,14 @@ class FacemaskSettings(DataSettings):
         listed = {name: part for name, part in parts.items() if part is not None}
         if "pool" not in listed:
             raise DataError(
-                f"data.root: {root} holds no pool folder: set it to the folder of pool/ and unseen/"
+                f"data.root: {root} has no pool folder: set it to the folder with pool/ and unseen/"
             )
         return listed
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """The files of one folder, in the order of their names, with labels and natural ids."""
+    """The files of one folder, sorted by name, with labels and natural ids."""
 
     folder: Path
     files: list[ImageFile]
@@ -126,11 +124,9 @@ class _Listing:
 
 def _root_problem(root: str | None, layout: str) -> str | None:
     if root is None:
-        return (
-            f"root: no folder is named: set data.root=DIR (or the node's data-dir) to a folder with {layout}"
-        )
+        return f"root: no folder given: set data.root=DIR (or the node's data-dir) to a folder with {layout}"
     if not Path(root).is_dir():
-        return f"root: {root} is no folder: set data.root=DIR to a folder with {layout}"
+        return f"root: {root} is not a folder: set data.root=DIR to a folder with {layout}"
     return None
 
 
@@ -149,18 +145,18 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _labelled(folder: Path, classes: Sequence[str]) -> _Listing | None:
-    """List ``folder/<class>/**``; None where there is no such folder."""
+    """List ``folder/<class>/**``; return None if the folder does not exist."""
     if not folder.is_dir():
         return None
     unknown = [name for name in _subfolders(folder) if name not in classes]
     if unknown:
         raise DataError(
-            f"{folder / unknown[0]} is no class of {list(classes)}: rename it or set data.classes"
+            f"{folder / unknown[0]} is not one of the classes {list(classes)}: rename it or set data.classes"
         )
     files = list_images(folder)
     loose = [file.path for file in files if "/" not in file.name]
     if loose:
-        raise DataError(f"{loose[0]} lies beside the class folders: move it into one of {list(classes)}")
+        raise DataError(f"{loose[0]} is outside the class folders: move it into one of {list(classes)}")
     _need_images(folder, files)
     parts = [file.name.split("/") for file in files]
     labels = np.asarray([classes.index(part[0]) for part in parts], dtype=np.int64)
@@ -176,7 +172,7 @@ def _flat(folder: Path) -> _Listing:
 
 def _need_images(folder: Path, files: Sequence[ImageFile]) -> None:
     if not files:
-        raise DataError(f"{folder} holds no images: add some (jpg, png, ...), or remove the folder")
+        raise DataError(f"{folder} has no images: add some (jpg, png, ...), or remove the folder")
 
 
 @overload
@@ -193,8 +189,8 @@ def _decoded(
     for name in (
         name for name, count in zip(classes, present, strict=True) if count == 0 and labels.max() >= 0
     ):
-        logger.warning("%s holds no images of class %s", listing.folder, name)
-    # classes in order first, then names: equal folders give equal sets, whatever their names sort to
+        logger.warning("%s has no images of class %s", listing.folder, name)
+    # by class index, then name: equal folders give equal sets, however the class names sort
     order = np.lexsort((np.arange(len(files)), labels))
     entry, kept = decode_files([files[i] for i in order], image_size, cache_dir)
     chosen = order[kept]

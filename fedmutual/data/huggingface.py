@@ -1,4 +1,4 @@
-"""Image data sets of the Hugging Face hub, and local ones that ``datasets`` can load."""
+"""Image data sets from the Hugging Face hub, and local ones that ``datasets`` can load."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ logger = logging.getLogger(__name__)
 class HuggingFaceSettings(DataSettings):
     """A data set with an image column and a label column.
 
-    A hub data set is decoded once and then kept: name a ``revision`` where all sites must hold the same one
-    (a difference in the public images is refused by their digest in any case).
+    A hub data set is decoded once and cached. Set ``revision`` if all sites must hold the same version (the
+    digest check rejects different public images in any case).
     """
 
     dataset: str | None = setting("name on the hub, or a folder that load_dataset or load_from_disk can read")
-    subset: str | None = setting("configuration of the data set; null: its only one")
-    revision: str | None = setting("commit or tag on the hub; null: the newest at the first load")
-    train_split: str = setting("split that the clients' images come from")
-    test_split: str | None = setting("split that is only used to evaluate; null: none")
+    subset: str | None = setting("configuration of the data set; null: the only one")
+    revision: str | None = setting("commit or tag on the hub; null: the newest at first load")
+    train_split: str = setting("split with the clients' images")
+    test_split: str | None = setting("split for evaluation only; null: none")
     public_split: str | None = setting(
-        "split that is the public set, with or without labels; null: drawn from the training split"
+        "split used as the public set, labelled or not; null: draw it from the training split"
     )
-    image_column: str = setting("column of the images")
-    label_column: str = setting("column of the labels (names or numbers)")
-    group_column: str | None = setting("column of the natural ids for partition=natural; null: none")
+    image_column: str = setting("column with the images")
+    label_column: str = setting("column with the labels (names or numbers)")
+    group_column: str | None = setting("column with natural ids, for partition=natural; null: none")
 
     def check(self) -> str | None:
-        """Say that no data set is named, or None."""
+        """Return the problem if no data set is given, else None."""
         if self.dataset is None:
-            return "dataset: no data set is named: set data.dataset to its name on the hub or to a folder"
+            return "dataset: no data set given: set data.dataset to a name on the hub or to a folder"
         return None
 
     def load(self, cache_dir: Path) -> ImageData:
-        """Decode the splits (once a machine), or open what was decoded before."""
+        """Return the decoded splits; decoding happens once per machine."""
         problem = self.check()
         if problem is not None:
             raise DataError(f"data.{problem}")
@@ -64,11 +64,11 @@ class HuggingFaceSettings(DataSettings):
         names: list[list[str]] = [entry.index["classes"].tolist() for entry in entries.values()]
         classes = tuple(sorted(names, key=len)[-1])
         if any(list(classes[: len(other)]) != other for other in names):
-            raise DataError(f"the splits of {self.dataset} name different classes: {names}")
+            raise DataError(f"the splits of {self.dataset} have different classes: {names}")
         if len(classes) < 2:
             raise DataError(
                 f"data.label_column: {self.label_column} of {self.dataset} has {len(classes)} classes "
-                f"{list(classes)}, but 2 are needed: name another column, or another data.train_split"
+                f"{list(classes)}, but 2 are needed: choose another column or another data.train_split"
             )
         sets = {name: _image_set(entry) for name, entry in entries.items()}
         if bool((sets["pool"].labels < 0).any()):
@@ -77,7 +77,7 @@ class HuggingFaceSettings(DataSettings):
         if hidden > 0:
             raise DataError(
                 f"data.test_split: {hidden} of the {len(sets['unseen'])} images of split {self.test_split} "
-                "have no label (hidden ones are -1), so they evaluate nothing: name another split, or "
+                "have no label (hidden labels are -1) and cannot be evaluated: choose another split, or "
                 "set data.test_split=null"
             )
         return ImageData(classes, sets["pool"], sets.get("public"), sets.get("unseen"))
@@ -93,7 +93,7 @@ def _entry(settings: HuggingFaceSettings, split: str, cache_dir: Path, needs_lab
 
 
 def _local_stamp(dataset: str) -> list[tuple[str, int, int]]:
-    """A local data set is decoded anew when a file of it has changed."""
+    """Return the files' sizes and times, so that a changed local data set is decoded again."""
     folder = Path(dataset)
     if not folder.is_dir():
         return []
@@ -154,9 +154,9 @@ def _table(settings: HuggingFaceSettings, split: str) -> Any:
 
 
 def _labels(table: Any, column: str) -> tuple[list[str], NDArray[np.int64]]:
-    """Class names and labels, -1 for none: from the column's own names, else its sorted values.
+    """Return class names (the column's own, else its sorted values) and labels (-1: unlabelled).
 
-    Without such a column (an unlabelled public split) there are no names, and all labels are -1.
+    Without a label column (an unlabelled public split), return no names and labels of -1.
     """
     import datasets
 
@@ -171,7 +171,7 @@ def _labels(table: Any, column: str) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def _picture(cell: Mapping[str, Any]) -> Any:
-    """Open an undecoded image cell: its bytes, or the file that it names."""
+    """Open an undecoded image cell, from its bytes or from its path."""
     import io
 
     from PIL import Image

@@ -12,12 +12,12 @@ HASH_BYTES = 16
 
 
 class DataError(ValueError):
-    """The data cannot be used as the settings ask; the message names the folder or setting and the remedy."""
+    """The data do not fit the settings; the message names the folder or setting and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """What an image set says of its images besides the pixels; the fields are those of :class:`ImageSet`."""
+    """The metadata of an image set without its pixels; same fields as :class:`ImageSet`."""
 
     labels: NDArray[np.int64]
     groups: tuple[str, ...] | None
@@ -36,13 +36,13 @@ class ImageSet:
     images : uint8 array [n, H, W, 3]
         RGB pixels, read-only, usually memory-mapped.
     labels : int64 array [n]
-        Position in the class names; -1 where the label is not known.
+        Position in the class names; -1 if unlabelled.
     groups : tuple[str, ...] | None
-        Natural id of every image (a person, a site), or None where the source has none.
+        Natural id of every image (a person, a site); None if the source has none.
     names : tuple[str, ...]
         File name or id of every image.
     hashes : uint8 array [n, 16] | None
-        BLAKE2b of each image's pixels where the cache holds them; None: computed when asked for.
+        Cached BLAKE2b hash of each image's pixels; None: computed on request.
     """
 
     images: NDArray[np.uint8]
@@ -62,7 +62,7 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, positions: NDArray[np.integer]) -> ImageSet:
-        """Return the images at these positions, in this order (all of them in order: no copy)."""
+        """Return the images at these positions, in this order; no copy for all positions in order."""
         if len(positions) == len(self) and np.array_equal(positions, np.arange(len(self))):
             return self
         rows = self.rows(positions)
@@ -75,7 +75,7 @@ class ImageSet:
         )
 
     def rows(self, positions: NDArray[np.integer]) -> Rows:
-        """Return what is known of the images at these positions, without reading a pixel."""
+        """Return the metadata of the images at these positions, without reading pixels."""
         chosen = [int(p) for p in positions]
         return Rows(
             labels=self.labels[positions],
@@ -90,18 +90,18 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """What a data source holds.
+    """The image sets of a data source.
 
     Parameters
     ----------
     classes : tuple[str, ...]
         Class names; a label is a position in it.
     pool : ImageSet
-        The images that clients (and, without an own public set, the public set) are drawn from.
+        The images from which the clients' data are drawn (and the public set, if the source has none).
     public : ImageSet | None
         The source's own public images.
     unseen : ImageSet | None
-        Images that are only ever used to evaluate.
+        Images used for evaluation only.
     """
 
     classes: tuple[str, ...]
@@ -111,7 +111,7 @@ class ImageData:
 
 
 def pixel_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Hash each image's pixels: BLAKE2b, uint8 [n, 16]."""
+    """Return the BLAKE2b hash of each image's pixels, uint8 [n, 16]."""
     hashes = np.empty((len(images), HASH_BYTES), dtype=np.uint8)
     for row, image in zip(hashes, images, strict=True):
         pixels = np.ascontiguousarray(image)
@@ -120,6 +120,6 @@ def pixel_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def empty_set(image_size: int) -> ImageSet:
-    """Return a set of no images."""
+    """Return an empty image set."""
     pixels = np.empty((0, image_size, image_size, 3), dtype=np.uint8)
     return ImageSet(images=pixels, labels=np.empty(0, dtype=np.int64), groups=None, names=())

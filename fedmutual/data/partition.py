@@ -1,8 +1,8 @@
-"""Who holds which images: partitions of the pool over clients.
+"""Partitions of the pool over the clients.
 
-The splits are made by flwr-datasets' partitioners over a table of labels, on rows shuffled by the run's seed.
-They depend on nothing but labels, natural ids, settings, number of clients and seed, and are cached, so that
-only the first process pays for the import.
+The partitioners of flwr-datasets split a table of labels whose rows are shuffled by the run's seed. A split
+depends only on labels, natural ids, settings, number of clients and seed. Splits are cached, so only the
+first process imports flwr-datasets.
 """
 
 from __future__ import annotations
@@ -24,72 +24,70 @@ from fedmutual.settings import PartitionSettings, setting
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same settings would give another split
-DIRICHLET_SEEDS = 50  # each makes 11 draws
+FORMAT = 1  # increase it when the same settings give another split
+DIRICHLET_SEEDS = 50  # 11 draws each
 
-Table = ImageSet | Rows  # pixels are not looked at
+Table = ImageSet | Rows  # only metadata is used, never pixels
 
 
 @dataclass(kw_only=True)
 class Iid(PartitionSettings):
-    """Equal shares, drawn at random."""
+    """IID: equal shares, drawn at random."""
 
 
 @dataclass(kw_only=True)
 class Dirichlet(PartitionSettings):
-    """Label skew: every class is spread over the clients by a Dirichlet draw (arXiv:1905.12022)."""
+    """Label skew: a Dirichlet draw per class gives each client's share of it (arXiv:1905.12022)."""
 
-    alpha: float = setting("concentration; the smaller, the fewer classes a client holds", above=0)
-    min_size: int = setting(
-        "images that every client holds at least; draws are repeated until it does", minimum=1
-    )
+    alpha: float = setting("concentration; smaller means more label skew", above=0)
+    min_size: int = setting("minimum images per client; the draw is repeated until it holds", minimum=1)
 
 
 @dataclass(kw_only=True)
 class Pathological(PartitionSettings):
-    """Every client holds a fixed number of classes, client i the classes from i on (arXiv:1602.05629)."""
+    """Label skew: client i holds a fixed number of classes, starting at class i (arXiv:1602.05629)."""
 
-    classes_per_client: int = setting("classes that a client holds", minimum=1)
+    classes_per_client: int = setting("number of classes per client", minimum=1)
 
 
 @dataclass(kw_only=True)
 class Size(PartitionSettings):
-    """Quantity skew: shares of different size, drawn at random."""
+    """Quantity skew: random shares of different sizes."""
 
-    weights: list[float] = setting("a client's share, one number a client; empty: client i has i + 1")
+    weights: list[float] = setting("relative share of each client; empty: i + 1 for client i")
 
     def check(self) -> str | None:
-        """Weights must be positive."""
+        """Reject weights that are not positive."""
         return f"weights: {self.weights} are not all above 0" if any(w <= 0 for w in self.weights) else None
 
 
 @dataclass(kw_only=True)
 class Natural(PartitionSettings):
-    """All images of one natural id go to one client; dealt so that clients are about equally large."""
+    """Assign all images of a natural id to one client; balance the clients' sizes."""
 
 
 @dataclass(kw_only=True)
 class Stream(PartitionSettings):
-    """The stream of arXiv:2503.05803: every client trains on a new class-stratified fold every round.
+    """The stream of arXiv:2503.05803: a new class-stratified training fold per client and round.
 
-    The public set is part of it, see :mod:`fedmutual.data.stream`.
+    The stream also defines the public set, see :mod:`fedmutual.data.stream`.
     """
 
 
 def split(
     data: Table, settings: PartitionSettings, num_clients: int, seed: int, cache_dir: Path
 ) -> list[Positions]:
-    """Give every image to one client.
+    """Assign every image to one client.
 
     Returns
     -------
     list of int64 arrays
-        Sorted positions of each client's images: disjoint, together all of them, none empty.
+        Sorted positions of each client's images; disjoint, covering all images, none empty.
 
     Raises
     ------
     DataError
-        The settings ask for what these images cannot give; the message says what to change.
+        The settings are impossible with these images; the message says what to change.
     """
     require_shares(len(data), num_clients)
     path = cache_dir / "splits" / f"{_key(data, settings, num_clients, seed)}.npz"
@@ -103,7 +101,7 @@ def split(
 
 
 def require_shares(num_images: int, num_clients: int) -> None:
-    """Refuse more clients than private images.
+    """Reject more clients than private images.
 
     Raises
     ------
@@ -141,7 +139,7 @@ def _checked(parts: list[Positions], num_images: int) -> list[Positions]:
     if any(len(part) == 0 for part in parts):
         empty = [i for i, part in enumerate(parts) if len(part) == 0]
         raise DataError(
-            f"clients {empty} would hold no image: start fewer clients or choose another partition"
+            f"clients {empty} would get no images: start fewer clients or choose another partition"
         )
     parts = [np.sort(part) for part in parts]
     if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(num_images)):
@@ -165,12 +163,12 @@ def _split(data: Table, settings: PartitionSettings, num_clients: int, seed: int
         case Natural():
             parts = _natural(data, num_clients)
         case _:
-            raise DataError(f"partition: {type(settings).__name__} does not divide images")
+            raise DataError(f"partition: {type(settings).__name__} does not split images")
     return parts
 
 
 def _partition(make: Callable[[Any], Any], data: Table, order: Positions) -> list[Positions]:
-    """Run a partitioner of flwr-datasets over a table of shuffled rows; ``make`` gets its module."""
+    """Run a flwr-datasets partitioner on a table of shuffled rows; ``make`` gets the partitioner module."""
     import datasets
     from flwr_datasets import partitioner as partitioners
 
@@ -180,7 +178,7 @@ def _partition(make: Callable[[Any], Any], data: Table, order: Positions) -> lis
     partitioner = make(partitioners)
     partitioner.dataset = datasets.Dataset.from_dict(columns)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # repeated draws and unused classes are ours to report
+        warnings.simplefilter("ignore")  # we report repeated draws and unused classes ourselves
         count = partitioner.num_partitions
         return [np.asarray(partitioner.load_partition(i)["index"], dtype=np.int64) for i in range(count)]
 
@@ -195,7 +193,7 @@ def _dirichlet(
     if settings.min_size * num_clients > len(data):
         raise DataError(
             f"partition.min_size: {num_clients} clients of at least {settings.min_size} images need more "
-            f"than the {len(data)} there are: lower it or start fewer clients"
+            f"than the {len(data)} available: lower it or start fewer clients"
         )
     for attempt in range(DIRICHLET_SEEDS):
         seed = draw + attempt
@@ -233,7 +231,7 @@ def _pathological(
     if settings.classes_per_client + num_clients - 1 < len(counts):
         raise DataError(
             f"partition.classes_per_client: {num_clients} clients with {settings.classes_per_client} classes "
-            f"each leave some of the {len(counts)} classes to nobody: raise it or start more clients"
+            f"each leave some of the {len(counts)} classes unassigned: raise it or start more clients"
         )
     try:
         return _partition(
@@ -257,9 +255,9 @@ def _sizes(data: Table, order: Positions, settings: Size, num_clients: int) -> l
     weights = settings.weights or [float(i + 1) for i in range(num_clients)]
     if len(weights) != num_clients:
         raise DataError(
-            f"partition.weights: {len(weights)} weights for {num_clients} clients: give one a client"
+            f"partition.weights: {len(weights)} weights for {num_clients} clients: give one per client"
         )
-    # one image each comes first, so that nobody is left without
+    # one image each first, so that no client is empty
     sizes = 1 + largest_remainder(np.asarray(weights, dtype=np.float64), len(data) - num_clients)
     return _partition(
         lambda partitioners: partitioners.SizePartitioner(partition_sizes=[int(s) for s in sizes]),
@@ -272,8 +270,8 @@ def _natural(data: Table, num_clients: int) -> list[Positions]:
     if data.groups is None or "" in data.groups:
         where = "no image has one" if data.groups is None else f"{data.names[data.groups.index('')]} has none"
         raise DataError(
-            f"partition=natural needs a natural id of every image, and {where}: "
-            "put the images into a folder per id below their class, or set data.group_column"
+            f"partition=natural needs a natural id for every image, but {where}: "
+            "put the images into one folder per id below their class, or set data.group_column"
         )
     by_id = _partition(
         lambda partitioners: partitioners.NaturalIdPartitioner(partition_by="group"),
@@ -286,7 +284,7 @@ def _natural(data: Table, num_clients: int) -> list[Positions]:
         return by_id
     parts: list[list[Positions]] = [[] for _ in range(num_clients)]
     held = np.zeros(num_clients, dtype=np.int64)
-    for images in sorted(by_id, key=len, reverse=True):  # the largest first, to whoever has least
+    for images in sorted(by_id, key=len, reverse=True):  # largest id first, to the smallest client
         client = int(np.argmin(held))
         parts[client].append(images)
         held[client] += len(images)

@@ -30,20 +30,20 @@ HAIR = (
 
 @dataclass(frozen=True)
 class Domain:
-    """What one source of pictures looks like: ranges (low, high) to draw from, or chances.
+    """The appearance of one source of pictures: ranges (low, high) to draw from, and probabilities.
 
     Parameters
     ----------
     scale, turn, shift, yaw : float ranges
-        Head size, roll in radians, offset of the head, turn of the face to the side.
+        Head size, roll in radians, offset of the head, sideways turn of the face.
     light, contrast, warmth, side_light : float ranges
-        Gain, tone curve, red against blue, and light from one side.
+        Gain, tone curve, red-blue balance, light from one side.
     blur, noise : float ranges
-        Blur radius as a share of the side; standard deviation in grey levels.
+        Blur radius as a share of the image side; noise standard deviation in grey levels.
     busy : float range
         Number of shapes in the background.
     plain : float
-        Chance of an even background.
+        Probability of a plain background.
     masks : weights of surgical, cloth, patterned, ffp2 masks
     """
 
@@ -64,7 +64,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Look:
-    """A person: what stays the same whatever is worn."""
+    """The features of a person that do not depend on what is worn."""
 
     skin: Colour
     hair: Colour
@@ -74,7 +74,7 @@ class Look:
 
 
 class Portrait:
-    """Draws one face part after part; every random choice comes from its own generator."""
+    """A face, drawn part by part; all random choices come from its own generator."""
 
     def __init__(self, rng: RNG, domain: Domain, size: int) -> None:
         self.rng, self.domain = rng, domain
@@ -114,13 +114,13 @@ class Portrait:
     # geometry
 
     def _face_frame(self, yaw: float) -> Frame:
-        """Features slide over the head as it turns: most in the middle, not at the rim."""
+        """Return the features' frame: as the head turns, they shift, most in the middle, not at the rim."""
         u, v = self.head.u, self.head.v
         bulge = np.maximum(1 - u * u * np.float32(1.2), 0)
         return Frame(u - np.float32(yaw) * bulge, v, self.head.pixels)
 
     def _outline(self) -> Plane:
-        """Signed distance to the rim of the face; the jaw narrows towards the chin."""
+        """Return the signed distance to the rim of the face; the jaw narrows towards the chin."""
         u, v = self.head.u, self.head.v
         low = np.maximum(v, 0)
         half = np.float32(self.look.width) * (1 - np.float32(self.look.jaw) * low * low)
@@ -129,7 +129,7 @@ class Portrait:
         return distance
 
     def _shade(self) -> Plane:
-        """Light from one side, darker towards the rim."""
+        """Return the shading: light from one side, darker towards the rim."""
         lu, lv = self.look.light
         rim = 1 - np.clip(self.outline * 2, 0, 1)
         light = 1 + np.float32(lu) * self.head.u + np.float32(lv) * self.head.v - np.float32(0.28) * rim * rim
@@ -160,7 +160,7 @@ class Portrait:
             self.canvas.paint(shape(0, 0, a, b) * np.float32(self.within(0.4, 1)), self.colour())
 
     def body(self) -> None:
-        """Back hair, neck, ears and clothes."""
+        """Draw back hair, neck, ears and clothes."""
         head, paint = self.head, self.canvas.paint
         length = self.within(0.9, 2.2) if self.chance(0.45) else 0.0
         if length:
@@ -226,7 +226,7 @@ class Portrait:
             paint(face.line((-width, 0.52), (width, 0.52), 0.012), [c * 0.5 for c in lips])
 
     def beard(self) -> None:
-        """Lower face in hair, the mouth left free; a moustache; or stubble."""
+        """Draw a full beard (mouth left free), a moustache or stubble."""
         kind = self.rng.random()
         if kind > 0.30:
             return
@@ -249,7 +249,7 @@ class Portrait:
             )
 
     def hair(self) -> None:
-        """Front hair, a cap, a head scarf, or none."""
+        """Draw front hair, a cap, a head scarf, or nothing."""
         head, paint, kind = self.head, self.canvas.paint, self.rng.random()
         width = self.look.width
         if kind < 0.08:

@@ -1,4 +1,4 @@
-"""The public set: the images that every client predicts, its digest, and which of them a round uses."""
+"""The public set: the images that every client predicts, their digest, and each round's selection."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ DIGEST_FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class PublicSet:
-    """The public images, the same at every client and at the server.
+    """The public images, identical at every client and at the server.
 
     Parameters
     ----------
     images : ImageSet
-        Its labels are those of the source; they are trained on only where ``public.labelled`` says so.
+        With the source's labels, which are used for training only if ``public.labelled`` is set.
     warm_start : ImageSet | None
-        The labelled fold that trains the common start (partition=stream only).
+        The labelled fold for training the common start (partition=stream only).
     folds : tuple of int32 arrays | None
-        The rounds' folds where the partition prescribes them (partition=stream only).
+        One fold per round, where the partition defines them (partition=stream only).
     digest : str
         Hex digest of the content, see :func:`digest`.
     """
@@ -44,10 +44,10 @@ class PublicSet:
         return len(self.images)
 
     def indices(self, settings: PublicSettings, seed: int, round: int, rounds: int) -> NDArray[np.int32]:
-        """Return the sorted positions of the public images that a round uses.
+        """Return the sorted positions of the public images of a round.
 
-        static: all. kfold: the round's class-stratified fold, one a round (the stream's own folds where the
-        partition prescribes them); with more rounds than folds they repeat. sample: a seeded random subset.
+        static: all. kfold: one class-stratified fold per round (the stream's folds with partition=stream);
+        with more rounds than folds, the folds repeat. sample: a seeded random subset.
 
         Parameters
         ----------
@@ -73,7 +73,7 @@ class PublicSet:
 def public_and_private(
     data: ImageData, settings: Settings, num_clients: int | None
 ) -> tuple[PublicSet, Positions | StreamFolds]:
-    """Form the public set, and say which pool images stay private.
+    """Return the public set and the private images of the pool.
 
     Parameters
     ----------
@@ -83,12 +83,12 @@ def public_and_private(
     Returns
     -------
     (public, private)
-        Sorted positions in the pool that no public image takes, or the folds of the stream.
+        ``private``: sorted positions of the pool images outside the public set, or the folds of the stream.
 
     Raises
     ------
     DataError
-        The public set would be empty, larger than the pool or lacks the labels that the settings ask for.
+        The public set would be empty or larger than the pool, or lacks labels that the settings need.
     """
     private: Positions | StreamFolds
     if isinstance(settings.partition, Stream):
@@ -105,11 +105,11 @@ def _from_stream(
 ) -> tuple[PublicSet, StreamFolds]:
     if num_clients is None:
         raise DataError(
-            "partition=stream divides one pool over its clients: it needs num_clients and partition-id"
+            "partition=stream splits one pool over the clients: it needs num_clients and partition-id"
         )
     if data.public is not None:
         raise DataError(
-            "partition=stream takes its public folds from the pool: remove the data's public folder"
+            "partition=stream draws its public folds from the pool: remove the data's public folder"
         )
     folds = stream_folds(data.pool.labels, num_clients, settings.rounds, settings.seed)
     ends = np.cumsum([len(fold) for fold in folds.public])
@@ -135,16 +135,16 @@ def _drawn(data: ImageData, settings: Settings) -> tuple[ImageSet, Positions]:
 
 
 def drawn_size(total: int, settings: PublicSettings) -> int:
-    """How many images of a pool become public.
+    """Return how many images of a pool become public.
 
     Raises
     ------
     DataError
-        All of them would.
+        No image would stay private.
     """
     size = settings.size if settings.size is not None else max(round(DEFAULT_SHARE * total), 1)
     if size >= total:
-        raise DataError(f"public.size: {size} leaves nothing private of a pool of {total} images: lower it")
+        raise DataError(f"public.size: {size} of the pool's {total} images leaves no private image: lower it")
     return size
 
 
@@ -175,11 +175,11 @@ def _public_set(
 
 
 def digest(classes: tuple[str, ...], images: ImageSet, labelled: bool, warm_start: ImageSet | None) -> str:
-    """Name a public set by its content: 32 hex characters.
+    """Return the digest of a public set's content, 32 hex characters.
 
     It covers the class names, the image size, every image's decoded pixels in order, the labels if they are
-    used, and the labelled warm-start fold. It is made of each image's hash, which the cache holds, so that a
-    process does not read the pixels for it.
+    used, and the labelled warm-start fold. It is computed from the cached hash of each image, without reading
+    pixels.
     """
     head = {
         "format": DIGEST_FORMAT,

@@ -1,6 +1,6 @@
-"""Public sets that a server has sent: kept by digest, checked before anything uses them.
+"""Public sets received from a server: stored by digest, verified before use.
 
-``<cache>/received/<digest>/<i>.npy`` holds what has come so far; when all parts are there and have the
+``<cache>/received/<digest>/<i>.npy`` holds the parts received so far. When all parts are there and match the
 digest, they become an entry of the image cache (:mod:`fedmutual.data.cache`), and the parts are deleted.
 """
 
@@ -24,19 +24,19 @@ from fedmutual.files.atomic import atomic_write
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a public set on its way.
+    """One part of a public set in transfer.
 
     Attributes
     ----------
     digest : str
         Of the whole set.
     number, count : int
-        This piece, from 0, and how many there are.
+        Index of this part, from 0, and the number of parts.
     classes : tuple[str, ...]
     labels : int64 array [N] or None
-        Labels of the whole set, where they are used.
+        Labels of the whole set, if they are used.
     images : uint8 array [n, H, W, 3]
-        Of this piece.
+        Of this part.
     """
 
     digest: str
@@ -48,22 +48,22 @@ class Part:
 
 
 def has_received(cache_dir: Path, wanted: str) -> bool:
-    """Whether a whole public set with this digest has been received."""
+    """Return whether the whole public set with this digest has been received."""
     return entry_folder(cache_dir, _key(wanted)).is_dir()
 
 
 def parts_received(cache_dir: Path, wanted: str) -> list[int]:
-    """Numbers of the pieces that are there already."""
+    """Return the indices of the parts received so far."""
     return sorted(int(path.stem) for path in _parts(cache_dir, wanted).glob("[0-9]*.npy"))
 
 
 def receive(cache_dir: Path, part: Part) -> bool:
-    """Keep a piece; returns whether the set is now whole.
+    """Store a part; return whether the set is now complete.
 
     Raises
     ------
     DataError
-        The whole set does not have its digest: all pieces are thrown away, and must be sent again.
+        The complete set does not match its digest; all parts are deleted and must be sent again.
     """
     folder = _parts(cache_dir, part.digest)
     with locked(cache_dir / "locks" / _key(part.digest).replace("public", "parts")):
@@ -82,17 +82,17 @@ def receive(cache_dir: Path, part: Part) -> bool:
 
 
 def load_received(cache_dir: Path, wanted: str) -> PublicSet:
-    """Open a public set that was received.
+    """Open a received public set.
 
     Raises
     ------
     DataError
-        It is not there.
+        It has not been received.
     """
     if not has_received(cache_dir, wanted):
         raise DataError(
             f"the server's public set {wanted} is not in {cache_dir}: start the run with "
-            "public.distribute=true, and keep this folder (cache_dir) from one order to the next"
+            "public.distribute=true, and keep this folder (cache_dir) between orders"
         )
     entry = cached(cache_dir, _key(wanted), lambda _: {})
     names = tuple(f"public-{number}" for number in range(len(entry.images)))
@@ -101,7 +101,7 @@ def load_received(cache_dir: Path, wanted: str) -> PublicSet:
 
 
 def _assemble(folder: Path, part: Part, target: Path) -> Mapping[str, NDArray[np.generic]]:
-    """Put the pieces together, and check the digest before the entry exists."""
+    """Join the parts and verify the digest before the cache entry exists."""
     pieces = [np.load(folder / f"{number}.npy", mmap_mode="r") for number in range(part.count)]
     total = sum(len(piece) for piece in pieces)
     images = new_array(target, total, part.images.shape[1])
@@ -115,15 +115,15 @@ def _assemble(folder: Path, part: Part, target: Path) -> Mapping[str, NDArray[np
     found = digest(part.classes, whole, part.labels is not None, None)
     if found != part.digest:
         raise DataError(
-            f"the public set that the server sent has the digest {found}, not {part.digest}: it was damaged "
-            "on the way, or changed at the server; it is asked for again before the next order"
+            f"the public set received from the server has the digest {found}, not {part.digest}: it was "
+            "damaged in transfer or changed at the server; it is requested again before the next order"
         )
     return {"labels": labels}
 
 
 def _key(wanted: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{32}", wanted):
-        raise DataError(f"{wanted!r} is no digest of a public set")
+        raise DataError(f"{wanted!r} is not a digest of a public set")
     return f"public-{wanted}"
 
 

@@ -1,4 +1,4 @@
-"""What one client learns from, and what the server needs."""
+"""The data of one client, and the data of the server."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class SiteData:
     classes : tuple[str, ...]
         Class names, the same at every client.
     private : ImageSet
-        All images that only this client sees.
+        The images that only this client sees.
     public : PublicSet
-        The public images, the same at every client.
+        The public images, identical at every client.
     unseen : ImageSet | None
-        Images only ever used to evaluate.
+        Images used for evaluation only.
     train_parts, held_out_parts : tuple of int64 arrays
-        Sorted positions in ``private``: one part for all rounds, or (partition=stream) one a round.
+        Sorted positions in ``private``: one part for all rounds, or one per round (partition=stream).
     """
 
     classes: tuple[str, ...]
@@ -45,17 +45,17 @@ class SiteData:
     held_out_parts: tuple[Positions, ...]
 
     def train_indices(self, round: int) -> Positions:
-        """Return the sorted positions in ``private`` that a round (from 1) trains on."""
+        """Return the sorted positions in ``private`` of a round's training images (rounds from 1)."""
         return self.train_parts[_part(round, len(self.train_parts))]
 
     def validation_indices(self, round: int) -> Positions:
-        """Return the sorted positions in ``private`` held out up to a round (from 1); never trained on."""
+        """Return the sorted positions in ``private`` held out up to a round (from 1), never trained on."""
         last = _part(round, len(self.held_out_parts))
         return np.sort(np.concatenate(self.held_out_parts[: last + 1]))
 
 
 def _part(round: int, parts: int) -> int:
-    """Position of a round's part; after the last one (the closing message) it stays the last."""
+    """Return the index of a round's part; the closing message (after the last round) gets the last one."""
     if round < 1:
         raise ValueError(f"rounds are counted from 1, not {round}")
     return min(round, parts) - 1
@@ -63,7 +63,7 @@ def _part(round: int, parts: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class SharedData:
-    """What the server knows: the classes, the public set (the clients' digest) and the unseen set."""
+    """The server's data: the classes, the public set (whose digest clients must match), the unseen set."""
 
     classes: tuple[str, ...]
     public: PublicSet
@@ -76,31 +76,31 @@ def load_site(
     public_digest: str | None = None,
     whole_pool: bool = False,
 ) -> SiteData:
-    """Load what one client learns from.
+    """Load the data of one client.
 
     Parameters
     ----------
     settings : Settings
     partition : (partition_id, num_partitions) | None
-        Its share of a pool that all clients hold; None: the whole pool is its own, and the data must bring
-        its own public set.
+        Its share of a pool that all clients hold; None: it owns the whole pool, and the data must include a
+        public set.
     public_digest : str | None
-        Of the server's public set; where ``public.distribute`` is on, a client that has no such set of its
-        own takes the one that the server has sent.
+        Digest of the server's public set. With ``public.distribute``, a client without this set uses the one
+        received from the server.
     whole_pool : bool
-        The private images of all clients (strategy=centralised).
+        Take the private images of all clients (strategy=centralised).
 
     Raises
     ------
     DataError
-        Naming the folder or setting, and the remedy.
+        The message names the folder or setting, and the remedy.
     """
     cache_dir = cache_folder(settings.cache_dir)
     data = settings.data.load(cache_dir)
     if partition is None:
         if whole_pool:
             raise DataError(
-                "strategy=centralised reads the images of all clients, but this one keeps its own to itself: "
+                "strategy=centralised reads the images of all clients, but this client has only its own: "
                 "give it a partition-id and num-partitions of one pool"
             )
         return _own_site(data, settings, public_digest)
@@ -113,14 +113,14 @@ def load_site(
         return _stream_site(data, settings, public, folds, partition_id)
     if whole_pool:
         return _site(data, settings, public, data.pool.subset(private), partition_id)
-    # the split needs no pixels: only this client's own are read
+    # the split needs no pixels: read only this client's
     rows = data.pool.rows(private)
     positions = split(rows, settings.partition, num_clients, settings.seed, cache_dir)[partition_id]
     return _site(data, settings, public, data.pool.subset(private[positions]), partition_id)
 
 
 def load_shared(settings: Settings, num_clients: int | None) -> SharedData:
-    """Load what the server needs; ``num_clients`` is required for partition=stream only."""
+    """Load the server's data; ``num_clients`` is required for partition=stream only."""
     data = settings.data.load(cache_folder(settings.cache_dir))
     public, _ = public_and_private(data, settings, num_clients)
     _warn_of_size(data, settings)
@@ -128,19 +128,19 @@ def load_shared(settings: Settings, num_clients: int | None) -> SharedData:
 
 
 def _warn_of_size(data: ImageData, settings: Settings) -> None:
-    """Say where ``public.size`` has no effect: at the server only, so that a run says it once."""
+    """Warn if ``public.size`` has no effect; on the server only, so once per run."""
     size = settings.public.size
     if size is None:
         return
     if isinstance(settings.partition, Stream):
         logger.warning(
-            "public.size: %d has no effect with partition=stream, whose public set is a fold a round: "
+            "public.size: %d has no effect with partition=stream, whose public set is one fold per round: "
             "set public.size=null",
             size,
         )
     elif data.public is not None and size > len(data.public):
         logger.warning(
-            "public.size: %d is more than the %d images of the data's own public set: all of them are used; "
+            "public.size: %d is more than the %d images of the data's own public set: all are used; "
             "set public.size=null, or add images",
             size,
             len(data.public),
@@ -148,7 +148,7 @@ def _warn_of_size(data: ImageData, settings: Settings) -> None:
 
 
 def own_public_set(settings: Settings) -> PublicSet | None:
-    """The public set that a client with data of its own brings itself; None where it brings none."""
+    """Return the public set in a client's own data; None if there is none."""
     data = settings.data.load(cache_folder(settings.cache_dir))
     return None if data.public is None else public_and_private(data, settings, None)[0]
 
@@ -161,8 +161,8 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None) ->
         return _site(data, settings, own, data.pool, 0)
     if data.public is None:
         raise DataError(
-            "a client without partition-id keeps all its images to itself, so its data needs a public set "
-            "of its own: put the images that all clients share into <data.root>/public (data=folder), set "
+            "a client without partition-id keeps all its images private, so its data needs its own public "
+            "set: put the images that all clients share into <data.root>/public (data=folder), set "
             "data.public_split (data=huggingface), give the node a partition-id and num-partitions, or let "
             "the server send it (public.distribute=true)"
         )

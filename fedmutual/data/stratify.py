@@ -1,4 +1,4 @@
-"""Seeded, class-stratified draws. They use no global random state and give the same on every machine."""
+"""Seeded, class-stratified draws without global random state, identical on every machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Positions = NDArray[np.int64]
 
 
 def generator(seed: int, *purpose: object) -> np.random.Generator:
-    """Return a generator of its own for each purpose of one seed."""
+    """Return an independent generator per purpose, from one seed."""
     return np.random.default_rng([seed, zlib.crc32(" ".join(map(str, purpose)).encode())])
 
 
@@ -23,16 +23,16 @@ def largest_remainder(shares: NDArray[np.float64], total: int) -> NDArray[np.int
     """
     exact = shares / shares.sum() * total
     counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
-    # stable: of equal remainders the first wins on every machine
+    # stable sort: equal remainders go to the first, on every machine
     order = np.argsort(-np.round(exact - counts, 9), kind="stable")
     counts[order[: total - int(counts.sum())]] += 1
     return counts
 
 
 def stratified_folds(labels: NDArray[np.int64], num_folds: int, rng: np.random.Generator) -> list[Positions]:
-    """Cut positions into folds whose sizes, and whose counts of every class, differ by one at most.
+    """Split positions into folds whose sizes and per-class counts differ by at most one.
 
-    Every class is shuffled and dealt round-robin, each going on where the one before stopped.
+    Each class is shuffled and dealt round-robin, continuing where the previous class stopped.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def stratified_folds(labels: NDArray[np.int64], num_folds: int, rng: np.random.G
     Returns
     -------
     list of int64 arrays
-        Sorted positions, disjoint, together all of them.
+        Sorted positions; disjoint, covering all images.
     """
     if not 1 <= num_folds <= len(labels):
         raise ValueError(f"{num_folds} folds of {len(labels)} images")
@@ -52,7 +52,7 @@ def stratified_folds(labels: NDArray[np.int64], num_folds: int, rng: np.random.G
 
 
 def stratified_sample(labels: NDArray[np.int64], size: int, rng: np.random.Generator) -> Positions:
-    """Draw ``size`` positions without replacement, every class in proportion (largest remainder); sorted."""
+    """Draw ``size`` sorted positions without replacement, classes in proportion (largest remainder)."""
     if not 0 <= size <= len(labels):
         raise ValueError(f"{size} of {len(labels)} images")
     classes, counts = np.unique(labels, return_counts=True)
@@ -70,7 +70,7 @@ def hold_out(
 ) -> tuple[Positions, Positions]:
     """Split positions into a training and a held-out part, class-stratified.
 
-    With two images or more both parts hold at least one, unless ``fraction`` is 0: then nothing is held out.
+    With two or more images, both parts have at least one. If ``fraction`` is 0, nothing is held out.
 
     Returns
     -------

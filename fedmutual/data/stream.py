@@ -1,4 +1,4 @@
-"""The stream of arXiv:2503.05803: the pool in folds, a new one a client and round (METHOD.md section 3)."""
+"""The stream of arXiv:2503.05803: a new fold of the pool per client and round (METHOD.md section 3)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class StreamFolds:
     Parameters
     ----------
     warm_start : int64 array
-        The labelled fold that trains the common start.
+        The labelled fold for training the common start.
     private : tuple of rounds of tuples of int64 arrays
-        ``private[r][i]`` is what client i trains on in round r + 1.
+        ``private[r][i]`` is the training fold of client i in round r + 1.
     public : tuple of int64 arrays
-        One fold a round.
+        One fold per round.
     """
 
     warm_start: Positions
@@ -31,29 +31,29 @@ class StreamFolds:
 
 
 def num_folds(num_images: int, num_clients: int, rounds: int) -> int:
-    """Folds that a stream cuts a pool into.
+    """Return the number of folds of a stream.
 
     Raises
     ------
     DataError
-        A fold would hold less than two images (one to train on, one to hold out).
+        A fold would have fewer than two images (one to train on, one to hold out).
     """
     count = (num_clients + 1) * rounds + 1
     if num_images < 2 * count:
         raise DataError(
-            f"partition=stream cuts the pool into (clients + 1) * rounds + 1 = {count} folds, "
+            f"partition=stream splits the pool into (clients + 1) * rounds + 1 = {count} folds, "
             f"too many for its {num_images} images: set fewer rounds or clients, or add images"
         )
     return count
 
 
 def stream_folds(labels: NDArray[np.int64], num_clients: int, rounds: int, seed: int) -> StreamFolds:
-    """Cut the pool into (K + 1) * R + 1 class-stratified folds: METHOD.md section 3, arXiv:2503.05803.
+    """Split the pool into (K + 1) * R + 1 class-stratified folds: METHOD.md section 3, arXiv:2503.05803.
 
     Raises
     ------
     DataError
-        There are too few images, see :func:`num_folds`.
+        Too few images, see :func:`num_folds`.
     """
     count = num_folds(len(labels), num_clients, rounds)
     folds = stratified_folds(labels, count, generator(seed, "stream"))

@@ -1,4 +1,4 @@
-"""Views of the public images: a fresh one of each a round, the same at every client."""
+"""Views of the public images: a new one of each image per round, identical at every client."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ MIXED = 0.5
 
 
 def mixed_views(images: ImageSet, seed: int, round: int) -> ImageSet:
-    """Mirror half of the images, and mix half of them with another one, whose part is up to a half.
+    """Mirror half of the images, and mix half of them with another image, of weight up to one half.
 
-    Peers are asked about pictures between pictures (mixup, arXiv:1710.09412) instead of the same ones again,
-    for the same bytes. Teacher and student see the same view (arXiv:2106.05237), so it need not show a real
-    thing.
+    Peers predict new points between the images (mixup, arXiv:1710.09412) instead of the same images again, at
+    no extra traffic. Teacher and student see the same view (arXiv:2106.05237), so it need not be realistic.
 
     Parameters
     ----------
     images : ImageSet
         The round's public images.
     seed : int
-        The run's; with the round it says what is done to which image, in whole numbers, so that all machines
-        make the same pixels.
+        Seed of the run. Together with the round it determines every view, in integer arithmetic, so that all
+        machines compute the same pixels.
     round : int
-        The round in which they are predicted.
+        The round in which the views are predicted.
 
     Returns
     -------
     ImageSet
-        Of as many images. Labels are -1: that of a mixed image is none of the two.
+        As many images, with labels of -1, since a mixed image has neither of the two labels.
     """
     rng = generator(seed, "public views", round)
     count = len(images)
     pixels = np.array(images.images)
     mirrored = rng.random(count) < MIRRORED
     pixels[mirrored] = pixels[mirrored, :, ::-1]
-    # parts of 256: what another image takes
+    # weight of the other image, in units of 1/256
     share = np.where(rng.random(count) < MIXED, rng.integers(0, 129, count), 0).astype(np.uint16)
     share = share[:, None, None, None]
     other = pixels[rng.permutation(count)]

@@ -1,4 +1,4 @@
-"""What covers the lower half of a generated face: masks of many kinds, and things that are no masks."""
+"""Covers of the lower half of a generated face: several kinds of masks, and other objects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FFP2 = ((0.93, 0.93, 0.92), (0.86, 0.87, 0.88), (0.30, 0.31, 0.33), (0.85, 0.80,
 
 
 def wear_mask(portrait: Portrait) -> None:
-    """Put on a surgical, cloth, patterned or FFP2 mask; a few slip below the nose."""
+    """Draw a surgical, cloth, patterned or FFP2 mask; a few slip below the nose."""
     rng = portrait.rng
     kind = int(rng.choice(4, p=portrait.domain.masks))
     slipped = portrait.chance(0.03)
@@ -48,7 +48,7 @@ def wear_mask(portrait: Portrait) -> None:
 
 
 def occlude(portrait: Portrait) -> None:
-    """Hold something before the mouth that is no mask: a hand, a cup, a microphone; or a mask on the chin."""
+    """Draw something else in front of the mouth (a hand, a cup, a microphone), or a mask on the chin."""
     kind = portrait.rng.random()
     if kind < 0.05:
         _hand(portrait)
@@ -61,7 +61,7 @@ def occlude(portrait: Portrait) -> None:
 
 
 def _mask_shape(portrait: Portrait, top: float, narrow: bool) -> Plane:
-    """From the bridge of the nose over the chin; the upper edge falls towards the ears."""
+    """Return the mask's cover, from nose bridge to below the chin; its upper edge slopes to the ears."""
     face, head = portrait.face, portrait.head
     fall = np.float32(portrait.within(0.1, 0.45 if narrow else 0.3))
     bottom = portrait.within(0.88, 1.08)
@@ -74,7 +74,7 @@ def _mask_shape(portrait: Portrait, top: float, narrow: bool) -> Plane:
 
 
 def _shadow(portrait: Portrait, cover: Plane) -> None:
-    """The cloth's shadow on the skin: the same shape, a little lower and higher."""
+    """Draw the mask's shadow on the skin: the same shape, shifted slightly down and up."""
     step = max(portrait.canvas.size // 32, 1)
     around = np.maximum(np.roll(cover, -step, axis=0), np.roll(cover, step, axis=0))
     dark = [c * 0.5 for c in portrait.look.skin]
@@ -92,7 +92,7 @@ def _loops(portrait: Portrait, top: float) -> None:
 
 
 def _pleats(portrait: Portrait) -> Plane:
-    """Three horizontal folds: darker stripes."""
+    """Return three horizontal folds, as darker stripes."""
     folds = np.zeros_like(portrait.face.v)
     for height in (0.36, 0.5, 0.64):
         folds = np.maximum(folds, portrait.face.box(0, height, 0.55, 0.02, soft=2))
@@ -100,14 +100,14 @@ def _pleats(portrait: Portrait) -> Plane:
 
 
 def _seam(portrait: Portrait, strength: float) -> Plane:
-    """A seam down the middle and the curve of the cloth to both sides."""
+    """Return a vertical seam in the middle and the shading of the curved cloth beside it."""
     away = np.abs(portrait.face.u)
     seam = (away < np.float32(0.025)).astype(np.float32)
     return 1 + np.float32(strength) * (np.float32(0.3) - away - seam)
 
 
 def _pattern(portrait: Portrait) -> NDArray[np.float32]:
-    """Stripes, dots or checks in two colours, float32 [size, size, 3]."""
+    """Return stripes, dots or checks in two colours, float32 [size, size, 3]."""
     first, second = (np.asarray(portrait.colour(), dtype=np.float32) for _ in range(2))
     frame = portrait.canvas.turned((0, 0), portrait.within(-1.6, 1.6), portrait.within(0.10, 0.22))
     u, v = frame.u - np.floor(frame.u), frame.v - np.floor(frame.v)
@@ -122,7 +122,7 @@ def _pattern(portrait: Portrait) -> NDArray[np.float32]:
 
 
 def _hand(portrait: Portrait) -> None:
-    """The person's own hand: a palm and fingers of the colour of the skin."""
+    """Draw the person's own hand: palm and fingers in the skin's colour."""
     side = 1 if portrait.chance(0.5) else -1
     place = (side * portrait.within(0.05, 0.3), portrait.within(0.5, 0.75))
     tone: Colour = [min(c * portrait.within(0.88, 1.1), 1) for c in portrait.look.skin]
@@ -153,6 +153,6 @@ def _microphone(portrait: Portrait) -> None:
 
 
 def _chin_mask(portrait: Portrait) -> None:
-    """A mask pulled down under the mouth: the face is bare."""
+    """Draw a mask pulled down below the mouth; the face is uncovered."""
     cover = _mask_shape(portrait, portrait.within(0.68, 0.78), narrow=False)
     portrait.canvas.paint(cover, portrait.near(SURGICAL, 0.04), portrait.shade)
