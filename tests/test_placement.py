@@ -78,7 +78,7 @@ def test_micro_batches_do_the_whole_batchs_arithmetic(
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(cut.state_dict()[key], value, rtol=1e-4, atol=1e-6)
     said = [record.message for record in caplog.records]
-    assert "cpu is out of memory: every batch now goes in" in said[0]
+    assert "cpu is out of memory: every batch is now split into" in said[0]
     assert len(said) <= 5  # once a halving, not once a step
     assert "batch normalisation" not in caplog.text
 
@@ -86,7 +86,7 @@ def test_micro_batches_do_the_whole_batchs_arithmetic(
 def test_batch_normalisation_is_not_the_same_and_this_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         trained(12, normalise=True, private=private(40, size=8))
-    assert "batch normalisation now sees a micro-batch at a time: results differ" in caplog.text
+    assert "batch normalisation now uses one micro-batch at a time: results differ" in caplog.text
 
 
 def test_a_single_image_that_does_not_fit_is_an_error_with_the_remedy() -> None:

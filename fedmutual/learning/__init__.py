@@ -1,3 +1,3 @@
-"""The mathematics: torch and numpy only, no Flower and no files."""
+"""The mathematics, in torch and numpy only: no Flower, no files."""
 
 DIVERGENCES = ("own_peer", "peer_own", "published_code")

@@ -1,4 +1,4 @@
-"""How far several clients' predictions on the same samples agree, and where each is wrong."""
+"""Agreement of clients' predictions on the same samples, and each client's confusion matrix."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def confusion(log_probabilities: Predictions, labels: Labels) -> npt.NDArray[np.
 
 
 def agreement(predictions: Sequence[Predictions]) -> npt.NDArray[np.float64]:
-    """Share of the samples to which two clients give the same most probable class, [K, K].
+    """Return the share of samples on which two clients predict the same class, [K, K].
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def agreement(predictions: Sequence[Predictions]) -> npt.NDArray[np.float64]:
 
 
 def disagreement(predictions: Sequence[Predictions]) -> npt.NDArray[np.float64]:
-    """Jensen-Shannon divergence of the K clients' distributions, sample by sample, in nats [N].
+    """Return the Jensen-Shannon divergence of the K clients' distributions per sample, in nats [N].
 
     The entropy of the mean minus the mean of the entropies (Lin, 1991, doi:10.1109/18.61115): 0 where all
     predict the same distribution, at most log(min(K, C)).
@@ -60,6 +60,6 @@ def disagreement(predictions: Sequence[Predictions]) -> npt.NDArray[np.float64]:
 
 
 def entropy(p: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Entropy of each distribution in [n, C], in nats [n]; a class without probability adds nothing."""
+    """Return the entropy of each distribution in [n, C], in nats [n], with 0 log 0 = 0."""
     logs = np.log(p, where=p > 0, out=np.zeros_like(p))
     return np.asarray(-(p * logs).sum(axis=1))

@@ -1,4 +1,4 @@
-"""What hostile clients report instead of their predictions: emulated, for studies of robustness."""
+"""Emulated attacks: what hostile clients report instead of their predictions, for robustness studies."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy.typing as npt
 from fedmutual.learning.consensus import FloatArray, log_softmax
 
 ATTACKS = ("none", "label_flip", "random", "constant", "one_hot")
-SURE = 1e-6  # what a sure liar leaves to the other classes, before the floor of the wire
+SURE = 1e-6  # probability that a one-hot attack leaves to the other classes, before the floor of the wire
 
 
 def poisoned(attack: str, log_probabilities: FloatArray, known: FloatArray | None, seed: int) -> FloatArray:
-    """Log-probabilities [N, C] that a hostile client sends.
+    """Return the log-probabilities [N, C] that a hostile client sends.
 
     Parameters
     ----------
     attack : str
-        ``label_flip``: its own prediction, each class's probability given to the next class; ``random``: a
-        random class with all probability; ``constant``: always class 0; ``one_hot``: all probability to the
-        class that is least probable to the best of its knowledge (loss maximisation, arXiv:2402.12265).
+        ``label_flip``: its own prediction, with each class's probability moved to the next class; ``random``:
+        a random class with probability 1; ``constant``: always class 0; ``one_hot``: probability 1 for the
+        class that it believes least probable (loss maximisation, arXiv:2402.12265).
     log_probabilities : float32 [N, C]
-        What it predicts.
+        Its honest predictions.
     known : float32 [N, C] or None
-        The consensus of the round before on the same samples, where it has been told that.
+        The previous round's consensus on the same samples, if it received one.
     seed : int
-        Of this client and round.
+        Seed of this client and round.
 
     Raises
     ------
     ValueError
-        There is no such attack.
+        Unknown attack.
 
     >>> p = np.log(np.array([[0.7, 0.2, 0.1]], np.float32))
     >>> np.exp(poisoned("label_flip", p, None, 0)).round(2)

@@ -1,4 +1,4 @@
-"""How much the word of a client counts: as a whole, or image by image."""
+"""Weights of the clients' predictions, per client or per sample."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import numpy.typing as npt
 from fedmutual.learning.agreement import entropy
 from fedmutual.learning.consensus import Competence, FloatArray
 
-LEAST = 1e-3  # where all abstain, all count alike
-CERTAIN = 0.99  # nobody is believed to be better: a small validation split is soon without an error
+LEAST = 1e-3  # lower bound: if all clients are uncertain, all get the same weight
+CERTAIN = 0.99  # upper bound of accuracy: a small validation split can easily show no error
 
 
 def balanced_accuracy(metrics: Mapping[str, Any], split: str = "validation") -> float | None:
-    """Mean recall of the classes that occur in a split; None where it was not measured."""
+    """Return the mean recall of the classes that occur in a split; None if it was not measured."""
     recall = metrics.get(f"{split}-recall")
     return fmean(value for value in recall if value >= 0) if isinstance(recall, list) else None
 
 
 def validated(metrics: Mapping[str, Any]) -> float | None:
-    """Balanced validation accuracy of a client, else its plain one; None where it reports neither."""
+    """Return a client's balanced validation accuracy, else its plain one; None if it reports neither."""
     balanced, plain = balanced_accuracy(metrics), metrics.get("validation-accuracy")
     return balanced if balanced is not None or not isinstance(plain, int | float) else float(plain)
 
 
 def odds_weights(accuracies: Mapping[str, float | None], num_classes: int) -> dict[str, float]:
-    """Weight of each client from the balanced accuracy on its own validation images.
+    """Return each client's weight, from its balanced accuracy on its own validation images.
 
-    ``w = a / (1 - a)``, the odds that it is right; 0 for a client at chance or below. Where just one of two
-    clients is right and their errors are independent, it is client j rather than client i with odds
-    ``w_j / w_i`` (Bayes' rule; the form is that of Bradley and Terry, 1952). So who is clearly weaker than
-    oneself says little, and who is clearly stronger nearly all.
+    ``w = a / (1 - a)``, the odds that it is right; 0 for a client at chance or below. If exactly one of two
+    clients is right and their errors are independent, the odds of client j against client i are ``w_j / w_i``
+    (Bayes' rule, in the form of Bradley and Terry, 1952). Weaker peers therefore get little weight, stronger
+    peers nearly all.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def odds_weights(accuracies: Mapping[str, float | None], num_classes: int) -> di
     Returns
     -------
     dict[str, float]
-        All equal where nobody is better than chance.
+        All equal if no client is better than chance.
 
     >>> {k: round(w, 2) for k, w in odds_weights({"a": 0.9, "b": 0.75, "c": 0.5}, 2).items()}
     {'a': 9.0, 'b': 3.0, 'c': 0.0}
@@ -64,7 +64,7 @@ def _odds(accuracy: float, num_classes: int) -> float:
 
 
 def certainty(exponent: float) -> Competence:
-    """``(1 - H(P) / log C) ** exponent``, as FedAUX weighs by certainty (arXiv:2102.02514)."""
+    """Return the weight ``(1 - H(P) / log C) ** exponent``, as in FedAUX (arXiv:2102.02514)."""
 
     def weight(p: FloatArray, rows: slice) -> npt.NDArray[np.float64]:
         certain = 1 - entropy(p).astype(np.float64) / np.log(p.shape[1])

@@ -1,4 +1,4 @@
-"""From the clients' predicted distributions to each client's target, in O(K N C) work and O(N C) memory.
+"""Each client's target from all clients' predictions, in O(K N C) work and O(N C) memory.
 
 Numpy only, so that the server starts without torch.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
-# weights float64 [n] of a client's words on the samples `rows`, from its probabilities [n, C] of these
+# weights float64 [n] of a client's predictions on the samples `rows`, from its probabilities [n, C] there
 Competence = Callable[[FloatArray, slice], npt.NDArray[np.float64]]
 
 CHUNK_VALUES = 32_768  # 256 KiB of float64
@@ -21,14 +21,14 @@ CHUNK_VALUES = 32_768  # 256 KiB of float64
 
 @dataclass(frozen=True)
 class Target:
-    """What one client is pulled towards.
+    """The target of one client's mutual loss.
 
     Attributes
     ----------
     log_probabilities : float32 [N, C]
         ``mean_j log P_j`` (own || peer; not normalised) or ``log mean_j P_j`` (peer || own).
     entropies : float32 [N] or None
-        ``mean_j H(P_j)`` in nats, which makes the peer || own loss a true mean KL; None for own || peer.
+        ``mean_j H(P_j)`` in nats, which turns the peer || own loss into the mean KL; None for own || peer.
     """
 
     log_probabilities: FloatArray
@@ -36,7 +36,7 @@ class Target:
 
 
 def log_softmax(values: npt.NDArray[np.floating]) -> FloatArray:
-    """Normalise scores [N, C] to log-probabilities, float32."""
+    """Return scores [N, C] normalised to log-probabilities, float32."""
     # numpy reduces a short last axis one row at a time; in Fortran order it reduces whole columns
     scores = values.astype(np.float32, order="F")
     scores -= scores.max(axis=1, keepdims=True)
@@ -45,14 +45,14 @@ def log_softmax(values: npt.NDArray[np.floating]) -> FloatArray:
 
 
 def prediction_shares(log_probabilities: npt.NDArray[np.floating]) -> list[float]:
-    """Share of the samples [N, C] for which each class is the most probable one, [C]."""
+    """Return the share of the samples [N, C] for which each class is the most probable, [C]."""
     counts = np.bincount(log_probabilities.argmax(axis=1), minlength=log_probabilities.shape[1])
     return [float(count) / len(log_probabilities) for count in counts]
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a consensus is formed from.
+    """The inputs of a consensus.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Gathered:
     divergence, temperature
         Of the mutual loss.
     validated : Mapping[str, float or None]
-        Balanced accuracy in [0, 1] of each client on its own validation images, None where it has none.
+        Balanced accuracy in [0, 1] of each client on its own validation images; None if it has none.
     suspicion : Mapping[str, float]
         Suspicion against clients from earlier rounds; 0 for those not named.
     """
@@ -74,24 +74,24 @@ class Gathered:
 
 
 class Consensus(Protocol):
-    """What a round's predictions come to."""
+    """A rule that turns a round's predictions into targets."""
 
     def target(self, client: str | None) -> Target | None:
-        """Target of ``client`` (None: one that sent nothing); None where there is nothing to learn from."""
+        """Return the target of ``client`` (None: a client that sent nothing); None if there is no target."""
 
 
 class MeanConsensus:
     """Mean of the peers (arXiv:2503.05803 for own || peer, arXiv:1706.00384 for peer || own).
 
-    The sum over all clients is formed once; client i's target is ``(sum - own) / (K - 1)``. A client's
-    contribution is computed again where it is taken out, because keeping all of them would double the
-    memory that the predictions take.
+    The sum over all clients is computed once; client i's target is ``(sum - own) / (K - 1)``. A client's
+    contribution is recomputed when it is subtracted, because storing all of them would double the memory of
+    the predictions.
 
     Parameters
     ----------
     predictions : Mapping[str, float array [N, C]]
         Normalised log-probabilities of each client on the same N public samples, in the same order. Kept
-        by reference, in the precision in which they arrived.
+        by reference, in the precision received.
     divergence : str
         ``own_peer`` (also for ``published_code``) averages log-probabilities, ``peer_own`` probabilities.
     temperature : float
@@ -101,10 +101,10 @@ class MeanConsensus:
         is ``(sum_j w_j x_j - own) / (sum_j w_j - w_own)``, and the loss against it is exactly the weighted
         mean of the KL divergences, since each of them is linear in the peer's part.
     competence : Competence or None
-        Weight of a client per sample, by which w_j is multiplied, from its probabilities as it sent them; see
-        :mod:`fedmutual.learning.competence`. None: every sample counts alike.
+        Per-sample factor of w_j, computed from the client's probabilities as sent; see
+        :mod:`fedmutual.learning.competence`. None: all samples have equal weight.
     include_own : bool
-        The client's own prediction counts as one of the peers'.
+        Include the client's own prediction in the mean.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class MeanConsensus:
         self._competence = competence
         self._include_own = include_own
         self._shape = next(iter(predictions.values())).shape if predictions else (0, 1)
-        # float64: what is taken out of the sum again is lost to rounding otherwise
+        # float64: in float32, the subtraction below would lose precision
         self._sum = np.zeros(self._shape, np.float64)
         self._entropy_sum = np.zeros(self._shape[0], np.float64)
         self._weight_sum = np.zeros(self._shape[0] if competence else 0, np.float64)
@@ -137,9 +137,9 @@ class MeanConsensus:
                     self._entropy_sum[rows] += part.entropies
 
     def target(self, client: str | None) -> Target | None:
-        """Target of ``client``: the mean of its peers, or of everyone for a client that sent nothing.
+        """Return the mean of the client's peers, or of all clients if it sent nothing.
 
-        Returns None where there is no peer, or none with a weight.
+        None if no peer has a positive weight.
         """
         own = None if client is None or self._include_own else self._predictions.get(client)
         if not any(weight for name, weight in self._weights.items() if name != client):
@@ -165,7 +165,7 @@ class MeanConsensus:
         return chunks(*self._shape)
 
     def _contribution(self, values: npt.NDArray[np.floating], weight: float, rows: slice) -> _Part:
-        """What a client adds to the sums."""
+        """Return a client's contribution to the sums."""
         alike = self._competence is None and weight == 1
         counts: float | npt.NDArray[np.float64] = weight
         if self._competence:
@@ -184,7 +184,7 @@ class MeanConsensus:
 
 @dataclass(frozen=True)
 class _Part:
-    """A client's part in the sums: values [n, C], entropies [n] in nats where needed, weight [n] or one."""
+    """A client's contribution to the sums: values [n, C], entropies [n] in nats, weight [n] or scalar."""
 
     values: npt.NDArray[np.floating]
     entropies: npt.NDArray[np.floating] | None
@@ -192,13 +192,13 @@ class _Part:
 
 
 def chunks(samples: int, values_each: int) -> Iterator[slice]:
-    """So few samples that their intermediate arrays stay in the cache, and their memory is reused."""
+    """Yield slices of samples small enough for intermediate arrays to stay in the CPU cache."""
     size = max(CHUNK_VALUES // values_each, 1)
     return (slice(start, start + size) for start in range(0, samples, size))
 
 
 def as_target(log_probabilities: FloatArray, divergence: str = "peer_own") -> Target:
-    """A consensus [N, C] that is one distribution a sample: the loss is the plain KL to it."""
+    """Return the target of a consensus with one distribution per sample: the loss is the KL to it."""
     if divergence != "peer_own":
         return Target(log_probabilities)
     entropies = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Where a client computes: the device that its settings name, and why it is no GPU where it is none."""
+"""Choose a client's device, and explain why a GPU is not used."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a setting: auto (a GPU where there is one), cpu, mps, cuda or cuda:<n>.
+    """Return the device of a setting: auto (a GPU if available), cpu, mps, cuda or cuda:<n>.
 
     Raises
     ------
     ValueError
-        If the named device does not exist here.
+        The device does not exist on this machine.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,7 +28,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe(device: torch.device, setting: str) -> str:
-    """Say what a device is, and for a CPU that nobody asked for, why it is no GPU.
+    """Describe a device; for a CPU chosen by ``auto``, say why no GPU is used.
 
     >>> describe(torch.device("cpu"), "cpu").endswith("(device=cpu)")
     True
@@ -44,7 +44,7 @@ def describe(device: torch.device, setting: str) -> str:
 
 
 def why_no_gpu() -> str:
-    """Return what keeps torch from a CUDA GPU, in words; where there is one, that there is."""
+    """Return why torch finds no CUDA GPU, or that it finds one."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} visible"
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]

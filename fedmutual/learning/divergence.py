@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def as_logits(outputs: Tensor) -> Tensor:
-    """Class scores [N, C] of a model's outputs; a single column z is the log-odds of class 1: [0, z].
+    """Return class scores [N, C] from a model's outputs; one column z (log-odds of class 1) becomes [0, z].
 
     >>> as_logits(torch.tensor([[2.0]]))
     tensor([[0., 2.]])
@@ -27,21 +27,21 @@ def as_logits(outputs: Tensor) -> Tensor:
 
 
 def own_peer(logits: Tensor, log_target: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean over the peers of KL(own || peer), in nats.
+    """Return the mean over the peers of KL(own || peer), in nats.
 
     Parameters
     ----------
     logits : Tensor [N, C]
         The client's class scores.
     log_target : Tensor [N, C]
-        ``mean_j log P_j``, softened by the same temperature, not normalised.
+        ``mean_j log P_j``, softened by the same temperature, unnormalised.
     """
     log_p = torch.log_softmax(logits / temperature, dim=1)
     return (log_p.exp() * (log_p - log_target)).sum(dim=1).mean()
 
 
 def peer_own(logits: Tensor, log_target: Tensor, entropies: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean over the peers of KL(peer || own), in nats.
+    """Return the mean over the peers of KL(peer || own), in nats.
 
     Parameters
     ----------
@@ -50,16 +50,16 @@ def peer_own(logits: Tensor, log_target: Tensor, entropies: Tensor, temperature:
     log_target : Tensor [N, C]
         ``log mean_j P_j``.
     entropies : Tensor [N]
-        ``mean_j H(P_j)``; constant, so it changes the value and not the gradient.
+        ``mean_j H(P_j)``; a constant, which shifts the loss but not the gradient.
     """
     log_p = torch.log_softmax(logits / temperature, dim=1)
     return (-(log_target.exp() * log_p).sum(dim=1) - entropies).mean()
 
 
 def published_code(logits: Tensor, log_target: Tensor) -> Tensor:
-    """``p log(p / q)`` on the probability of class 1 alone, as the paper's published code evaluates it.
+    """Return ``p log(p / q)`` for class 1 alone, as in the paper's published code.
 
-    No divergence: it can be negative and its minimum lies at ``p = q / e``. Two classes only; kept to
+    It is not a divergence: it can be negative and has its minimum at ``p = q / e``. Two classes only; kept to
     reproduce the paper's table.
     """
     log_p = torch.log_softmax(logits, dim=1)[:, 1]
@@ -69,7 +69,7 @@ def published_code(logits: Tensor, log_target: Tensor) -> Tensor:
 def mutual_loss(
     divergence: str, logits: Tensor, log_target: Tensor, entropies: Tensor | None, temperature: float = 1.0
 ) -> Tensor:
-    """The chosen divergence; see the functions above.
+    """Return the loss of the chosen divergence; see the functions above.
 
     Raises
     ------
@@ -82,4 +82,6 @@ def mutual_loss(
         return published_code(logits, log_target)
     if divergence == "peer_own" and entropies is not None:
         return peer_own(logits, log_target, entropies, temperature)
-    raise ValueError(f"no divergence {divergence!r} with {'no ' if entropies is None else ''}entropies")
+    raise ValueError(
+        f"unknown divergence {divergence!r} {'without' if entropies is None else 'with'} entropies"
+    )

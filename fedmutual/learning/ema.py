@@ -1,4 +1,4 @@
-"""A client's moving average of its own weights over its steps: a better teacher than the newest weights."""
+"""EMA of a client's weights over its steps: a better teacher than the newest weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ class MovingAverage:
     Parameters
     ----------
     model : nn.Module
-        Copied; buffers, such as the statistics of batch normalisation, are those of the model.
+        It is copied. Buffers, such as batch-norm statistics, follow the model without averaging.
     decay : float
-        What is left of the average after a step. The first steps decay faster, ``(1 + n) / (10 + n)`` after
-        n, so that the initial weights are soon forgotten.
+        Decay per step. Step n uses at most ``(1 + n) / (10 + n)``, so that the initial weights fade quickly.
     steps : int
-        Steps that are in it.
+        Steps averaged so far.
     """
 
     def __init__(self, model: nn.Module, decay: float, steps: int = 0) -> None:
@@ -29,7 +28,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step."""
         self.steps += 1
         decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
         for average, newest in zip(self.model.parameters(), model.parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""Predictions and their quality."""
+"""Predictions and their metrics."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
-    """Log-probabilities [n, C] of uint8 images [n, 3, H, W], in evaluation mode and fp32, on the CPU.
+    """Return log-probabilities [n, C] of uint8 images [n, 3, H, W], in evaluation mode and fp32, on the CPU.
 
-    Where the device's memory does not hold ``batch_size`` images, smaller batches are taken.
+    If the device runs out of memory, use smaller batches.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -40,22 +40,21 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
 
 
 def cross_entropy(log_probabilities: Tensor, labels: Tensor) -> float:
-    """Mean negative log-likelihood, in nats."""
+    """Return the mean negative log-likelihood, in nats."""
     return float(torch.nn.functional.nll_loss(log_probabilities, labels))
 
 
 def accuracy(log_probabilities: Tensor, labels: Tensor) -> float:
-    """Share of samples whose most probable class is their label."""
+    """Return the share of samples whose most probable class is their label."""
     return float((log_probabilities.argmax(dim=1) == labels).float().mean())
 
 
 def quality(log_probabilities: Tensor, labels: Tensor, auroc: bool = True) -> dict[str, float | list[float]]:
-    """Accuracy, balanced accuracy, recall per class and, where asked for, AUROC.
+    """Return accuracy, balanced accuracy, recall per class and optionally AUROC.
 
-    Of predictions [n, C] against labels [n].
-    Recall is -1 for a class that does not occur, and balanced accuracy the mean of the others. AUROC is
-    that of class 1 for two classes, else the mean of one class against the rest; it is absent where a
-    class does not occur.
+    Predictions are [n, C], labels [n]. Recall is -1 for a class that does not occur; balanced accuracy is the
+    mean recall of the others. AUROC is that of class 1 for two classes, else the mean one-vs-rest AUROC; it
+    is missing if a class does not occur.
     """
     num_classes = log_probabilities.shape[1]
     counts = torch.bincount(labels, minlength=num_classes)
@@ -68,7 +67,7 @@ def quality(log_probabilities: Tensor, labels: Tensor, auroc: bool = True) -> di
         "recall": [float(value) for value in recall.where(present, -1.0)],
     }
     if auroc and bool(present.all()):
-        # imported here: it takes two seconds, which only the closing message should pay
+        # imported here: it takes two seconds, and only the closing message needs it
         from torchmetrics.functional.classification import multiclass_auroc
 
         figures["auroc"] = float(multiclass_auroc(log_probabilities.exp(), labels, num_classes))
@@ -76,7 +75,7 @@ def quality(log_probabilities: Tensor, labels: Tensor, auroc: bool = True) -> di
 
 
 def ensemble(predictions: list[npt.NDArray[np.floating]]) -> npt.NDArray[np.float64]:
-    """Mean-logit ensemble: log-probabilities of the normalised geometric mean, [n, C]."""
+    """Return the mean-logit ensemble: log of the normalised geometric mean, [n, C]."""
     mean = np.mean([p.astype(np.float64) for p in predictions], axis=0)
-    mean -= mean.max(axis=1, keepdims=True)  # two sure and opposed clients would underflow
+    mean -= mean.max(axis=1, keepdims=True)  # two confident, opposed clients would underflow
     return np.asarray(mean - np.log(np.exp(mean).sum(axis=1, keepdims=True)), dtype=np.float64)

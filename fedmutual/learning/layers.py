@@ -1,6 +1,6 @@
-"""Shallow and deep layers, and the weighted sum of those that clients send (arXiv:1903.07424).
+"""Split of a model into shallow and deep layers, and the weighted sum of layers (arXiv:1903.07424).
 
-Numpy only. Weights are arrays by their names in ``state_dict``, which are ``<module>.<parameter>``.
+Numpy only. Weights are arrays by ``state_dict`` name, ``<module>.<parameter>``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Weights = Mapping[str, Array]
 
 
 def split_layers(dimensions: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the shallow and of the deep layers' arrays, buffers included.
+    """Return the array names of the shallow and of the deep layers, buffers included.
 
-    A module that holds a matrix (linear, attention, embedding) is deep; every other one (convolution,
-    normalisation) is shallow. Where that leaves one side empty (SqueezeNet has no linear layer, a
-    perceptron no other), the last module alone is deep.
+    A module with a matrix (linear, attention, embedding) is deep; all others (convolution, normalisation) are
+    shallow. If one side would be empty (SqueezeNet has no linear layer, a perceptron has only linear layers),
+    only the last module is deep.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def split_layers(dimensions: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[
     Raises
     ------
     ValueError
-        If all arrays belong to one module.
+        All arrays belong to one module.
 
     >>> split_layers({"conv.weight": 4, "conv.bias": 1, "head.weight": 2, "head.bias": 1})
     (('conv.weight', 'conv.bias'), ('head.weight', 'head.bias'))
@@ -39,7 +39,7 @@ def split_layers(dimensions: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[
     every = list(dict.fromkeys(modules.values()))
     deep = {modules[name] for name, count in dimensions.items() if count == 2}
     if len(every) < 2:
-        raise ValueError("the model has one layer only, and none to tell it from: choose another model")
+        raise ValueError("the model has one layer only, which cannot be split: choose another model")
     if len(deep) in (0, len(every)):
         deep = {every[-1]}
     shallow = tuple(name for name, module in modules.items() if module not in deep)
@@ -47,10 +47,10 @@ def split_layers(dimensions: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[
 
 
 def accuracy_shares(accuracies: Mapping[str, float], normalise: bool) -> dict[str, float]:
-    """How much each client's layers count: its validation accuracy over the sum of all, or over K.
+    """Return each client's share: its validation accuracy divided by the sum of all, or by K.
 
-    Over K, as in the paper's published code, the shares add up to the mean accuracy, and the layers shrink.
-    Where all accuracies are 0, the normalised shares are equal.
+    Divided by K, as in the paper's published code, the shares sum to the mean accuracy, so the weights
+    shrink. If all accuracies are 0, the normalised shares are equal.
 
     >>> accuracy_shares({"a": 0.75, "b": 0.25}, normalise=True)
     {'a': 0.75, 'b': 0.25}
@@ -65,7 +65,7 @@ def accuracy_shares(accuracies: Mapping[str, float], normalise: bool) -> dict[st
 
 
 def weighted_sum(weights: Mapping[str, Weights], shares: Mapping[str, float]) -> dict[str, Array]:
-    """``sum_i share_i w_i``, in float64 and rounded once; of integer arrays (counters) the largest holds.
+    """Return ``sum_i share_i w_i``, in float64, rounded once; integer arrays (counters) take the maximum.
 
     >>> two = {"a": {"w": np.float32([1])}, "b": {"w": np.float32([3])}}
     >>> float(weighted_sum(two, {"a": 0.25, "b": 0.75})["w"][0])

@@ -1,7 +1,7 @@
-"""Mixing weights that arrive one by one: FedAsync (arXiv:1903.03934) and FedBuff (arXiv:2106.06639).
+"""Mixing of weights that arrive one at a time: FedAsync (arXiv:1903.03934), FedBuff (arXiv:2106.06639).
 
-Numpy only, so that the server starts without torch. Weights are float arrays by name; integer arrays
-(counters of batch normalisation) are not mixed: the newest ones hold.
+Numpy only, so that the server starts without torch. Weights are float arrays by name. Integer arrays
+(batch-norm counters) are not mixed: the newest values are used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STALENESS = ("constant", "polynomial", "hinge")
 
 @dataclass(frozen=True)
 class Staleness:
-    """s(t - tau), how much a model counts that started from version tau at version t (section 5.2 there).
+    """Staleness weight s(t - tau) of a model that started from version tau, at version t (section 5.2).
 
     Parameters
     ----------
@@ -40,15 +40,15 @@ class Staleness:
     b: float
 
     def __call__(self, age: int) -> float:
-        """s(age), in (0, 1].
+        """Return s(age), in (0, 1].
 
         Raises
         ------
         ValueError
-            For a model of the future, or a function that does not exist.
+            Negative age, or unknown function.
         """
         if age < 0:
-            raise ValueError(f"a staleness of {age}: the model started from a version that is yet to come")
+            raise ValueError(f"a staleness of {age}: the model started from a future version")
         if self.function == "constant":
             return 1.0
         if self.function == "polynomial":
@@ -59,7 +59,7 @@ class Staleness:
 
 
 def mix(present: Weights, arrived: Weights, alpha: float) -> dict[str, Array]:
-    """``x_t = (1 - alpha_t) x_{t-1} + alpha_t x_new``, in float64 and rounded once.
+    """Return ``x_t = (1 - alpha_t) x_{t-1} + alpha_t x_new``, in float64, rounded once.
 
     >>> float(mix({"w": np.float32([1.0])}, {"w": np.float32([2.0])}, 0.25)["w"][0])
     1.25
@@ -68,7 +68,7 @@ def mix(present: Weights, arrived: Weights, alpha: float) -> dict[str, Array]:
 
 
 def add_delta(total: Weights | None, trained: Weights, start: Weights, share: float) -> dict[str, Array]:
-    """Add ``share * (trained - start)`` to a buffer's sum, in float64; of integer arrays the newest hold."""
+    """Add ``share * (trained - start)`` to the buffer, in float64; integer arrays take the newest value."""
     added = {}
     for name, new in trained.items():
         if not _mixes(new):
@@ -80,7 +80,7 @@ def add_delta(total: Weights | None, trained: Weights, start: Weights, share: fl
 
 
 def apply_deltas(present: Weights, total: Weights, rate: float, count: int) -> dict[str, Array]:
-    """``x_{t+1} = x_t + rate / count * sum of the deltas`` (FedBuff, algorithm 1)."""
+    """Return ``x_{t+1} = x_t + rate / count * sum of the deltas`` (FedBuff, algorithm 1)."""
     return {name: _sum(old, 1.0, total[name], rate / count) for name, old in present.items()}
 
 

@@ -1,4 +1,4 @@
-"""The optimisers of local training, as lean to start as they can be."""
+"""The optimisers of local training, with a short start-up time."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import nn
 def make_optimizer(
     name: str, parameters: Iterator[nn.Parameter], learning_rate: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD by name."""
+    """Return Adam, AdamW or SGD by name."""
     if name == "sgd":
         lean = _without_compiler(torch.optim.SGD)
         return lean(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
     chosen = _without_compiler({"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name])
-    # eps as in Keras, whose Adam the paper's experiment used
+    # eps of Keras, as in the paper's experiment
     return chosen(parameters, lr=learning_rate, weight_decay=weight_decay, eps=1e-7)
 
 
 @functools.cache
 def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """The same optimiser, which does not import torch's compiler only to tell it to stay away.
+    """Return the same optimiser without its import of torch's compiler, which it imports only to disable.
 
-    In deployment every order has a process of its own, and that import takes 1.2 s of it. Some methods look
-    an answer up in an attribute before they import anything (torch/_compile.py); ``step`` is wrapped in one
-    that always does (torch/optim/optimizer.py), around the same arithmetic without gradients.
+    In deployment every order runs in its own process, and the import takes 1.2 s. Some methods check an
+    attribute before the import (torch/_compile.py); the wrapper of ``step`` always imports
+    (torch/optim/optimizer.py), around the same arithmetic without gradients.
     """
     for _, method in inspect.getmembers(torch.optim.Optimizer, inspect.isfunction):
         plain = getattr(method, "__wrapped__", None)

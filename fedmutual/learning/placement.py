@@ -1,4 +1,4 @@
-"""Where the images of a training lie: on the device when they fit, else in host memory, streamed to it."""
+"""Placement of the training images: on the device if they fit, else streamed from host memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Placed(ABC):
 
 
 class Resident(Placed):
-    """All images on the device that computes (or, for a CPU, where they are)."""
+    """All images in the memory of the computing device."""
 
     def __init__(self, images: Tensor, device: torch.device) -> None:
         self._images = images.to(device)
@@ -32,10 +32,10 @@ class Resident(Placed):
 
 
 class Streamed(Placed):
-    """Images in host memory: each batch is gathered into one of two pinned buffers and copied from there.
+    """Images in host memory, copied batch by batch through two pinned buffers.
 
-    The copy runs on a stream of its own, beside the arithmetic of the batch before it; the host, which is
-    ahead of the device, gathers the next batch meanwhile.
+    The copy runs on its own CUDA stream, in parallel with the previous batch's computation. Meanwhile the
+    host, which runs ahead of the device, gathers the next batch.
     """
 
     def __init__(self, images: Tensor, device: torch.device) -> None:
@@ -52,7 +52,7 @@ class Streamed(Placed):
         buffer = self._buffer(len(index))
         copied = self._copied[self._turn]
         if copied is not None:
-            copied.synchronize()  # the copy before last has left this buffer
+            copied.synchronize()  # wait until the copy before last has left this buffer
         torch.index_select(self._images, 0, index, out=buffer)
         if self._stream is None:
             return buffer.to(self._device, copy=True)
@@ -66,7 +66,7 @@ class Streamed(Placed):
         return batch
 
     def _buffer(self, size: int) -> Tensor:
-        """The first ``size`` images of the buffer whose turn it is, laid out as the images are."""
+        """Return the first ``size`` images of the next buffer, in the memory layout of the images."""
         self._turn = 1 - self._turn
         if not self._buffers or len(self._buffers[0]) < size:
             shape, pinned = (size, *self._images.permute(0, 2, 3, 1).shape[1:]), self._stream is not None
@@ -78,7 +78,7 @@ class Streamed(Placed):
 
 
 def place(images: Tensor, device: torch.device) -> Placed:
-    """Keep the images on the device where they fit, else stream them.
+    """Place the images on the device if they fit, else stream them.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def place(images: Tensor, device: torch.device) -> Placed:
     if images.nbytes <= RESIDENT_SHARE * free:
         try:
             return Resident(images, device)
-        except torch.OutOfMemoryError:  # another process was faster
+        except torch.OutOfMemoryError:  # another process took the memory first
             torch.cuda.empty_cache()
     sizes = images.nbytes >> 20, free >> 20
     logger.info("%d MB of images stay in host memory: %s has %d MB free", sizes[0], device, sizes[1])

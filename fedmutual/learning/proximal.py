@@ -11,10 +11,10 @@ import torch
 
 @contextmanager
 def proximal(optimizer: torch.optim.Optimizer, rho: float) -> Iterator[None]:
-    """Minimise ``f(x) + rho / 2 ||x - x_0||^2`` in this block, x_0 being the weights at its beginning.
+    """Minimise ``f(x) + rho / 2 ||x - x_0||^2`` in this block, where x_0 are the weights at its start.
 
-    The term's gradient ``rho (x - x_0)`` is added before every step, after those of fp16 are unscaled; the
-    measured loss is that of f alone.
+    The term's gradient ``rho (x - x_0)`` is added before every step, after fp16 gradients are unscaled. The
+    measured loss is f alone.
     """
     if rho == 0:
         yield

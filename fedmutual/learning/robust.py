@@ -1,7 +1,7 @@
-"""Consensus that a minority cannot buy: order statistics over the clients, and a memory of outliers.
+"""Consensus that is robust to a hostile minority: order statistics over clients, and outlier scores.
 
-Everyone's own prediction counts: with 2 hostile clients of 5, the four peers of an honest one are a draw. A
-robust consensus is one distribution a sample, the same for all clients. Numpy only.
+A client's own prediction is included: with 2 hostile clients of 5, the four peers of an honest client would
+be a tie. A robust consensus has one distribution per sample, the same for all clients. Numpy only.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ from fedmutual.learning.agreement import entropy
 from fedmutual.learning.consensus import FloatArray, Target, as_target, chunks, log_softmax
 
 TINY = np.finfo(np.float32).tiny
-SAYS_NOTHING = 1e-6  # nats; of an honest network's predictions something varies
+SAYS_NOTHING = 1e-6  # nats; an honest model's predictions vary between samples
 
 
 class TrimmedConsensus:
     """Coordinate-wise trimmed mean of all clients (arXiv:1803.01498), renormalised; at most the median.
 
-    Every class of every sample by itself: the ``trim`` lowest and highest probabilities are left out and the
-    others averaged. As long as no more than ``trim`` clients are hostile, each value lies between
-    honest ones.
+    For each class of each sample, the ``trim`` lowest and highest probabilities are dropped and the others
+    averaged. If at most ``trim`` clients are hostile, every value lies between honest values.
 
     Parameters
     ----------
     predictions : Mapping[str, float array [N, C]]
         Normalised log-probabilities of each client on the same samples.
     divergence : str
-        Direction of the loss that the target is for.
+        Direction of the loss for which the target is made.
     trim : int or None
-        Values cut off at each end; None: as many as possible, which leaves the median. Where too few clients
-        have reported to cut so many, the median is taken.
+        Values dropped at each end; None: as many as possible, which gives the median. If too few clients have
+        reported, the median is used.
     temperature : float
         Every distribution is softened to ``softmax(log P / temperature)`` first.
 
@@ -56,14 +55,14 @@ class TrimmedConsensus:
             self._target = as_target(log_q, divergence)
 
     def target(self, client: str | None) -> Target | None:
-        """The consensus of all, whoever asks."""
+        """Return the consensus, the same for every client."""
         return self._target
 
 
 def trimmed_mean(predictions: list[FloatArray], trim: int | None, temperature: float = 1.0) -> FloatArray:
-    """Log-probabilities [N, C] of the coordinate-wise trimmed mean of K predictions [N, C].
+    """Return log-probabilities [N, C] of the coordinate-wise trimmed mean of K predictions [N, C].
 
-    Sorted a few samples at a time: O(K N C log K) work, O(N C) memory besides the predictions.
+    Sorts a few samples at a time: O(K N C log K) work, O(N C) memory besides the predictions.
     """
     clients, (samples, classes) = len(predictions), predictions[0].shape
     cut = (clients - 1) // 2 if trim is None else min(trim, (clients - 1) // 2)
@@ -78,9 +77,9 @@ def trimmed_mean(predictions: list[FloatArray], trim: int | None, temperature: f
 
 
 def information(log_probabilities: FloatArray) -> float:
-    """What predictions [N, C] tell the samples apart by, in nats: H(mean_n P_n) - mean_n H(P_n).
+    """Return the mutual information of sample and class, in nats: H(mean_n P_n) - mean_n H(P_n).
 
-    The mutual information of sample and class; 0 where every sample has the same distribution.
+    It is 0 if the predictions [N, C] are the same for every sample.
 
     >>> information(np.log(np.array([[0.9, 0.1], [0.9, 0.1]], np.float32)))
     0.0
@@ -90,10 +89,10 @@ def information(log_probabilities: FloatArray) -> float:
 
 
 def informative(predictions: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """The predictions of those who do not say the same of every sample.
+    """Return the predictions of clients whose predictions vary between samples.
 
-    Who does says nothing about any of them, and is no witness of what is usual either: two such liars and two
-    honest clients that lack the same class would be the majority.
+    Constant predictions carry no information, so they are excluded from the median too: otherwise two
+    constant attackers and two honest clients that lack the same class would form the majority.
     """
     return {n: p for n, p in predictions.items() if len(p) == 1 or information(p) > SAYS_NOTHING}
 
@@ -101,25 +100,25 @@ def informative(predictions: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
 def outlier_scores(
     predictions: Mapping[str, FloatArray], taught: Container[str], tolerance: float, margin: float
 ) -> dict[str, float]:
-    """How far each client is from the coordinate-wise median of all, beyond what is usual; 0 for most.
+    """Return each client's excess distance from the coordinate-wise median of all; 0 for most clients.
 
-    ``max(0, d_j - tolerance * median_k d_k - margin_j)`` with d_j the mean total variation distance in
-    [0, 1] of client j's distributions to the median. Honest clients that lack classes are far from it before
-    they have learnt from their peers, and close to it after their first mutual step; who is taught and stays
-    away does not learn. The margin of a client that has not been taught is therefore ``1 - 1 / C``, the
-    distance of one that knows a single class from the truth.
+    ``max(0, d_j - tolerance * median_k d_k - margin_j)``, where d_j is the mean total variation distance in
+    [0, 1] of client j's distributions from the median. Honest clients that lack classes are far from the
+    median before their first mutual step, and close to it afterwards; a client that stays far away does not
+    learn. The margin of a client that had no target yet is therefore ``1 - 1 / C``, the distance between the
+    truth and a client that knows a single class.
 
     Parameters
     ----------
     predictions : Mapping[str, float array [N, C]]
     taught : Container[str]
-        The clients that have had a target before these predictions.
+        Clients that had a target before these predictions.
     tolerance : float
-        So many times the median distance costs nothing.
+        Multiple of the median distance that is tolerated.
     margin : float
-        Total variation distance that costs a taught client nothing on top.
+        Further total variation distance that is tolerated for a client that had a target.
     """
-    if len(predictions) < 3:  # two who disagree: nobody knows which one is wrong
+    if len(predictions) < 3:  # with two clients, either could be the outlier
         return dict.fromkeys(predictions, 0.0)
     middle = np.exp(trimmed_mean(list(predictions.values()), None))
     distance = {
@@ -133,9 +132,9 @@ def outlier_scores(
 
 
 def suspicion(before: Mapping[str, float], scores: Mapping[str, float], memory: float) -> dict[str, float]:
-    """Outlier scores added up over the rounds, older ones fading: ``memory * before + score``.
+    """Return the decayed sum of outlier scores per client: ``memory * before + score``.
 
-    Who did not report this round keeps its suspicion.
+    Clients without a report this round keep their suspicion.
 
     >>> suspicion({"a": 1.0, "b": 0.5}, {"a": 0.0}, memory=0.8)
     {'a': 0.8, 'b': 0.5}
@@ -144,8 +143,8 @@ def suspicion(before: Mapping[str, float], scores: Mapping[str, float], memory: 
 
 
 def trust(suspicions: Mapping[str, float], names: Iterable[str], severity: float) -> dict[str, float]:
-    """Weight of each client, ``exp(-severity * suspicion)``: multiplicative weights over the rounds.
+    """Return each client's weight, ``exp(-severity * suspicion)``: multiplicative weights over the rounds.
 
-    After ExpGuard (arXiv:2402.12265), with the distance to the median as score.
+    As in ExpGuard (arXiv:2402.12265), with the distance to the median as the score.
     """
     return {name: float(np.exp(-severity * suspicions.get(name, 0.0))) for name in names}

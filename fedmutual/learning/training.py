@@ -1,4 +1,4 @@
-"""Local training and the mutual step: one loop, whose steps take private images, public images or both."""
+"""Local training and the mutual step: one loop over private images, public images or both."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Private:
     images : uint8 Tensor [n, 3, H, W]
     labels : int64 Tensor [n]
     log_prior : Tensor [C] or None
-        Added to the logits in training only (logit adjustment, arXiv:2007.07314): the client's label
-        skew is explained by the prior and does not leak into what it predicts and shares.
+        Added to the logits in training only (logit adjustment, arXiv:2007.07314). The prior absorbs the
+        client's label skew, so that it does not leak into the shared predictions.
     """
 
     images: Tensor
@@ -43,17 +43,17 @@ class Private:
 
 @dataclass(frozen=True)
 class Public:
-    """Public images with what the client is taught on them.
+    """Public images with their targets.
 
     Attributes
     ----------
     images : uint8 Tensor [m, 3, H, W]
     log_target : Tensor [m, C] or None
-        None: there are no peers to learn from, only labels. See :mod:`fedmutual.learning.divergence`.
+        None: labels only, no peers. See :mod:`fedmutual.learning.divergence`.
     entropies : Tensor [m] or None
         Only for the peer || own direction.
     labels : int64 Tensor [m] or None
-        The true labels, where they are known and used.
+        The true labels, if known and used.
     weight : float
         Lambda, the weight of the mean KL.
     """
@@ -67,16 +67,16 @@ class Public:
     weight: float
 
     def class_shares(self, num_classes: int) -> Tensor:
-        """Share of each class in what is taught, [C]: of the labels, or the mean target."""
+        """Return the class shares of the targets, [C]: of the labels, or of the mean target."""
         if self.labels is not None:
             return torch.bincount(self.labels, minlength=num_classes).float() / len(self.labels)
         assert self.log_target is not None
         return torch.softmax(self.log_target, dim=1).mean(dim=0)
 
     def loss(self, logits: Tensor, index: Tensor) -> Tensor:
-        """``lambda T^2 KL`` on the samples ``index``, plus CE where they are labelled.
+        """Return ``lambda T^2 KL`` on the samples ``index``, plus CE if they are labelled.
 
-        The factor T^2 keeps the gradient's size independent of T (arXiv:1503.02531).
+        The factor T^2 keeps the gradient's scale independent of T (arXiv:1503.02531).
         """
         loss = logits.new_zeros(())
         if self.log_target is not None:
@@ -103,7 +103,7 @@ class Trainer:
     generator : torch.Generator
         Order of the samples; on the CPU.
     average : MovingAverage or None
-        Follows the weights, step by step.
+        Updated after every step.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Trainer:
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self._placed: dict[int, Placed] = {}
-        self._pieces = 1  # micro-batches a step; more when the device's memory does not hold a whole batch
+        self._pieces = 1  # micro-batches per step; increased when a batch exceeds the device's memory
 
     def train(self, steps: int, private: Private | None, public: Public | None) -> float:
         """Take ``steps`` steps, each on a private and/or a public batch; return the mean loss in nats.
@@ -132,7 +132,7 @@ class Trainer:
         Raises
         ------
         ValueError
-            If there is nothing to train on, or batch normalisation would see a single image.
+            No training images, or batches of one image with batch normalisation.
         """
         self._refuse_single_images(private, public)
         self.model.train()
@@ -147,11 +147,11 @@ class Trainer:
 
     @torch.no_grad()
     def recompute_norm_statistics(self, private: Private | None, public: Public | None) -> None:
-        """Set the running statistics of batch normalisation to those of the weights that will predict.
+        """Recompute the batch-norm statistics for the weights that predict (Precise-BN, arXiv:2105.07576).
 
-        A running average lags behind weights that took a few hundred steps only (torchvision's MobileNetV3
-        keeps 99 % of it a step), and evaluation mode then predicts nonsense. The statistics are averaged
-        over up to ``NORM_BATCHES`` batches composed like those of training (Precise-BN, arXiv:2105.07576).
+        After a few hundred steps the running average still lags behind the weights (torchvision's MobileNetV3
+        keeps 99 % of it per step), and predictions in evaluation mode are useless. The statistics are
+        averaged over up to ``NORM_BATCHES`` batches, composed as in training.
         """
         predictor = self.model if self.average is None else self.average.model
         norms = [norm for norm in _norms(predictor) if norm.track_running_stats]
@@ -162,15 +162,15 @@ class Trainer:
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over the batches
-        mixed = torch.Generator().manual_seed(0)  # any order will do, but not class by class
+            norm.momentum = None  # plain mean over the batches
+        mixed = torch.Generator().manual_seed(0)  # any order works except one sorted by class
         parts = [part.images for part in (private, public) if part is not None]
         orders = [torch.randperm(len(images), generator=mixed) for images in parts]
         batches = [torch.split(order, self.batch_size) for order in orders]
         for step in range(min(max(map(len, batches)), NORM_BATCHES)):
             chosen = [own[step % len(own)] for own in batches]
             images = torch.cat([part[index] for part, index in zip(parts, chosen, strict=True)])
-            if len(images) > 1:  # the variance of one image is none
+            if len(images) > 1:  # one image has no variance
                 with self._autocast():
                     predictor(to_input(images, self.device))
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -182,20 +182,20 @@ class Trainer:
         if smallest == 1 and _norms(self.model):
             raise ValueError(
                 "batch normalisation cannot train on one image at a time: raise train.batch_size, give this "
-                "client more images, or a model without batch normalisation (visionnet, squeezenet1_1)"
+                "client more images, or use a model without batch normalisation (visionnet, squeezenet1_1)"
             )
 
     def steps_for(self, samples: int, epochs: int) -> int:
-        """Steps that ``epochs`` passes over ``samples`` images take."""
+        """Return the number of steps in ``epochs`` passes over ``samples`` images."""
         return epochs * len(_cuts(samples, self.batch_size))
 
     def _step(
         self, private: Private | None, private_index: Tensor, public: Public | None, public_index: Tensor
     ) -> Tensor:
-        """One optimiser step; where memory runs out, in twice as many micro-batches, from here on.
+        """Take one optimiser step; if memory runs out, double the number of micro-batches from now on.
 
-        The gradients of the micro-batches are added up with their shares of the batch, which gives the whole
-        batch's gradient, up to rounding, unless the model normalises over the batch.
+        The micro-batches' gradients are summed, weighted by their share of the batch. The sum equals the
+        whole batch's gradient up to rounding, unless the model normalises over the batch.
         """
         own = _Half(private, self._placed.get(id(private)), private_index)
         shared = _Half(public, self._placed.get(id(public)), public_index)
@@ -206,7 +206,7 @@ class Trainer:
                 break
             except torch.OutOfMemoryError as error:
                 problem = str(error).splitlines()[0]
-            # not within the handler, whose traceback holds on to the activations
+            # outside the handler, whose traceback keeps the activations alive
             self._halve(max(len(private_index), len(public_index)), problem)
         self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -235,7 +235,7 @@ class Trainer:
         return total
 
     def _halve(self, largest: int, problem: str) -> None:
-        """Take twice as many micro-batches, and say so."""
+        """Double the number of micro-batches, with a warning."""
         if self._pieces >= largest:
             raise RuntimeError(
                 f"{self.device} has no memory for a single image of a batch ({problem}): choose a smaller "
@@ -243,10 +243,10 @@ class Trainer:
             )
         self._pieces *= 2
         logger.warning(
-            "%s is out of memory: every batch now goes in %d micro-batches, whose gradients are added up%s",
+            "%s is out of memory: every batch is now split into %d micro-batches with summed gradients%s",
             self.device,
             self._pieces,
-            " (batch normalisation now sees a micro-batch at a time: results differ)"
+            " (batch normalisation now uses one micro-batch at a time: results differ)"
             if _norms(self.model)
             else "",
         )
@@ -259,7 +259,7 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=self._dtype)
 
     def _batches(self, part: Private | Public | None) -> Iterator[Tensor]:
-        """Endless batches of positions: a fresh seeded permutation each epoch; empty ones for no part."""
+        """Yield batches of positions without end, newly shuffled each epoch; empty if ``part`` is None."""
         if part is None:
             yield from itertools.repeat(torch.zeros(0, dtype=torch.int64))
             return
@@ -273,7 +273,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class _Half(Generic[Part]):
-    """The private or the public half of a batch: which images of it, and their share of the half."""
+    """The private or the public half of a batch, or a micro-batch of it, with its share of the half."""
 
     part: Part | None
     placed: Placed | None
@@ -281,7 +281,7 @@ class _Half(Generic[Part]):
     share: float = 1.0
 
     def cut(self, pieces: int) -> list[_Half[Part]]:
-        """Cut it into micro-batches of about one size; a small one leaves some empty."""
+        """Split into micro-batches of about equal size; some are empty if there are few images."""
         if pieces == 1:
             return [self]
         parts = torch.tensor_split(self.index, pieces)
@@ -289,18 +289,18 @@ class _Half(Generic[Part]):
         return [_Half(self.part, self.placed, index, len(index) / total) for index in parts]
 
     def images(self) -> Tensor:
-        """Its images, uint8 [n, 3, H, W], on the device or on their way to it."""
+        """Return its images, uint8 [n, 3, H, W], on the device (the copy may still run)."""
         assert self.placed is not None
         return self.placed.take(self.index)
 
 
 def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Layers that normalise over a batch."""
+    """Return the layers that normalise over a batch."""
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def _cuts(samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """Batch boundaries; a last batch of one joins the one before it, since batch norm cannot train on one.
+    """Return batch boundaries; a last batch of one image joins the previous one, as batch norm needs two.
 
     >>> _cuts(65, 32)
     [(0, 32), (32, 65)]
@@ -312,23 +312,23 @@ def _cuts(samples: int, batch_size: int) -> list[tuple[int, int]]:
 
 
 def log_prior(labels: Tensor, num_classes: int, taught: Tensor | None = None) -> Tensor:
-    """Log of the class shares that a client trains on in a round, [C].
+    """Return the log of the class shares of a client's training data in a round, [C].
 
     Parameters
     ----------
     labels : int64 Tensor [n]
-        Of its private images.
+        Labels of its private images.
     num_classes : int
         C.
     taught : Tensor [C] or None
-        Class shares of the public targets that it trains on at the same time; private and public batches
-        are of one size, so both count half.
+        Class shares of the public targets in mixed training; private and public batches have the same size,
+        so each counts half.
 
     Notes
     -----
-    A class of neither part gets the least finite number. Added to the logits, that takes the class out of
-    the softmax (restricted softmax): local data push it neither down nor up. A client with a single class
-    so has no local gradient before it has targets, and does not drift into a constant.
+    A class in neither part gets the smallest finite number. Added to the logits, it removes the class from
+    the softmax (restricted softmax), so local data do not change its logit. A client with a single class
+    therefore has no local gradient before it has targets, and does not collapse to a constant.
 
     >>> log_prior(torch.tensor([0, 0, 1]), 2).exp()
     tensor([0.6667, 0.3333])
