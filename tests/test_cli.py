@@ -70,7 +70,7 @@ for name, (overrides, _) in json.load(sys.stdin).items():
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, float, list[str]]]:
-    """What a fresh process makes of each: its code, stderr, CPU seconds, and heavy modules imported so far."""
+    """What a fresh process makes of each: exit code, stderr, CPU seconds, and what is heavy and imported."""
     folder = tmp_path_factory.mktemp("refusals")
     done = subprocess.run(
         [sys.executable, "-c", REFUSE],
