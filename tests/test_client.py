@@ -286,7 +286,7 @@ def test_other_classes_are_refused_with_the_remedy(tmp_path: Path) -> None:
 
 def test_orders_of_another_app_are_refused(tmp_path: Path) -> None:
     """Flower's own loop names no run, and need not name the classes."""
-    with pytest.raises(MessageError, match=r"run: the order names no run"):
+    with pytest.raises(MessageError, match=r"run: the order has no run name"):
         do(an_order(1, run=""), a_context(tmp_path))
     with pytest.raises(MessageError, match=r"classes: this site has mask, no_mask, the server :"):
         do(an_order(1, classes=()), a_context(tmp_path))

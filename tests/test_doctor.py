@@ -63,7 +63,7 @@ def test_a_site_that_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--node-config", NODE, "--public-digest", "0123"], "public set", "the server has 0123"),
         (["--node-config", f'{NODE} state-dir="/proc/nowhere"'], "disk", "cannot be written"),
         (["--node-config", NODE, "--superlink", f"127.0.0.1:{free_port()}"], "SuperLink", "refused"),
-        (["--node-config", NODE, "--superlink", "nowhere"], "SuperLink", "no host:port"),
+        (["--node-config", NODE, "--superlink", "nowhere"], "SuperLink", "is not host:port"),
         (
             ["--node-config", NODE, "--superlink", "no.such.host.invalid:80"],
             "SuperLink",
@@ -160,7 +160,7 @@ def test_a_connection_that_is_good(certificates: Path) -> None:
         assert "certificate accepted" in link.check_tls()
         assert "the SuperLink's" in link.check_clock()
         assert f"{metadata.version('flwr')} at the SuperLink" in link.check_version()
-        assert "no key is given" in link.check_key()
+        assert "no key given" in link.check_key()
 
 
 def test_another_authority(certificates: Path, tmp_path: Path) -> None:
@@ -183,23 +183,23 @@ def test_a_certificate_that_has_expired(tmp_path: Path) -> None:
     make_certificates(tmp_path, hours=-1.0)
     with serving(tmp_path) as address, pytest.raises(CheckError, match="expired") as error:
         Link(address, False, tmp_path / "ca.crt", None).check_tls()
-    assert error.value.remedy.startswith("the server's certificate has expired: make a new one")
+    assert error.value.remedy.startswith("the server's certificate has expired: create a new one")
 
 
 def test_a_certificate_of_another_host(tmp_path: Path) -> None:
     make_certificates(tmp_path, host="10.1.2.3")
     with serving(tmp_path) as address, pytest.raises(CheckError) as error:
         Link(address, False, tmp_path / "ca.crt", None).check_tls()
-    assert "names another host" in error.value.remedy
+    assert "is for another host" in error.value.remedy
 
 
 def test_tls_on_one_side_only(certificates: Path) -> None:
     with serving() as address, pytest.raises(CheckError) as error:
         Link(address, False, certificates / "ca.crt", None).check_tls()
-    assert "speaks no TLS" in error.value.remedy
+    assert "does not use TLS" in error.value.remedy
     with serving(certificates) as address, pytest.raises(CheckError) as error:
         Link(address, True, None, None).check_tls()
-    assert "may speak TLS" in error.value.remedy
+    assert "may use TLS" in error.value.remedy
 
 
 def test_a_missing_certificate_file(certificates: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_end_and_what_was_not_measured() -> None:
 
 @pytest.mark.parametrize(
     ("before", "after", "said"),
-    [(0.5, 0.6, "further from its peers"), (0.5, 0.5001, "as far from its peers as it was")],
+    [(0.5, 0.6, "away from its peers"), (0.5, 0.5001, "did not change its distance from its peers")],
 )
 def test_peers_that_do_not_come_nearer(before: float, after: float, said: str) -> None:
     assert said in progress(report(kl_before=before, kl_after=after), None, closing=False)

@@ -115,12 +115,15 @@ def test_a_pickle_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "neither a torch.nn.Module class",
         ),
         ({"target": "test_stored_models.no_module", "arguments": {}}, "neither a torch.nn.Module class"),
-        ({"target": "torchvision.models.list_models", "arguments": {}}, r"makes no torch\.nn\.Module"),
+        (
+            {"target": "torchvision.models.list_models", "arguments": {}},
+            r"does not create a torch\.nn\.Module",
+        ),
         ({"target": "fedmutual.models.nosuch.Net"}, "cannot import"),
         ({"arguments": {"nosuch": 1}}, "nosuch"),
-        ({"arguments": {"num_classes": 5, "image_size": 20}}, "another model's"),
-        ({"classes": "mask"}, "classes is missing or no list"),
-        ({"image_size": None}, "image_size is missing or no int"),
+        ({"arguments": {"num_classes": 5, "image_size": 20}}, "of another model"),
+        ({"classes": "mask"}, "classes is missing or not of type list"),
+        ({"image_size": None}, "image_size is missing or not of type int"),
     ],
 )
 def test_cards_that_ask_for_something_else_are_refused(
@@ -148,7 +151,7 @@ def test_pretrained_weights_are_not_fetched_for_torchvision_and_kept_for_others(
 
 def test_an_ensemble_needs_the_same_classes(tmp_path: Path) -> None:
     first, second = model_folder(tmp_path / "a"), model_folder(tmp_path / "b", classes=["no_mask", "mask"])
-    with pytest.raises(StoredModelError, match="an ensemble needs the same ones in the same order"):
+    with pytest.raises(StoredModelError, match="an ensemble needs the same classes in the same order"):
         load_models([first, second])
 
 
@@ -161,7 +164,7 @@ def test_the_card_says_what_is_known(tmp_path: Path) -> None:
         "3 rounds, seed 7",
         "resized to 20x20 pixels",
         "the log-odds of `no_mask`",
-        "| private, trained on in the last round | 1,234 |",
+        "| private, used for training in the last round | 1,234 |",
         "| accuracy, own validation images | 0.9000 |",
         "| recall of mask, validation | 0.8000 |",
         "| train.batch_size | 16 |",

@@ -166,7 +166,7 @@ def test_a_logger_that_breaks_does_not_end_the_run(
     played = play(tmp_path / "run", "rounds=3", clients=1)
     assert (played.summary["status"], played.summary["rounds_completed"]) == ("completed", 3)
     assert [m for m in said() if "no space left" in m] == [
-        "tensorboard hears no more of this run: OSError: no space left on device"
+        "tensorboard failed and gets no more of this run: OSError: no space left on device"
     ]
 
 

@@ -1,6 +1,6 @@
-"""The client: an order comes in, the model learns, a report goes out.
+"""The client: receive an order, train the model, send a report.
 
-Everything that must survive lives in :mod:`fedmutual.client.state`; the process may be new for every message.
+Each message may run in a new process; persistent state is in :mod:`fedmutual.client.state`.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ logger = logging.getLogger(__name__)
 
 
 class Method(Protocol):
-    """What a strategy's settings say of the client's side; see :class:`fedmutual.methods.base.Method`."""
+    """The client's side of a strategy; see :class:`fedmutual.methods.base.Method`."""
 
     whole_pool: bool
     part_of_model: bool
 
     def learn(self, learner: Learner) -> Answer:
-        """Do what the learner's order asks."""
+        """Carry out the learner's order."""
 
     def weights(
         self, order: Order, report: Report, weights: Mapping[str, torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
-        """Those of the client's weights that its report takes along."""
+        """Return the weights to send with the report."""
 
 
 def handle(message: Message, context: Context) -> Message:
-    """Answer an order with a report, or with an error that names the client; never with nothing.
+    """Answer an order with a report, or with an error that names the client.
 
-    A ClientApp that returns None would block its SuperNode for good, and one that raises would send a
-    whole traceback; the traceback stays in the site's own log.
+    A ClientApp that returns None blocks its SuperNode forever, and one that raises sends the whole traceback
+    to the server. Here the traceback stays in the site's own log.
     """
     return _handle(message, context, answer)
 
 
 def handle_public(message: Message, context: Context) -> Message:
-    """Answer a question for the public set, or take a part of it (public.distribute)."""
+    """Answer a query about the public set, or store a part of it (public.distribute)."""
     from fedmutual.wire import public_images as distribution
 
     def take(content: RecordDict, context: Context) -> RecordDict:
@@ -87,19 +87,19 @@ def _handle(
 
 
 def answer(content: RecordDict, context: Context) -> RecordDict:
-    """Do what an order asks, once: a repeated order is answered from the saved report.
+    """Carry out an order once; answer a repeated order with the saved report.
 
     Raises
     ------
     MessageError, IdentityError, StateError, DataError, SettingsError
-        Naming what is wrong and the remedy; the state on disk is as it was.
+        The message names the problem and the remedy; the state on disk is unchanged.
     """
     start = time.perf_counter()
     name = client_name(context.node_config)
     settings = client_settings(context.run_config, context.node_config)
     order = read_order(content)
     if not order.run:
-        raise MessageError("run: the order names no run; this app takes orders of its own server only")
+        raise MessageError("run: the order has no run name; this app only accepts orders of its own server")
     folder = StateFolder(Path(settings.state_dir or user_runs_dir().parent / "state"), order.run, name)
     with folder.locked():
         state = folder.load()
@@ -113,7 +113,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
             folder.save(replace(state, ledger=Ledger(received, sent)))
             logger.info("%s: %.1f kB received, %.1f kB sent in this run", name, received / 1e3, sent / 1e3)
             return record
-    logger.warning("%s: round %d was done before; sending its report again", name, order.round)
+    logger.warning("%s: round %d is already done; sending its report again", name, order.round)
     return _packed(state, settings, order)
 
 
@@ -126,7 +126,7 @@ def _packed(state: ClientState, settings: Settings, order: Order) -> RecordDict:
 
 
 def _step_back(folder: StateFolder, done: int, asked: int) -> ClientState:
-    """The server has lost its last round; the client goes back to where it was before its own last one."""
+    """Restore the state before the client's last round, because the server has lost that round."""
     state = folder.step_back(asked)
     if state is None:
         raise StateError(
@@ -134,7 +134,7 @@ def _step_back(folder: StateFolder, done: int, asked: int) -> ClientState:
             "resume the run from its newest results folder, or start a new run"
         )
     logger.warning(
-        "%s: back from round %d to round %d: the server asks for %d again",
+        "%s: back from round %d to round %d: the server asks for round %d again",
         folder.path,
         done,
         state.report.round,
@@ -151,7 +151,7 @@ def _name_for_errors(context: Context) -> str:
 
 
 def client_settings(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> Settings:
-    """The run's settings as this node sees them: its own configuration wins, ``model.per_client`` applies."""
+    """Return the run's settings for this node: its own configuration wins, then ``model.per_client``."""
     settings = from_contexts(run_config, node_config)
     models = settings.model.per_client
     if models and "model" not in node_config and "partition-id" in node_config:
@@ -172,11 +172,11 @@ def _learn(
     site = _site(settings, partition_of(node_config), order.public_digest)
     _check_order(order, site)
     device = choose_device(settings.device)
-    if state is None:  # in deployment every order has a process of its own: it is said once in a run
+    if state is None:  # log once per run: in deployment every order has its own process
         logger.info("%s: training on %s", name, describe(device, settings.device))
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # use_deterministic_algorithms would import torch's compiler first: 1.3 s in every client process
+        # use_deterministic_algorithms would import torch's compiler: 1.3 s in every client process
         torch.set_deterministic_debug_mode("warn")
     model, arguments = _model(settings, site, name, device, state)
     optimizer = new_optimizer(settings, model, order.round)
@@ -219,7 +219,7 @@ def _learn(
 def _average(
     settings: Settings, model: nn.Module, order: Order, state: ClientState | None
 ) -> MovingAverage | None:
-    """The moving average of the weights, as the client left it; none where weights come from elsewhere."""
+    """Return the EMA of the client's weights as saved; None if the strategy exchanges weights."""
     decay = settings.train.ema_decay
     if decay == 0 or order.model is not None or settings.strategy.part_of_model:
         return None
@@ -235,7 +235,7 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _sent(predictions: FloatArray, settings: Settings, order: Order, name: str) -> FloatArray:
-    """The client's predictions; of an emulated hostile one, what it makes of them."""
+    """Return the client's predictions, altered if it emulates a hostile client."""
     attack = settings.attack.by(name)
     same = np.array_equal(order.target_indices, order.indices)
     seed = derived_seed(settings.seed, name, order.round, "attack")
@@ -243,7 +243,7 @@ def _sent(predictions: FloatArray, settings: Settings, order: Order, name: str) 
 
 
 def _restore_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Lay moments out in memory as their parameters are: files hold them plain, which slows every step."""
+    """Give moments the memory format of their parameters; the contiguous format of files slows every step."""
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
@@ -259,15 +259,15 @@ def _check_order(order: Order, site: SiteData) -> None:
     if order.public_digest != site.public.digest:
         raise MessageError(
             f"public set: this site's digest is {site.public.digest}, the server's {order.public_digest}: "
-            f"copy the server's {len(site.public)} or so public images to this site again, unchanged"
+            f"copy the server's public images to this site again, unchanged ({len(site.public)} are here)"
         )
 
 
-_SITES: dict[str, SiteData] = {}  # what this process has loaded; in simulation it answers many orders
+_SITES: dict[str, SiteData] = {}  # loaded by this process; in simulation it answers many orders
 
 
 def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: str) -> SiteData:
-    """Load the data, or reuse what this process has loaded for an earlier order (simulation)."""
+    """Load the data, or reuse the data of an earlier order of this process (simulation)."""
     key = repr(
         (
             partition,
@@ -299,7 +299,7 @@ def _model(
         warm_start(settings, site, model)
     elif state.architecture != target:
         raise StateError(
-            f"the state of {name} holds a {state.architecture}, the settings ask for {target}: "
+            f"the state of {name} has the model {state.architecture}, the settings ask for {target}: "
             "keep the model within a run, or start a new run"
         )
     else:

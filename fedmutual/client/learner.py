@@ -1,4 +1,4 @@
-"""One client's learning in one round: the mutual step, local training, predictions, measurements."""
+"""One client's work in one round: mutual step, local training, predictions, evaluation."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from fedmutual.wire.reports import Report
 
 
 def derived_seed(*parts: object) -> int:
-    """A 63-bit seed from anything that can be printed; the same in every process."""
+    """Return a 63-bit seed from any printable values; the same in every process."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client has to say about an order, besides its metrics.
+    """A client's answer to an order, without its metrics.
 
     Attributes
     ----------
@@ -49,19 +49,19 @@ class Answer:
 
 @dataclass
 class Learner:
-    """A client's model, optimiser and data, for the length of one order.
+    """A client's model, optimiser and data, for one order.
 
     Attributes
     ----------
     model : nn.Module
-        On the device that it trains on.
+        On the training device.
     optimizer : torch.optim.Optimizer
-        Of local (and mixed) training; a separate mutual step takes a fresh one.
+        For local and mixed training; a separate mutual step uses a new one.
     order : Order
     client : str
-        Seeds the order of the samples, with the run's seed and the round.
+        Client name; with the run's seed and the round, it seeds the order of the samples.
     average : MovingAverage or None
-        Of the model's weights; where there is one, it predicts.
+        EMA of the model's weights; if present, it makes the predictions.
     """
 
     settings: Settings
@@ -74,28 +74,28 @@ class Learner:
     metrics: Metrics = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._known: dict[tuple[int, bytes], Tensor] = {}  # predictions of the model as it is now
+        self._known: dict[tuple[int, bytes], Tensor] = {}  # predictions of the current weights
         self._views: dict[int, ImageSet] = {}  # by round
         self._generator = torch.Generator().manual_seed(self._seed("samples"))
         torch.manual_seed(self._seed("dropout"))
 
     def remember(self, report: Report) -> None:
-        """Take over the predictions of the round before, where the model is still the one that made them."""
+        """Reuse the previous round's predictions while the model is unchanged."""
         if report.round == self.order.round - 1 and len(report.predictions) == len(self.order.target_indices):
             key = self._key(*self._taught())
             self._known[key] = torch.from_numpy(report.predictions)
 
     def separate_mutual_step(self, public: Public, epochs: int) -> None:
-        """Epochs on the previous round's public samples alone, with a fresh optimiser (the paper's way).
+        """Train on the previous round's public samples only, with a new optimiser (as in the paper).
 
-        A training of its own: it starts at the full learning rate, whatever the schedule has come to.
+        It starts at the full learning rate, regardless of the schedule.
         """
         trainer = self._trainer(new_optimizer(self.settings, self.model))
         steps = trainer.steps_for(len(public.images), epochs)
         self._measured_mutual(trainer, steps, None, public)
 
     def mixed_training(self, public: Public, public_epochs: int) -> None:
-        """Every step takes a private and a public batch; as many steps as the larger of the two needs."""
+        """Train on a private and a public batch per step; the larger set gives the number of steps."""
         private = self._private(public)
         trainer = self._trainer(self.optimizer)
         steps = max(
@@ -105,35 +105,35 @@ class Learner:
         self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
 
     def local_training(self) -> None:
-        """Epochs on the private images alone."""
+        """Train on the private images only."""
         private = self._private()
         trainer = self._trainer(self.optimizer)
         steps = trainer.steps_for(len(private.images), self.settings.train.local_epochs)
         self.metrics["train-loss"] = self._train(trainer, steps, private, None)
 
     def report(self) -> Answer:
-        """Predict the order's public samples in evaluation mode, and measure what the order asks for."""
+        """Predict the order's public samples in evaluation mode, and evaluate as the order asks."""
         predictions = self.predictions()
         self.measure()
         return Answer(predictions)
 
     def measure(self) -> None:
-        """Measure the model on the client's held-out images, and on the unseen set if the order says so."""
+        """Evaluate the model on the client's held-out images, and on the unseen set if the order asks."""
         self.validate()
         if self.order.evaluate_unseen:
             self.evaluate_unseen(self.settings.evaluation.unseen_limit)
 
     def close(self) -> Answer:
-        """Answer the closing order: all measurements, on the whole unseen set."""
+        """Answer the closing order: full evaluation, on the whole unseen set."""
         self.validate()
         return Answer(np.zeros((0, len(self.order.classes)), np.float32), self.evaluate_unseen(None))
 
     def predictions(self) -> FloatArray:
-        """Log-probabilities of the order's public samples, [n, C], in evaluation mode."""
+        """Return log-probabilities of the order's public samples, [n, C], in evaluation mode."""
         return self._predict(*self._shown(self.order.round, self.order.indices)).numpy()
 
     def public(self) -> Public:
-        """The order's target samples with what is taught on them: its targets, and labels where known."""
+        """Return the order's target samples with their targets, and their labels if known."""
         order = self.order
         images, indices = self._taught()
         labels = None
@@ -153,7 +153,7 @@ class Learner:
         )
 
     def validate(self) -> None:
-        """Measure the model on the client's own held-out images."""
+        """Evaluate the model on the client's own held-out images."""
         indices = self.site.validation_indices(min(self.order.round, self.settings.rounds))
         if len(indices) == 0:
             return
@@ -163,7 +163,7 @@ class Learner:
         self._add_quality("validation", log_p, labels)
 
     def evaluate_unseen(self, limit: int | None) -> FloatArray | None:
-        """Measure the model on the shared unseen set, or on a seeded subset; return predictions [u, C]."""
+        """Evaluate the model on the unseen set, or on a seeded subset; return predictions [u, C]."""
         unseen = self.site.unseen
         if unseen is None:
             return None
@@ -180,7 +180,7 @@ class Learner:
     def _measured_mutual(
         self, trainer: Trainer, steps: int, private: Private | None, public: Public
     ) -> float:
-        """Train, and measure the KL to the peers and the local validation before and after."""
+        """Train; measure KL to the peers and validation metrics before and after."""
         self._measure_kl("kl-before", public)
         loss = self._train(trainer, steps, private, public)
         self._measure_kl("kl-after", public)
@@ -210,7 +210,7 @@ class Learner:
         self.metrics[name] = float(kl)
 
     def _private(self, public: Public | None = None) -> Private:
-        """The round's private images; in mixed training the prior is that of both parts together."""
+        """Return the round's private images; in mixed training the prior covers private and public parts."""
         indices = self.site.train_indices(self.order.round)
         labels = torch.from_numpy(self.site.private.labels[indices])
         prior = None
@@ -221,11 +221,11 @@ class Learner:
         return Private(_images(self.site.private, indices), labels.to(self._device), prior)
 
     def _taught(self) -> tuple[ImageSet, np.ndarray]:
-        """The public images that the order's targets are of: those of the round before, as it showed them."""
+        """Return the public images of the order's targets: the previous round's, in its views."""
         return self._shown(self.order.round - 1, self.order.target_indices)
 
     def _shown(self, round: int, indices: np.ndarray) -> tuple[ImageSet, np.ndarray]:
-        """What a round shows of the public samples ``indices``: images, and positions in them."""
+        """Return a round's views of the public samples ``indices``: images, and positions in them."""
         images = self.site.public.images
         if self.settings.public.views == "plain":
             return images, indices
@@ -235,7 +235,7 @@ class Learner:
 
     @property
     def predictor(self) -> nn.Module:
-        """What predicts and is kept: the average of the weights where there is one, else the model."""
+        """Return the network that predicts and is saved: the EMA if there is one, else the model."""
         return self.model if self.average is None else self.average.model
 
     def _trainer(self, optimizer: torch.optim.Optimizer) -> Trainer:
@@ -243,7 +243,7 @@ class Learner:
         return Trainer(self.model, optimizer, precision, size, self._generator, self.average)
 
     def _predict(self, images: ImageSet, indices: np.ndarray) -> Tensor:
-        """Log-probabilities [n, C]; the same images are not run through an unchanged model twice."""
+        """Return log-probabilities [n, C], cached while the model is unchanged."""
         key = self._key(images, indices)
         if key not in self._known:
             size = self.settings.evaluation.batch_size
@@ -256,7 +256,7 @@ class Learner:
 
     def _add_quality(self, split: str, log_p: Tensor, labels: Tensor) -> None:
         for name, value in evaluation.quality(log_p, labels, auroc=self.order.closing).items():
-            if name != "balanced_accuracy":  # the mean recall: the server forms it, the wire is kept short
+            if name != "balanced_accuracy":  # the mean recall, which the server computes itself
                 self.metrics[f"{split}-{name}"] = value
 
     def _seed(self, purpose: str) -> int:
@@ -268,9 +268,9 @@ class Learner:
 
 
 def warm_start(settings: Settings, site: SiteData | SharedData, model: nn.Module) -> None:
-    """Train the common start on the shared labelled fold; every client gets the same weights by itself.
+    """Train the common start on the shared labelled fold; each client computes the same weights itself.
 
-    The seed names no client, so no weight has to travel.
+    The seed does not depend on the client, so no weights are sent.
     """
     fold = site.public.warm_start
     if fold is None or settings.train.warm_start_epochs == 0:
@@ -286,14 +286,14 @@ def warm_start(settings: Settings, site: SiteData | SharedData, model: nn.Module
 
 
 def new_optimizer(settings: Settings, model: nn.Module, round: int = 1) -> torch.optim.Optimizer:
-    """The optimiser that the settings ask for in a round, without history."""
+    """Return the settings' optimiser for a round, without state."""
     chosen = settings.optimizer
     rate = learning_rate(settings, round)
     return make_optimizer(chosen.name, model.parameters(), rate, chosen.momentum, chosen.weight_decay)
 
 
 def learning_rate(settings: Settings, round: int) -> float:
-    """Step size of a round (from 1); the closing message keeps that of the last round."""
+    """Return the step size of a round (from 1); the closing message uses the last round's."""
     highest = settings.optimizer.learning_rate
     if settings.optimizer.schedule == "constant" or settings.rounds == 1:
         return highest
@@ -302,12 +302,12 @@ def learning_rate(settings: Settings, round: int) -> float:
 
 
 def _images(images: ImageSet, indices: np.ndarray) -> Tensor:
-    """uint8 Tensor [n, 3, H, W]; the channels stay last in memory, as they are on disk."""
+    """Return a uint8 Tensor [n, 3, H, W], channels-last in memory as on disk."""
     return torch.from_numpy(images.images[indices]).permute(0, 3, 1, 2)
 
 
 class _timed:
-    """Add the seconds of a block to a metric."""
+    """Context manager that adds a block's seconds to a metric."""
 
     def __init__(self, metrics: Metrics, name: str) -> None:
         self._metrics, self._name = metrics, name

@@ -1,23 +1,23 @@
-"""What a site reads of itself in its SuperNode's log: a few plain sentences a round."""
+"""Progress of a site in its SuperNode's log: a short line per round."""
 
 from __future__ import annotations
 
 from fedmutual.wire.reports import Report
 
-_NEAR = 0.0005  # a change of the KL that rounds to nothing
+_NEAR = 0.0005  # a smaller change of the KL rounds to 0
 
 
 def progress(report: Report, before: Report | None, closing: bool) -> str:
-    """Say how a round went at this site.
+    """Summarise a round at this site in one line.
 
     Parameters
     ----------
     report : Report
-        Of this round.
+        Report of this round.
     before : Report | None
-        Of the round before, to compare with.
+        Report of the previous round, for comparison.
     closing : bool
-        The order was the last one of the run.
+        Whether the order was the closing one.
 
     Examples
     --------
@@ -63,9 +63,9 @@ def _agreement(report: Report) -> str:
     if before is None or after is None:
         return ""
     if abs(before - after) < _NEAR:
-        change = "left it as far from its peers as it was"
+        change = "did not change its distance from its peers"
     elif after < before:
         change = "brought it nearer to its peers"
     else:
-        change = "left it further from its peers, which own images can outweigh"
+        change = "moved it away from its peers: its own images can outweigh the exchange"
     return f"learning from the others {change} (KL {before:.3f} -> {after:.3f})"

@@ -1,1 +1,1 @@
-"""``fedmutual doctor``: is this site ready for a run, and if it is not, what is to be done?"""
+"""``fedmutual doctor``: check whether a site is ready for a run, and say what to fix."""

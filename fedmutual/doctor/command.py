@@ -1,4 +1,4 @@
-"""The command: all checks of a site, one line each."""
+"""All checks of a site, one line each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedmutual.settings import Settings
 
 @dataclass(frozen=True)
 class Patient:
-    """A site, as its SuperNode is started.
+    """A site, described by its SuperNode's options.
 
     Attributes
     ----------
@@ -23,9 +23,9 @@ class Patient:
         The run's settings that differ from ``conf/``.
     node_config : Mapping[str, Any]
     link : Link or None
-        None: the SuperLink is not looked at.
+        None: skip the checks of the SuperLink.
     public_digest : str or None
-        The server's.
+        Digest of the server's public set.
     """
 
     overrides: tuple[str, ...]
@@ -35,7 +35,7 @@ class Patient:
 
 
 def examine(patient: Patient) -> list[Finding]:
-    """Do all checks; those that need another one that failed are left out."""
+    """Run all checks; skip those that depend on a failed check."""
     from fedmutual.settings.compose import compose
     from fedmutual.settings.identity import client_name
 
@@ -45,7 +45,7 @@ def examine(patient: Patient) -> list[Finding]:
     def read() -> str:
         from fedmutual.client.answer import client_settings
 
-        compose(patient.overrides)  # names a wrong key of the run before one of the node
+        compose(patient.overrides)  # report a wrong key of the run before one of the node
         settings.append(client_settings(_run_config(patient.overrides), patient.node_config))
         return "accepted"
 
@@ -100,7 +100,7 @@ def _run_config(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def show(findings: Sequence[Finding], as_json: bool) -> int:
-    """Print the findings; returns the exit code: 0 where nothing failed, else 1."""
+    """Print the findings; return the exit code: 0 if no check failed, else 1."""
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -112,12 +112,12 @@ def show(findings: Sequence[Finding], as_json: bool) -> int:
 
 
 def node_configuration(text: str) -> dict[str, Any]:
-    """Read what ``flower-supernode --node-config`` is given, as Flower does.
+    """Parse the value of ``flower-supernode --node-config`` as Flower does.
 
     Raises
     ------
     ValueError
-        It cannot be read.
+        It cannot be parsed.
     """
     import click
     from flwr.common.config import parse_config_args
@@ -131,5 +131,5 @@ def node_configuration(text: str) -> dict[str, Any]:
 def link_of(
     superlink: str | None, insecure: bool, certificates: Path | None, key: Path | None
 ) -> Link | None:
-    """The connection that the options describe; None without an address."""
+    """Return the connection that the options describe; None without an address."""
     return None if superlink is None else Link(superlink, insecure, certificates, key)

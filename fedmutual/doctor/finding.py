@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Finding:
     Attributes
     ----------
     check : str
-        What was looked at, in a word or two.
+        Name of the check, one or two words.
     status : str
         "ok", "warning" or "failed".
     text : str
-        What was found.
+        The result.
     remedy : str
-        What to do about it; empty where nothing is to be done.
+        What to do; empty if nothing is needed.
     """
 
     check: str
@@ -31,7 +31,7 @@ class Finding:
 
 
 class CheckError(Exception):
-    """A check failed: what is wrong, and the remedy."""
+    """A failed check: the problem and the remedy."""
 
     def __init__(self, text: str, remedy: str) -> None:
         super().__init__(text)
@@ -39,7 +39,7 @@ class CheckError(Exception):
 
 
 def run_check(check: str, look: Callable[[], str]) -> Finding:
-    """Turn what a check returns or raises into a finding; ValueErrors of fedmutual carry their remedy."""
+    """Run a check and return its result as a finding; fedmutual's ValueErrors include their remedy."""
     try:
         return Finding(check, OK, look())
     except CheckError as error:

@@ -1,7 +1,7 @@
-"""What a site sees of its SuperLink: the way there, TLS, Flower's version, the clock, the node's key.
+"""Checks of the connection to the SuperLink: network, TLS, Flower's version, clock, the node's key.
 
-Nothing is changed at the SuperLink: the key is asked about with a request that it refuses in one way when it
-knows the key, and in another when it does not.
+The checks change nothing at the SuperLink. To check the key, they send an invalid request: the SuperLink
+refuses it with one error if it knows the key, and with another if it does not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import httpx
 from fedmutual.doctor.finding import CheckError
 
 TIMEOUT = 10.0
-# Flower refuses a signed request that is more than 5 s from the future or 305 s old (fleet/node_auth.py).
+# Flower refuses signed requests dated over 5 s in the future or 305 s in the past (fleet/node_auth.py).
 AHEAD, BEHIND = 4.0, 300.0
 _UNKNOWN_KEY, _KNOWN_KEY = (
     2004,
@@ -31,7 +31,7 @@ _UNKNOWN_KEY, _KNOWN_KEY = (
 
 @dataclass(frozen=True)
 class Link:
-    """How a SuperNode would connect; the fields are the options of ``flower-supernode``."""
+    """A SuperNode's connection; the fields are the options of ``flower-supernode``."""
 
     superlink: str
     insecure: bool
@@ -44,12 +44,12 @@ class Link:
         Raises
         ------
         CheckError
-            The name is not known, nobody listens, or a firewall is in between.
+            Unknown host name, no server at the port, or a firewall in between.
         """
         host, _, port = self.superlink.rpartition(":")
         if not host or not port.isdigit():
             raise CheckError(
-                f"--superlink {self.superlink!r} is no host:port", "write it as server.example:8000"
+                f"--superlink {self.superlink!r} is not host:port", "write it as server.example:8000"
             )
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=TIMEOUT):
@@ -57,21 +57,21 @@ class Link:
         except socket.gaierror as error:
             raise CheckError(f"{host}: {error.strerror}", "check the name, or this machine's DNS") from error
         except TimeoutError as error:
-            remedy = f"let this site's firewall and the server's pass TCP port {port}"
+            remedy = f"allow TCP port {port} in the firewalls of this site and of the server"
             raise CheckError(f"{self.superlink} does not answer within {TIMEOUT:g} s", remedy) from error
         except OSError as error:
             remedy = "start the SuperLink, with --host 0.0.0.0 for other machines, or check the port"
             raise CheckError(f"{self.superlink}: {error.strerror}", remedy) from error
 
     def check_tls(self) -> str:
-        """Ask the SuperLink whether it is well, over the connection that a SuperNode would use."""
+        """Request the SuperLink's health over the connection that a SuperNode would use."""
         self._get("/health")
         if self.insecure:
-            return "no TLS (--insecure): everybody on the way can read and change what is exchanged"
-        return f"certificate accepted, by {self.root_certificates or 'the authorities of the system'}"
+            return "no TLS (--insecure): anyone on the network path can read and change the messages"
+        return f"certificate accepted by {self.root_certificates or 'the system certificates'}"
 
     def check_version(self) -> str:
-        """Compare Flower's version with the SuperLink's."""
+        """Compare the Flower versions of this site and of the SuperLink."""
         own = metadata.version("flwr")
         theirs = str(self._get("/openapi.json").json().get("info", {}).get("version", "unknown"))
         if theirs.split(".")[:2] != own.split(".")[:2]:
@@ -83,7 +83,7 @@ class Link:
         return f"flwr {own} here, {theirs} at the SuperLink; torch {torch}, Python {python}"
 
     def check_clock(self) -> str:
-        """Compare the clock with the SuperLink's, whose answers carry the time to the second."""
+        """Compare the clock with the SuperLink's, from the time in its answers (to the second)."""
         answer = self._get("/health")
         now = datetime.datetime.now(datetime.UTC)
         theirs = parsedate_to_datetime(answer.headers["date"]) + datetime.timedelta(seconds=0.5)
@@ -91,20 +91,20 @@ class Link:
         said = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the SuperLink's"
         if ahead > AHEAD or ahead < -BEHIND:
             raise CheckError(
-                f"this clock is {said}", "set the clock of both machines by NTP (timedatectl set-ntp true)"
+                f"this clock is {said}", "synchronise both clocks with NTP (timedatectl set-ntp true)"
             )
         return said
 
     def check_key(self) -> str:
-        """Ask whether the SuperLink knows the node's key.
+        """Check that the SuperLink knows the node's key.
 
         Raises
         ------
         CheckError
-            The key cannot be read, or is not registered.
+            The key is unreadable or not registered.
         """
         if self.private_key is None:
-            return "no key is given: fits a SuperLink without --enable-supernode-auth"
+            return "no key given, which works only with a SuperLink without --enable-supernode-auth"
         status, code, said = self._ask_for_key()
         if code == _KNOWN_KEY:
             return f"{self.private_key} is registered"
@@ -117,7 +117,7 @@ class Link:
         raise CheckError(f"the SuperLink refused the key's signature (HTTP {status}): {said}", remedy)
 
     def _ask_for_key(self) -> tuple[int, int | None, str]:
-        """Activate the node with an impossible heartbeat: Flower looks the key up, and then refuses."""
+        """Try to activate the node with an invalid heartbeat: Flower looks up the key, then refuses."""
         from flwr.proto.fleet_pb2 import ActivateNodeRequest
         from flwr.supercore.error import FlowerError
         from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
@@ -142,7 +142,7 @@ class Link:
                 told = FlowerError.from_json(error.response.text)
                 code = None if told is None else int(told.code)
                 return error.response.status_code, code, error.response.text[:200]
-        return 200, None, "it took a heartbeat of -1 s"
+        return 200, None, "it accepted a heartbeat of -1 s"
 
     def _load_key(self) -> Any:
         from cryptography.exceptions import UnsupportedAlgorithm
@@ -151,14 +151,14 @@ class Link:
 
         assert self.private_key is not None
         remedy = (
-            "make one: ssh-keygen -q -t ecdsa -b 384 -N '' -f <file>, readable by the SuperNode's user only"
+            "create one: ssh-keygen -q -t ecdsa -b 384 -N '' -f <file>, readable by the SuperNode's user only"
         )
         try:
             key = load_ssh_private_key(self.private_key.read_bytes(), None)
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise CheckError(f"{self.private_key} cannot be read: {error}", remedy) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise CheckError(f"{self.private_key} is no elliptic-curve key", remedy)
+            raise CheckError(f"{self.private_key} is not an elliptic-curve key", remedy)
         return key
 
     def _get(self, path: str) -> httpx.Response:
@@ -170,7 +170,7 @@ class Link:
                 return answer
         except httpx.HTTPStatusError as error:
             text = f"{path}: HTTP {error.response.status_code}"
-            raise CheckError(text, "is it a Flower SuperLink 1.41 or newer that listens there?") from error
+            raise CheckError(text, "check that a Flower SuperLink 1.41 or newer listens there") from error
         except httpx.TransportError as error:
             raise CheckError(f"{error}", _tls_remedy(str(error), self.insecure)) from error
 
@@ -182,19 +182,19 @@ class Link:
         try:
             return ssl.create_default_context(cafile=str(self.root_certificates))
         except (OSError, ssl.SSLError) as error:
-            remedy = "copy the server's ca.crt here, and name it with --root-certificates"
+            remedy = "copy the server's ca.crt here, and pass it with --root-certificates"
             raise CheckError(f"{self.root_certificates}: {error}", remedy) from error
 
 
 _OTHER_HOST = (
-    "the certificate names another host: use that name with --superlink, or make a certificate whose "
-    "subjectAltName has this one"
+    "the certificate is for another host: use that name with --superlink, or create a certificate with this "
+    "name in its subjectAltName"
 )
-_OTHER_AUTHORITY = "another authority has signed it: copy this server's ca.crt here (--root-certificates)"
-_NO_TLS = "the SuperLink speaks no TLS: start it with --ssl-certfile, or use --insecure"
+_OTHER_AUTHORITY = "it is signed by another authority: copy this server's ca.crt here (--root-certificates)"
+_NO_TLS = "the SuperLink does not use TLS: start it with --ssl-certfile, or use --insecure"
 _REMEDIES = {
-    "expired": "the server's certificate has expired: make a new one, or set this machine's clock",
-    "not yet valid": "the server's certificate begins in the future: set this machine's clock",
+    "expired": "the server's certificate has expired: create a new one, or correct this machine's clock",
+    "not yet valid": "the server's certificate is not valid yet: correct this machine's clock",
     "mismatch": _OTHER_HOST,
     "not valid for": _OTHER_HOST,
     "verify failed": _OTHER_AUTHORITY,
@@ -204,8 +204,8 @@ _REMEDIES = {
 
 
 def _tls_remedy(said: str, insecure: bool) -> str:
-    """What to do about OpenSSL's words."""
+    """Return the remedy for an OpenSSL error message."""
     remedy = next((remedy for words, remedy in _REMEDIES.items() if words in said), "")
     if not remedy and insecure:
-        return "the SuperLink may speak TLS: leave --insecure out, and give --root-certificates"
+        return "the SuperLink may use TLS: remove --insecure and pass --root-certificates"
     return remedy or "see the SuperLink's log"

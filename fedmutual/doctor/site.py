@@ -1,4 +1,4 @@
-"""What a site can tell by itself: its name, its data, its device, its disk."""
+"""Checks of the site itself: name, data, device, disk."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.identity import partition_of
 
-_GENERATIONS = 3  # of a state on the disk while it is saved: previous, current, and the one being written
+_GENERATIONS = 3  # copies of a state on disk during saving: previous, current, and the one being written
 _COPIES = 3  # weights, and Adam's two moments
 
 
 def load_data(settings: Settings, node_config: Mapping[str, Any]) -> tuple[SiteData, str]:
-    """Load the site's data as its client would, and say what was found.
+    """Load the site's data as its client does; return it with a description.
 
     Raises
     ------
     DataError, IdentityError
-        With the remedy.
+        The message names the remedy.
     """
     site = load_site(settings, partition_of(node_config))
     counts = [(site.private.labels == label).sum() for label in range(len(site.classes))]
@@ -40,20 +40,20 @@ def load_data(settings: Settings, node_config: Mapping[str, Any]) -> tuple[SiteD
 
 
 def check_public(site: SiteData, expected: str | None) -> str:
-    """Compare the public set's digest with the server's, where that is given."""
+    """Compare the public set's digest with the server's, if given."""
     digest = site.public.digest
     if expected is not None and digest != expected:
         raise CheckError(
             f"{len(site.public)} images, digest {digest}; the server has {expected}",
-            "copy the server's public images to this site again, unchanged, and give this command the run's "
-            "settings (data, public, seed); or run with public.distribute=true",
+            "copy the server's public images to this site again, unchanged, and pass the run's data, public "
+            "and seed settings to this command; or run with public.distribute=true",
         )
     same = "the server's" if expected else "must be the server's (public_digest in its summary.json)"
     return f"{len(site.public)} images, digest {digest}: {same}"
 
 
 def check_device(settings: Settings) -> str:
-    """Find the device, and do a sum on it."""
+    """Find the device and test it with a small computation."""
     import torch
 
     device = choose_device(settings.device)
@@ -66,7 +66,7 @@ def check_device(settings: Settings) -> str:
 
 
 def build(settings: Settings, num_classes: int) -> tuple[int, str]:
-    """Build the site's model; returns what its states take on the disk in bytes, and what was built."""
+    """Build the site's model; return the disk space of its states in bytes, and a description."""
     model, _ = build_model(settings.model, num_classes, settings.data.image_size, seed=0)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     parameters = sum(p.numel() for p in model.parameters())
@@ -74,7 +74,7 @@ def build(settings: Settings, num_classes: int) -> tuple[int, str]:
 
 
 def check_disk(settings: Settings, needed: int) -> str:
-    """Write to each folder that a client writes to, and see that the states of a run fit."""
+    """Check that a client's folders are writable and have space for a run's states."""
     flower = os.environ.get("FLWR_HOME") or Path.home() / ".flwr"
     folders = {
         "state-dir": Path(settings.state_dir or user_runs_dir().parent / "state"),
@@ -92,13 +92,13 @@ def check_disk(settings: Settings, needed: int) -> str:
         except OSError as error:
             raise CheckError(
                 f"{name} {folder} cannot be written: {error.strerror}",
-                f"give the SuperNode's user (uid {os.getuid()}) the right to write there, make room, or "
+                f"give the SuperNode's user (uid {os.getuid()}) write permission, free some space, or "
                 "choose another folder",
             ) from error
         if free < needed:
             raise CheckError(
                 f"{name} {folder}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB are needed",
-                "make room, or choose another folder",
+                "free some space, or choose another folder",
             )
         said.append(f"{name} {folder}: {free / 1e9:.1f} GB free")
     return f"{'; '.join(said)} (a run's state takes up to {needed / 1e6:.0f} MB)"

@@ -1,1 +1,1 @@
-"""Trained models at work: predicting pictures, and leaving for other runtimes."""
+"""Use of trained models: prediction, and export to other runtimes."""

@@ -1,4 +1,4 @@
-"""A client's model as one file for another runtime, checked against the original before it is left."""
+"""Export a client's model to one file for another runtime, verified against the original."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from fedmutual.models.stored import StoredModel
 
 FORMATS = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt", "torch_export": "model.pt2"}
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-_CARD = "model.json"  # name of the card within a file that torch writes
+_CARD = "model.json"  # name of the model card inside a file written by torch
 
 Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class ExportError(RuntimeError):
-    """The export cannot be made, or does not compute what the model does; nothing was left."""
+    """The export failed or differs from the model; no file is kept."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """An export that was checked.
+    """A verified export.
 
     Attributes
     ----------
     file : Path
     difference : float
-        Largest absolute difference of a probability from the model's own.
+        Largest absolute difference from the model's own probabilities.
     num_inputs : int
-        Pictures that it was measured on.
+        Number of pictures compared.
     """
 
     file: Path
@@ -51,21 +51,21 @@ class Exported:
 
 
 class Program(nn.Module):
-    """A model, its scaling before it and the softmax behind: uint8 [N, 3, S, S] to probabilities [N, C]."""
+    """A model with input scaling and softmax: uint8 [N, 3, S, S] to probabilities [N, C]."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class probabilities of RGB pictures."""
+        """Return class probabilities of RGB pictures."""
         return torch.softmax(as_logits(self.model(images.to(torch.float32) / 255)), dim=1)
 
 
 def export_model(
     stored: StoredModel, kind: str, file: Path, pictures: NDArray[np.uint8], tolerance: float
 ) -> Exported:
-    """Export, read the file back, compare on pictures one by one and all at once, and only then leave it.
+    """Export, read the file back, compare on single pictures and on a batch, and keep it if equal.
 
     Parameters
     ----------
@@ -74,17 +74,15 @@ def export_model(
     pictures : uint8 array [n, S, S, 3]
         Real inputs, at least two.
     tolerance : float
-        Largest difference of a probability.
+        Largest allowed difference of a probability.
 
     Raises
     ------
     ExportError
-        A package is missing, the model cannot be exported, or the difference is larger.
+        A package is missing, the export fails, or the difference exceeds the tolerance.
     """
     inputs = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
-    program = (
-        Program(stored.model).eval().requires_grad_(False)
-    )  # it is to predict: no gradients come out of it
+    program = Program(stored.model).eval().requires_grad_(False)  # for prediction only: no gradients
     write, read = {
         "onnx": (_write_onnx, _read_onnx),
         "torchscript": (_write_torchscript, _read_torchscript),
@@ -96,17 +94,17 @@ def export_model(
     part = file.with_name(f".{uuid.uuid4().hex[:12]}.{file.name}")
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the exporters' own plans for later versions
+            warnings.simplefilter("ignore")  # the exporters' deprecation warnings
             try:
                 write(program, torch.from_numpy(inputs[:2]), part, _described(stored))
-            except Exception as error:  # whatever an exporter raises on an operation that it does not know
+            except Exception as error:  # exporters raise many types for unsupported operations
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 raise ExportError(f"{stored.name} cannot be exported to {kind}: {reason[0]}") from error
             difference = _difference(program, read(part), inputs)
         if not difference <= tolerance:
             raise ExportError(
                 f"{file.name} differs from the model by up to {difference:.3g} in a probability, more than "
-                f"the tolerance of {tolerance:g}: it is not kept"
+                f"the tolerance of {tolerance:g}: the file is not kept"
             )
         os.replace(part, file)
     finally:
@@ -115,7 +113,7 @@ def export_model(
 
 
 def _difference(program: Program, run: Runner, inputs: NDArray[np.uint8]) -> float:
-    """Also proves that the batch is free: all pictures at once, and each alone."""
+    """Compare on all pictures at once and on each alone, which also checks that the batch size is free."""
     expected = program(torch.from_numpy(inputs)).numpy()
     together = run(inputs)
     alone = np.concatenate([run(inputs[i : i + 1]) for i in range(len(inputs))])
@@ -130,7 +128,7 @@ def _described(stored: StoredModel) -> dict[str, str]:
         "classes": json.dumps(list(stored.classes)),
         "image_size": str(size),
         "preprocessing": preprocessing(size),
-        "input": f"images: uint8 [N, 3, {size}, {size}], RGB; the division by 255 is part of the program",
+        "input": f"images: uint8 [N, 3, {size}, {size}], RGB; the program divides by 255",
         "output": f"probabilities: float32 [N, {len(stored.classes)}], in the order of the classes",
         "card": json.dumps(stored.card),
     }
@@ -186,7 +184,7 @@ def _read_torchscript(file: Path) -> Runner:
 def _write_torch_export(program: Program, example: Tensor, file: Path, described: dict[str, str]) -> None:
     shapes: dict[str, Any] = {"images": {0: torch.export.Dim("batch")}}
     made = torch.export.export(program, (example,), dynamic_shapes=shapes)
-    with file.open("wb") as stream:  # by its name alone torch insists on the suffix .pt2
+    with file.open("wb") as stream:  # given a name, torch requires the suffix .pt2
         torch.export.save(made, stream, extra_files={_CARD: json.dumps(described)})
 
 

@@ -1,4 +1,4 @@
-"""Pictures as people name them: files, folders, patterns."""
+"""Find and read pictures given as files, folders or patterns."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Pixels = NDArray[np.uint8]
 
 
 class PicturesError(ValueError):
-    """What was named is no picture and no folder of pictures."""
+    """A name is neither a picture nor a folder with pictures."""
 
 
 def find_pictures(names: Iterable[str]) -> list[Path]:
-    """Return the pictures that are meant, each once, in the order of the names.
+    """Return the pictures of the given names, each once, in the order of the names.
 
-    A folder stands for the image files below it, sorted; a pattern may have ``**`` and is for shells that do
-    not expand it, or for quotes.
+    A folder stands for all image files below it, sorted. A pattern may contain ``**``; quote it, or use it in
+    shells that do not expand patterns.
 
     Raises
     ------
     PicturesError
-        A name matches nothing, or a folder holds no picture.
+        A name matches nothing, or a folder has no pictures.
     """
     found: dict[Path, None] = {}
     for name in names:
@@ -54,15 +54,15 @@ def read_pictures(
     Parameters
     ----------
     sizes : Sequence[int]
-        Pixels a side; each picture is decoded to all of them.
+        Side lengths in pixels; each picture is decoded to every size.
 
     Returns
     -------
     pixels : dict[int, uint8 array [n, size, size, 3]]
     kept : list[Path]
-        The n readable ones.
+        The n readable pictures.
     failures : dict[Path, str]
-        The others, and why.
+        The unreadable pictures, with the reason.
     """
     failures: dict[Path, str] = {}
 

@@ -1,4 +1,4 @@
-"""Classes of pictures, from one model or from several together."""
+"""Predict the classes of pictures with one model or an ensemble."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from fedmutual.models.stored import StoredModel
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the models say of one picture.
+    """The prediction for one picture.
 
     Attributes
     ----------
     path : Path
     probabilities : float array [C]
-        Of the model, or of the mean-logit ensemble of several.
+        Class probabilities of the model, or of the mean-logit ensemble of several.
     votes : int
-        Models whose own most probable class is that of the ensemble.
+        Number of models that agree with the ensemble's class.
     error : str
-        Why the picture cannot be read; empty where it was.
+        Why the picture cannot be read; empty if it was read.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Prediction:
 def predict_pictures(
     models: Sequence[StoredModel], paths: Sequence[Path], device: torch.device, batch_size: int = 32
 ) -> Iterator[Prediction]:
-    """Predict pictures in order, a batch at a time; an unreadable one comes with its error and no figures."""
+    """Yield predictions in order, a batch at a time; an unreadable picture has an error instead."""
     for stored in models:
         stored.model.to(device)
     for start in range(0, len(paths), batch_size):
@@ -51,7 +51,7 @@ def predict_pictures(
 
 
 def predict_images(models: Sequence[StoredModel], images: Any) -> NDArray[np.floating]:
-    """Probabilities [n, C] of the models' ensemble.
+    """Return probabilities [n, C] of the models' ensemble.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def predict_images(models: Sequence[StoredModel], images: Any) -> NDArray[np.flo
     Raises
     ------
     ValueError
-        If a picture cannot be read; its name and the reason are in the message.
+        A picture cannot be read; the message names it and the reason.
     """
     if isinstance(images, np.ndarray):
         return _predict_arrays(models, images)

@@ -17,28 +17,28 @@ from fedmutual.settings import ModelSettings
 def build_model(
     settings: ModelSettings, num_classes: int, image_size: int, seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Build ``settings.target(**arguments)`` with seeded initial weights; the global RNG is left as it was.
+    """Build ``settings.target(**arguments)`` with seeded initial weights; the global RNG is unchanged.
 
-    Two classes get one output, the log-odds of class 1, where 1 is the model's own default, else two.
-    ``image_size`` is passed where the model takes it.
+    For two classes the model has one output (the log-odds of class 1) if 1 is its default, else two.
+    ``image_size`` is passed if the model accepts it.
 
     Returns
     -------
     model : nn.Module
     arguments : dict
-        All arguments that were passed, which rebuild the architecture.
+        All arguments passed; they rebuild the architecture.
 
     Raises
     ------
     ValueError
-        If the target cannot be imported or called, naming the setting.
+        The target cannot be imported or called; the message names the setting.
     """
     try:
         factory = get_object(settings.target)
-    except Exception as error:  # whatever importing foreign code may raise
+    except Exception as error:  # importing foreign code can raise anything
         raise ValueError(f"model._target_: cannot import {settings.target}: {error}") from error
     known = inspect.signature(factory).parameters
-    # a head of one output suits only models made for it: SqueezeNet's, say, cannot be negative
+    # not every model works with one output: SqueezeNet's, for example, cannot be negative
     one_output = num_classes == 2 and "num_classes" in known and known["num_classes"].default == 1
     arguments = {"num_classes": 1 if one_output else num_classes, **settings.arguments}
     if "image_size" in known:
@@ -50,20 +50,20 @@ def build_model(
         except (TypeError, ValueError) as error:
             raise ValueError(f"model: {settings.target}({arguments}): {error}") from error
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model._target_: {settings.target} makes no torch.nn.Module")
+        raise ValueError(f"model._target_: {settings.target} does not create a torch.nn.Module")
     return model, arguments
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights that were kept outside torch.
+    """Load weights from files or messages, which lack torch's format versions.
 
-    ``state_dict`` carries the layers' format versions beside the weights, and files do not; a model that
-    asks for them (MNASNet) would refuse its own weights. They are of this version.
+    ``state_dict`` also holds the layers' format versions; a model that checks them (MNASNet) would reject its
+    own weights without them. The current versions are used.
 
     Raises
     ------
     RuntimeError
-        If the weights are another architecture's.
+        The weights are of another architecture.
     """
     versioned = OrderedDict(weights)
     versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The model card: what is known of a client's model, as a page that people and model hubs read."""
+"""The model card: what is known about a client's model, as a page for people and model hubs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedmutual.settings.described import flat, installed_versions, without_paths
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData, SiteData
 
-# What of the run's settings a model card tells: all that shaped the model, nothing about the machine.
+# Settings shown on a model card: all that influence the model, nothing about the machine.
 SETTINGS = (
     "strategy",
     "train",
@@ -24,8 +24,8 @@ SETTINGS = (
     "deterministic",
 )
 PREPROCESSING = (
-    "RGB, turned as EXIF says, transparency over white, resized to {size}x{size} pixels (bilinear, "
-    "antialiased, whatever the shape), uint8 divided by 255: float [N, 3, {size}, {size}] in [0, 1]"
+    "RGB, EXIF orientation applied, transparency on white, resized to {size}x{size} pixels (bilinear, "
+    "antialiased, aspect ratio ignored), uint8 divided by 255: float [N, 3, {size}, {size}] in [0, 1]"
 )
 _MEASURES = {
     "validation_accuracy": "accuracy, own validation images",
@@ -38,7 +38,7 @@ _MEASURES = {
 
 
 def preprocessing(image_size: int) -> str:
-    """How a picture becomes an input, in one sentence."""
+    """Return a description of the preprocessing in one sentence."""
     return PREPROCESSING.format(size=image_size)
 
 
@@ -49,17 +49,17 @@ def model_card(
     metrics: Mapping[str, Any],
     **own: Any,
 ) -> dict[str, Any]:
-    """What rebuilds a model, and what is known of it: the content of ``model.json``.
+    """Return the content of ``model.json``: how to rebuild a model, and what is known about it.
 
     Parameters
     ----------
     arguments : Mapping[str, Any]
-        Of the call that rebuilds the architecture.
+        Arguments of the call that rebuilds the architecture.
     metrics : Mapping[str, Any]
-        Measurements under the names of the history.
+        Metrics, with the names of the history.
     own
-        What only its owner knows: ``client``, ``rounds``, ``num_examples``, ``num_validation``; ``shared``
-        is true for the global model of a run.
+        Facts known only to its owner: ``client``, ``rounds``, ``num_examples``, ``num_validation``;
+        ``shared`` is true for a run's global model.
     """
     return {
         "target": settings.model.target,
@@ -88,7 +88,7 @@ def card_page(card: Mapping[str, Any]) -> str:
     Parameters
     ----------
     card : Mapping[str, Any]
-        What ``model.json`` holds; parts that it lacks are left out.
+        Content of ``model.json``; missing parts are left out.
     """
     architecture = card["target"].rpartition(".")[2]
     classes = ", ".join(f"`{name}`" for name in card["classes"])
@@ -104,7 +104,7 @@ def card_page(card: Mapping[str, Any]) -> str:
         "## Use",
         "```bash\nfedmutual predict --model . photo.jpg\nfedmutual export --model . --format onnx\n```",
         f"* Classes: {classes}\n* Input: {preprocessing(size)}\n* Output: {_output(card)}\n"
-        f"* An exported program has the scaling and the softmax in it: uint8 [N, 3, {size}, {size}] in, "
+        f"* An exported program includes the scaling and the softmax: uint8 [N, 3, {size}, {size}] in, "
         "probabilities [N, classes] out.\n"
         f"* Rebuilt from `model.json` (`{card['target']}`) and `model.safetensors`; nothing is unpickled.",
         "## Data",
@@ -115,9 +115,9 @@ def card_page(card: Mapping[str, Any]) -> str:
         "## Versions",
         _table(("package", "version"), card["versions"].items()),
         "## Limits",
-        "The model knows the classes above and nothing else: any picture gets one of them. It was measured "
-        "on the images named here only. A trained model can tell something about the images that it has "
-        "learnt from: pass it on as you would pass on figures about them.",
+        "The model knows only the classes above: every picture gets one of them. It was evaluated only on "
+        "the images named here. A trained model can reveal information about its training images: share it as "
+        "carefully as you would share statistics about them.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -141,10 +141,10 @@ def _output(card: Mapping[str, Any]) -> str:
 
 def _sizes(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = {
-        "num_examples": "private, trained on in the last round",
-        "num_validation": "private, held out to validate",
+        "num_examples": "private, used for training in the last round",
+        "num_validation": "private, held out for validation",
         "num_public": "public, shared by all sites",
-        "num_unseen": "unseen, only evaluated on",
+        "num_unseen": "unseen, used for evaluation only",
     }
     return [(text, f"{card[key]:,}") for key, text in names.items() if card.get(key) is not None]
 
@@ -165,5 +165,5 @@ def _table(head: tuple[str, str], rows: Any) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value that cannot leave its cell."""
+    """Return a value with Markdown table characters escaped."""
     return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,7 +1,7 @@
-"""A model's folder, written and read back: ``model.safetensors`` and ``model.json``. Nothing is unpickled.
+"""Write and read a model's folder, ``model.safetensors`` and ``model.json``, without unpickling.
 
-The card names the class that rebuilds the network. It is text from somebody else's computer: a class is
-called only if it is a ``torch.nn.Module``, a function only if it is one of torchvision's models.
+The card names the class that rebuilds the network. It is untrusted: a class is called only if it is a
+``torch.nn.Module``, a function only if it is one of torchvision's models.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, CARD, PAGE = "model.safetensors", "model.json", "README.md"
-GLOBAL = "global_model"  # folder of a run's global model, beside its clients'
-_PRETRAINED = ("weights", "weights_backbone", "pretrained")  # would be downloaded, and then replaced
+GLOBAL = "global_model"  # folder of a run's global model, next to the clients' models
+_PRETRAINED = ("weights", "weights_backbone", "pretrained")  # would download weights that are then replaced
 
 
 class StoredModelError(ValueError):
@@ -30,7 +30,7 @@ class StoredModelError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class StoredModel:
-    """A model that is ready to predict.
+    """A model ready for prediction.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class StoredModel:
 
     @property
     def name(self) -> str:
-        """The client that trained it."""
+        """The name of the client that trained the model."""
         return str(self.card.get("client") or self.folder.name)
 
     @property
@@ -57,12 +57,12 @@ class StoredModel:
 
     @property
     def image_size(self) -> int:
-        """Pixels a side of its input."""
+        """The side length of the input in pixels."""
         return int(self.card["image_size"])
 
 
 def save_model(folder: Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
-    """Write ``model.safetensors``, ``model.json`` (what rebuilds it) and a card; return the folder."""
+    """Write ``model.safetensors``, ``model.json`` (to rebuild the model) and a card; return the folder."""
     from safetensors.torch import save
 
     atomic_write(folder / WEIGHTS, save({name: w.cpu().contiguous() for name, w in weights.items()}))
@@ -72,14 +72,14 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], card: Mapping[str, A
 
 
 def find_models(folder: Path) -> list[Path]:
-    """Return the model folder itself, or those of all clients below a run's folder, sorted.
+    """Return the model folder itself, or the folders of all clients in a run's folder, sorted.
 
-    Where the clients' models are not there (they stay at the sites), a run's folder means its global model.
+    If the clients' models are missing (they stay at the sites), a run's folder stands for its global model.
 
     Raises
     ------
     StoredModelError
-        There is none.
+        No model found.
     """
     if (folder / CARD).is_file():
         return [folder]
@@ -87,7 +87,7 @@ def find_models(folder: Path) -> list[Path]:
     found = [path for path in found if path.name != GLOBAL] or found
     if not found:
         raise StoredModelError(
-            f"{folder} holds no {CARD}: give a client's model folder "
+            f"{folder} has no {CARD}: give a client's model folder "
             f"(<run>/clients/<run name>/<client>), a run's {GLOBAL}, or its folder for all of its clients"
         )
     return found
@@ -99,8 +99,8 @@ def load_model(folder: Path) -> StoredModel:
     Raises
     ------
     StoredModelError
-        A file is missing or damaged, the weights are another architecture's, or the card names something
-        that is no model.
+        A file is missing or damaged, the weights are of another architecture, or the card's target is not a
+        model.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -112,27 +112,27 @@ def load_model(folder: Path) -> StoredModel:
     try:
         load_weights(model, load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
-        raise StoredModelError(f"{folder} holds no {WEIGHTS}") from error
+        raise StoredModelError(f"{folder} has no {WEIGHTS}") from error
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise StoredModelError(f"{folder / WEIGHTS} is damaged, or another model's: {reason}") from error
+        raise StoredModelError(f"{folder / WEIGHTS} is damaged or of another model: {reason}") from error
     return StoredModel(folder, card, model.eval())
 
 
 def load_models(folders: Sequence[Path]) -> list[StoredModel]:
-    """Load models that are to decide together.
+    """Load the models of an ensemble.
 
     Raises
     ------
     StoredModelError
-        As :func:`load_model`, and if they do not know the same classes.
+        As :func:`load_model`, or the models have different classes.
     """
     models = [load_model(folder) for folder in folders]
     for other in models[1:]:
         if other.classes != models[0].classes:
             raise StoredModelError(
-                f"{other.folder} knows the classes {', '.join(other.classes)}, {models[0].folder} "
-                f"{', '.join(models[0].classes)}: an ensemble needs the same ones in the same order"
+                f"{other.folder} has the classes {', '.join(other.classes)}, {models[0].folder} "
+                f"{', '.join(models[0].classes)}: an ensemble needs the same classes in the same order"
             )
     return models
 
@@ -143,11 +143,11 @@ def _read_card(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise StoredModelError(f"{folder / CARD} cannot be read: {error}") from error
     except ValueError as error:
-        raise StoredModelError(f"{folder / CARD} is no JSON: {error}") from error
+        raise StoredModelError(f"{folder / CARD} is not JSON: {error}") from error
     kinds = {"target": str, "arguments": dict, "classes": list, "image_size": int}
     for key, kind in kinds.items():
         if not isinstance(card, dict) or not isinstance(card.get(key), kind):
-            raise StoredModelError(f"{folder / CARD}: {key} is missing or no {kind.__name__}")
+            raise StoredModelError(f"{folder / CARD}: {key} is missing or not of type {kind.__name__}")
     return dict(card)
 
 
@@ -157,20 +157,20 @@ def _build(folder: Path, target: str, arguments: dict[str, Any]) -> nn.Module:
 
     try:
         found = get_object(target)
-    except Exception as error:  # whatever importing foreign code may raise
+    except Exception as error:  # importing foreign code can raise anything
         raise StoredModelError(f"{folder / CARD}: cannot import {target}: {error}") from error
     torchvision = inspect.isfunction(found) and found.__module__.startswith("torchvision.models.")
     if torchvision:
         arguments = {key: value for key, value in arguments.items() if key not in _PRETRAINED}
     elif not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise StoredModelError(
-            f"{folder / CARD}: {target} is neither a torch.nn.Module class nor a model of torchvision, and "
-            "what a file names is not called; wrap your factory function in a class"
+            f"{folder / CARD}: {target} is neither a torch.nn.Module class nor a model of torchvision, so it "
+            "is not called, for safety; wrap your factory function in a class"
         )
     try:
         model = found(**arguments)
     except (TypeError, ValueError) as error:
         raise StoredModelError(f"{folder / CARD}: {target}({arguments}): {error}") from error
     if not isinstance(model, nn.Module):
-        raise StoredModelError(f"{folder / CARD}: {target} makes no torch.nn.Module")
+        raise StoredModelError(f"{folder / CARD}: {target} does not create a torch.nn.Module")
     return model

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class VisionNet(nn.Module):
-    """Three 3x3 convolutions, two 2x2 poolings and two dense layers, started as Keras starts them.
+    """Three 3x3 convolutions, two 2x2 poolings and two dense layers, with Keras initialisation.
 
     1,862,785 parameters at 100x100 with one output.
 
@@ -15,7 +15,7 @@ class VisionNet(nn.Module):
     num_classes : int
         Outputs; 1 for two classes (the log-odds of class 1).
     image_size : int
-        Pixels a side of the input, at least 18.
+        Side length of the input in pixels, at least 18.
     dropout : float
         Probability of dropping a feature before each dense layer.
 
@@ -56,6 +56,6 @@ class VisionNet(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores of a batch of images."""
+        """Return class scores of a batch of images."""
         scores: Tensor = self.classifier(self.features(images))
         return scores

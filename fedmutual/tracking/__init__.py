@@ -1,1 +1,1 @@
-"""A run followed elsewhere while it goes on: one interface (``tracker.py``), and a file for each logger."""
+"""Live tracking of a run in external tools: one interface (``tracker.py``), one file per logger."""

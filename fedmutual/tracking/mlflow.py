@@ -1,6 +1,6 @@
-"""MLflow: a run of the experiment ``tracking.project``, its settings as parameters, metrics client by client.
+"""MLflow: a run in the experiment ``tracking.project``, with settings as parameters and metrics per client.
 
-Where it goes: ``tracking.mlflow_uri``, else the environment's ``MLFLOW_TRACKING_URI``, else a database in the
+Destination: ``tracking.mlflow_uri``, else the environment's ``MLFLOW_TRACKING_URI``, else a database in the
 run's own folder (``mlflow ui --backend-store-uri sqlite:///<run>/mlflow.db``).
 """
 
@@ -21,11 +21,11 @@ from fedmutual.tracking.tracker import LatestMeans, Record, figures
 
 DATABASE, RUN_ID = "mlflow.db", "mlflow-run-id.txt"
 _STATUS = {"completed": "FINISHED", "stopped": "KILLED"}
-_LONGEST_PARAMETER = 500  # characters, in every store
+_LONGEST_PARAMETER = 500  # characters, allowed in every store
 
 
 class MLflow:
-    """One MLflow run; a resumed run goes on in the one that it began."""
+    """One MLflow run; a resumed run continues its MLflow run."""
 
     def __init__(self, settings: Settings, folder: Path, history: Sequence[Record]) -> None:
         uri = settings.tracking.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -47,12 +47,12 @@ class MLflow:
         atomic_write(known, self._run.encode())
         values = flat(as_container(settings))
         parameters = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in values.items()]
-        for start in range(0, len(parameters), 100):  # a store takes a hundred at once
+        for start in range(0, len(parameters), 100):  # a store accepts 100 at a time
             self._client.log_batch(self._run, params=parameters[start : start + 100])
         self.log(history)
 
     def log(self, lines: Sequence[Record]) -> None:
-        """Log the figures as ``<client>/<group>/<name>``, their means as ``mean/<group>/<name>``."""
+        """Log clients' figures as ``<client>/<group>/<name>``, their means as ``mean/<group>/<name>``."""
         if not lines:
             return
         now = int(time.time() * 1000)

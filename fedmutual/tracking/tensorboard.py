@@ -1,7 +1,7 @@
-"""TensorBoard: ``tensorboard --logdir outputs`` shows a run while it learns.
+"""TensorBoard: ``tensorboard --logdir outputs`` shows a run during training.
 
-One folder of event files a client, below ``<run>/tensorboard/``, so that the curves lie over each other in
-one chart, and one with the clients' mean. Written with the ``tensorboard`` package alone, without torch.
+Event files are in ``<run>/tensorboard/``, one folder per client and one for the clients' mean, so that each
+chart shows all curves. Written with the ``tensorboard`` package, without torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOLDER, MEAN = "tensorboard", "mean"
 
 
 class TensorBoard:
-    """Event files of one run; a resumed run's are written anew, from the history that it keeps."""
+    """Event files of one run; on resume they are rewritten from the kept history."""
 
     def __init__(self, settings: Settings, folder: Path, history: Sequence[Record]) -> None:
         self._folder = folder / FOLDER
@@ -40,7 +40,7 @@ class TensorBoard:
             self.log([line for line in history if line["round"] == number])
 
     def log(self, lines: Sequence[Record]) -> None:
-        """Write the figures of each client, and their mean; they are on the disk on return."""
+        """Write and flush each client's figures and their mean."""
         for line in lines:
             self._scalars(str(line.get("client")), int(line["round"]), figures(line))
         means = self._means.add(lines)
@@ -50,7 +50,7 @@ class TensorBoard:
             writer.flush()
 
     def close(self, summary: Record) -> None:
-        """Write how the run ended, and close the files."""
+        """Write the run's outcome and close the files."""
         outcome = f"{summary.get('status')} {summary.get('reason') or ''}".strip()
         self._write(MEAN, int(summary.get("rounds_completed") or 0), [_text("outcome", outcome)])
         for writer in self._writers.values():
@@ -61,7 +61,7 @@ class TensorBoard:
             self._write(name, step, [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items()])
 
     def _write(self, name: str, step: int, values: list[Any]) -> None:
-        folder = re.sub(r"[^A-Za-z0-9._-]", "_", name)  # a client chose its name
+        folder = re.sub(r"[^A-Za-z0-9._-]", "_", name)  # names come from clients: sanitise them
         if folder not in self._writers:
             self._writers[folder] = EventFileWriter(str(self._folder / folder))
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))

@@ -1,7 +1,7 @@
-"""What a logger is, which there are, and how they hear of a run.
+"""The logger interface, the available loggers, and how they receive a run's figures.
 
-All of them hear the same: the lines of ``history.jsonl``, after they are on the disk. A logger that breaks is
-left out of the rest of the run with a warning; it never ends one.
+All loggers receive the lines of ``history.jsonl`` once they are on disk. A logger that fails is dropped for
+the rest of the run with a warning; it never stops a run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 
-# name in `tracking.loggers` -> the class, what it imports, what installs that
+# name in `tracking.loggers` -> class, imported module, pip requirement
 LOGGERS = {
     "tensorboard": ("fedmutual.tracking.tensorboard.TensorBoard", "tensorboard", "tensorboard"),
     "mlflow": ("fedmutual.tracking.mlflow.MLflow", "mlflow", "'fedmutual[mlflow]'"),
@@ -32,19 +32,19 @@ _GROUPS = {"validation": "validation", "unseen": "unseen", "kl": "kl", "train": 
 
 
 class Tracker(Protocol):
-    """A logger of one run, made with the settings, the run's folder, and what history it has so far."""
+    """A logger of one run, created from the settings, the run's folder and the history so far."""
 
     def __init__(self, settings: Settings, folder: Path, history: Sequence[Record]) -> None: ...
 
     def log(self, lines: Sequence[Record]) -> None:
-        """Take new lines of the history."""
+        """Log new lines of the history."""
 
     def close(self, summary: Record) -> None:
-        """The run is over; ``summary`` is what ``summary.json`` will hold."""
+        """End the run; ``summary`` is the content of ``summary.json``."""
 
 
 def missing_logger(settings: Settings) -> str | None:
-    """Say which chosen logger is not installed, key first; None where all are. Imports none of them."""
+    """Return which chosen logger is not installed, key first, else None; does not import them."""
     for name in settings.tracking.loggers:
         _, module, install = LOGGERS[name]
         if importlib.util.find_spec(module) is None:
@@ -53,7 +53,7 @@ def missing_logger(settings: Settings) -> str | None:
 
 
 class Tracking:
-    """The chosen loggers of a run as one; :func:`missing_logger` says beforehand which is not installed."""
+    """All chosen loggers of a run as one; check with :func:`missing_logger` that they are installed."""
 
     def __init__(self, settings: Settings, folder: Path, history: Sequence[Record]) -> None:
         self._trackers: dict[str, Tracker] = {}
@@ -61,12 +61,12 @@ class Tracking:
             self._guarded(name, partial(self._open, name, settings, folder, history))
 
     def log(self, lines: Sequence[Record]) -> None:
-        """Hand new history lines to every logger."""
+        """Pass new history lines to every logger."""
         for name, tracker in list(self._trackers.items()):
             self._guarded(name, partial(tracker.log, lines))
 
     def close(self, summary: Record) -> None:
-        """Tell every logger that the run is over."""
+        """End the run in every logger."""
         for name, tracker in list(self._trackers.items()):
             self._guarded(name, partial(tracker.close, summary))
         self._trackers.clear()
@@ -77,13 +77,15 @@ class Tracking:
     def _guarded(self, name: str, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # a full disk, a server that is away: learning goes on
+        except Exception as error:  # for example a full disk or an unreachable server: training continues
             self._trackers.pop(name, None)
-            logger.warning("%s hears no more of this run: %s: %s", name, type(error).__name__, error)
+            logger.warning(
+                "%s failed and gets no more of this run: %s: %s", name, type(error).__name__, error
+            )
 
 
 def figures(line: Record) -> dict[str, float]:
-    """Return the numbers of a history line under ``group/name``; none for a report that was rejected.
+    """Return the numbers of a history line as ``group/name``; empty for a rejected report.
 
     Examples
     --------
@@ -103,13 +105,13 @@ def figures(line: Record) -> dict[str, float]:
 
 
 class LatestMeans:
-    """The mean over the clients of the last figure that each one had."""
+    """The mean over clients of each client's latest figure."""
 
     def __init__(self) -> None:
         self._last: dict[str, dict[str, float]] = {}
 
     def add(self, lines: Sequence[Record]) -> dict[str, float]:
-        """Take new lines; return the means of the figures that are in them."""
+        """Add new lines; return the means of the figures in them."""
         changed: set[str] = set()
         for line in lines:
             for name, value in figures(line).items():

@@ -1,6 +1,6 @@
-"""Weights & Biases: a run of the project ``tracking.project``; offline unless ``tracking.wandb_mode=online``.
+"""Weights & Biases: a run in the project ``tracking.project``; offline unless ``tracking.wandb_mode=online``.
 
-Offline, the run lies in ``<run>/wandb/`` and ``wandb sync`` uploads it when somebody wants that.
+Offline, the run is stored in ``<run>/wandb/``; ``wandb sync`` uploads it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedmutual.tracking.tracker import LatestMeans, Record, figures
 
 
 class WeightsAndBiases:
-    """One W&B run; a resumed run continues the one of its folder. Its horizontal axis is the round."""
+    """One W&B run, with the round as x-axis; a resumed run continues the W&B run of its folder."""
 
     def __init__(self, settings: Settings, folder: Path, history: Sequence[Record]) -> None:
         self._means = LatestMeans()
@@ -27,7 +27,7 @@ class WeightsAndBiases:
             id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
             resume="allow",
             dir=str(folder),
-            mode=cast(Any, settings.tracking.wandb_mode),  # one of its literals, as the schema says
+            mode=cast(Any, settings.tracking.wandb_mode),  # the schema allows only its literals
             config=as_container(settings),
         )
         self._run.define_metric("round")
@@ -36,7 +36,7 @@ class WeightsAndBiases:
             self.log([line for line in history if line["round"] == number])
 
     def log(self, lines: Sequence[Record]) -> None:
-        """Log the figures as ``<group>/<name>/<client>``, all clients in a chart, and means."""
+        """Log the figures as ``<group>/<name>/<client>`` (all clients in one chart), and their means."""
         if not lines:
             return
         row: dict[str, float] = {"round": max(int(line["round"]) for line in lines)}
@@ -46,7 +46,7 @@ class WeightsAndBiases:
         self._run.log(row)
 
     def close(self, summary: Record) -> None:
-        """End the run; one that did not complete is marked as failed."""
+        """End the run; mark it as failed if it did not complete."""
         completed = summary.get("status") == "completed"
         self._run.summary.update({"status": summary.get("status"), "reason": summary.get("reason")})
         self._run.finish(exit_code=0 if completed else 1)
