@@ -75,7 +75,7 @@ def a_false_model(content: RecordDict) -> None:
 
 BAD = {
     "protocol": (damage(SECOND, 2, protocol=99), "protocol 99, not 2"),
-    "name": (damage(SECOND, 2, client=""), "client: the report names no client"),
+    "name": (damage(SECOND, 2, client=""), "client: '' is no name of a client"),
     "another's name": (
         damage(SECOND, 2, client="client-0"),
         "the report is client-0's, but this node is client-1",

@@ -227,9 +227,9 @@ def instead(part: str, record: Any) -> RecordDict:
 BAD_REPORTS = {
     "other protocol": (damaged(protocol=PROTOCOL + 1), f"protocol {PROTOCOL + 1}, not {PROTOCOL}: install"),
     "no protocol": (damaged(protocol=None), "protocol None"),
-    "no client": (damaged(client=None), "names no client"),
-    "empty client": (damaged(client=""), "names no client"),
-    "client no text": (damaged(client=5), "names no client"),
+    "no client": (damaged(client=None), "is no name of a client"),
+    "empty client": (damaged(client=""), "is no name of a client"),
+    "client no text": (damaged(client=5), "is no name of a client"),
     "late": (damaged(round=2), "round: 2, not 3"),
     "no round": (damaged(round=None), "round: None, not 3"),
     "other public set": (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from fedmutual.wire.codec import FloatArray, MessageError
 from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
 from fedmutual.wire.orders import Order, order_record
 from fedmutual.wire.records import MESSAGE_TYPE
-from fedmutual.wire.reports import Expected, Report, read_report
+from fedmutual.wire.reports import Expected, Report, attempt, read_report
 
 logger = logging.getLogger(__name__)
 
@@ -200,20 +201,22 @@ class Arriving:
     def _checked(self, client: Participant, reply: Reply, late: bool) -> tuple[Report | None, str, Line]:
         if reply.content is None:
             return None, reply.error, {}
+        read = partial(self._read, client=client, order=self._order(client))
+        report, reason = attempt(read, reply.content)
+        if report is None:
+            return None, reason, {}
         try:
-            report = self._read(client, reply, self._order(client))
             if late:  # under way when the run was over: measured, but not learned from
                 return report, "", {"late": True}
             extra = self.strategy.take(client.name, report, self._delivered)
-        except MessageError as error:
-            return None, str(error), {}
+        except Exception as error:  # what a report makes of the strategy must not end the run either
+            return None, str(error) if isinstance(error, MessageError) else f"malformed: {error!r}", {}
         client.delivered += 1
         self.delivered += 1
         return report, "", extra
 
-    def _read(self, client: Participant, reply: Reply, order: Order) -> Report:
-        assert reply.content is not None
-        report = read_report(reply.content, self._report_to(order))
+    def _read(self, content: RecordDict, client: Participant, order: Order) -> Report:
+        report = read_report(content, self._report_to(order))
         if report.client != client.name:
             raise MessageError(f"client: the report is {report.client}'s, but this node is {client.name}")
         return report
@@ -242,10 +245,8 @@ class Arriving:
         for reply in sorted(replies, key=lambda reply: natural_key(asked[reply.node_id].name)):
             client, order = asked[reply.node_id], orders[reply.node_id]
             report, reason = None, reply.error
-            try:
-                report = None if reply.content is None else self._read(client, reply, order)
-            except MessageError as error:
-                reason = str(error)
+            if reply.content is not None:
+                report, reason = attempt(partial(self._read, client=client, order=order), reply.content)
             if report is not None and report.unseen_predictions is not None:
                 self.unseen_predictions[client.name] = report.unseen_predictions
             line = self._history.line(reply, client.name, report, reason, self.arrivals, closing=True)
@@ -291,5 +292,6 @@ class Arriving:
             wire_dtype=order.wire_dtype,
             floor=order.floor,
             closing=order.closing,
+            own_metrics=self.strategy.own_metrics,
             num_unseen=len(unseen) if order.closing and unseen is not None else None,
         )

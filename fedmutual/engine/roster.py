@@ -15,9 +15,8 @@ from fedmutual.engine.history import History
 from fedmutual.results.summary import natural_key
 from fedmutual.settings import ParticipationSettings
 from fedmutual.strategies.base import StrategyError
-from fedmutual.wire.codec import MessageError
 from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
-from fedmutual.wire.reports import Report, claimed_client
+from fedmutual.wire.reports import Report, attempt, claimed_client
 
 logger = logging.getLogger(__name__)
 
@@ -208,10 +207,7 @@ def _blame(line: Mapping[str, Any]) -> str:
 def _checked(reply: Reply, read: Callable[[RecordDict], Report]) -> tuple[Report | None, str]:
     if reply.content is None:
         return None, reply.error
-    try:
-        return read(reply.content), ""
-    except MessageError as error:
-        return None, str(error)
+    return attempt(read, reply.content)
 
 
 def _claimed(reply: Reply) -> str | None:

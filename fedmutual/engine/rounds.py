@@ -152,6 +152,7 @@ class Rounds:
             wire_dtype=strategy.wire_dtype,
             floor=strategy.floor,
             closing=closing,
+            own_metrics=strategy.own_metrics,
             num_unseen=len(unseen) if closing and unseen is not None else None,
         )
         reports = self.roster.receive(replies, lambda c: strategy.read(c, expected), current, closing)

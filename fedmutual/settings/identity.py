@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it names folders too
+
 
 class IdentityError(ValueError):
     """The node's configuration gives it no usable name or share."""
@@ -26,7 +28,7 @@ def client_name(node_config: Mapping[str, Any]) -> str:
         name = f"client-{node_config['partition-id']}"
     if not name:
         raise IdentityError("this node has no name: start it with --node-config 'client-name=\"...\"'")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+    if not CLIENT_NAME.fullmatch(name):
         raise IdentityError(
             f"client-name {name!r}: use up to 64 letters, digits, dots, hyphens and underscores"
         )

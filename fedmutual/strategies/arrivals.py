@@ -24,6 +24,7 @@ Delivered = Mapping[str, int]  # accepted reports of each client so far
 class ArrivalStrategy(ABC):
     """What an algorithm without rounds says of itself."""
 
+    own_metrics: tuple[str, ...] = ()  # names that clients of the application may report besides its own
     wire_dtype = "float16"
     floor = FLOOR
 

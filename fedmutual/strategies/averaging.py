@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fedmutual.strategies.base import StrategyError
 from fedmutual.wire.reports import Report
+from fedmutual.wire.weights import declared, read_array
+
+logger = logging.getLogger(__name__)
 
 
-def average(reports: Mapping[str, Report]) -> ArrayRecord:
-    """Unweighted mean of the clients' weights.
+def average(reports: Mapping[str, Report]) -> ArrayRecord | None:
+    """Unweighted mean of the clients' weights; None where there are none.
 
-    Raises
-    ------
-    StrategyError
-        If a client sent none, or weights of another architecture.
+    Clients with another architecture than most are left out, and named in the log.
     """
-    models = {name: report.model for name, report in reports.items()}
-    first: ArrayRecord | None = None
+    layers = {name: declared(report.model) for name, report in reports.items() if report.model is not None}
+    if not layers:
+        return None
+    most = Counter(layers.values()).most_common(1)[0][0]
+    left_out = [name for name in reports if layers.get(name) != most]
+    if left_out:
+        logger.warning("average_weights: %s: no weights, or another architecture's", ", ".join(left_out))
     sums: dict[str, np.ndarray] = {}
-    for name, model in models.items():
-        if model is None:
-            raise StrategyError(f"client {name} sent no weights although strategy.average_weights is on")
-        arrays = {key: array.numpy() for key, array in model.items()}
-        if first is None:
-            first, sums = model, {key: array.astype(np.float64) for key, array in arrays.items()}
+    count = 0
+    for name, report in reports.items():
+        if name in left_out or report.model is None:
             continue
-        if {key: a.shape for key, a in arrays.items()} != {key: a.shape for key, a in sums.items()}:
-            raise StrategyError(f"client {name} has another architecture: weights cannot be averaged")
-        for key, array in arrays.items():
-            sums[key] += array
-    assert first is not None
-    return ArrayRecord(
-        {key: Array((total / len(models)).astype(first[key].numpy().dtype)) for key, total in sums.items()}
-    )
+        count += 1
+        for key, shape, dtype in most:
+            values = read_array(key, report.model[key], shape, dtype).astype(np.float64)
+            sums[key] = sums[key] + values if key in sums else values
+    return ArrayRecord({key: Array((sums[key] / count).astype(dtype)) for key, _, dtype in most})

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
@@ -23,6 +23,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from fedmutual.wire.orders import Order, order_record
 from fedmutual.wire.records import FLOOR, METRICS, NO_SAMPLES, IndexArray
 from fedmutual.wire.reports import Expected, Report, read_report
+from fedmutual.wire.weights import weights_record
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 Figures = dict[str, Any]
@@ -61,6 +62,7 @@ class RoundStrategy(Strategy):
     """
 
     exchanges_predictions = False
+    own_metrics: tuple[str, ...] = ()  # names that clients of the application may report besides its own
     wire_dtype = "float16"
     floor = FLOOR
 
@@ -138,7 +140,7 @@ class RoundStrategy(Strategy):
         weights = self.global_weights()
         if weights is None:
             return None
-        return ArrayRecord({name: Array(np.ascontiguousarray(values)) for name, values in weights.items()})
+        return weights_record(weights)
 
     def global_weights(self) -> Arrays | None:
         """Weights of the global model; None: the strategy has none."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedmutual.settings.identity import CLIENT_NAME
 from fedmutual.wire.codec import FloatArray, MessageError, decode, encode
+from fedmutual.wire.metrics import read_metrics, shown
 from fedmutual.wire.records import METRICS, MODEL, PROTOCOL, REPORT, Metrics, read_config, read_model
 
 
@@ -44,7 +47,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a report must look like to be accepted."""
+    """What a report must look like to be accepted.
+
+    Attributes
+    ----------
+    num_unseen : int or None
+        Samples of the unseen set, where predictions of them are expected.
+    own_metrics : collection of str, or None
+        See :func:`fedmutual.wire.metrics.read_metrics`.
+    """
 
     round: int
     num_samples: int
@@ -54,6 +65,7 @@ class Expected:
     public_digest: str = ""
     closing: bool = False
     num_unseen: int | None = None
+    own_metrics: Collection[str] | None = None
 
 
 def report_record(report: Report, wire_dtype: str, floor: float) -> RecordDict:
@@ -81,7 +93,17 @@ def claimed_client(content: RecordDict) -> str | None:
         name = read_config(content, REPORT).get("client")
     except MessageError:
         return None
-    return name if isinstance(name, str) and name else None
+    return cast(str, name) if _is_name(name) else None
+
+
+def attempt(read: Callable[[RecordDict], Report], content: RecordDict) -> tuple[Report | None, str]:
+    """Read a reply; whatever it raises is the reason to reject it, and never ends a run."""
+    try:
+        return read(content), ""
+    except MessageError as error:
+        return None, str(error)
+    except Exception as error:
+        return None, f"malformed: {shown(error)}"
 
 
 def claimed_seconds(content: RecordDict) -> float:
@@ -101,19 +123,21 @@ def read_report(content: RecordDict, expected: Expected) -> Report:
     """
     config = read_config(content, REPORT)
     if config.get("protocol") != PROTOCOL:
-        raise MessageError(f"protocol {config.get('protocol')}, not {PROTOCOL}: install the same fedmutual")
+        raise MessageError(
+            f"protocol {shown(config.get('protocol'))}, not {PROTOCOL}: install the same fedmutual"
+        )
     client = config.get("client")
-    if not isinstance(client, str) or not client:
-        raise MessageError("client: the report names no client")
+    if not _is_name(client):
+        raise MessageError(f"client: {shown(client)} is no name of a client")
     if config.get("round") != expected.round:
-        raise MessageError(f"round: {config.get('round')}, not {expected.round}")
+        raise MessageError(f"round: {shown(config.get('round'))}, not {expected.round}")
     if config.get("public-digest") != expected.public_digest:
         raise MessageError(
-            f"public-digest: {config.get('public-digest')}, the server's is {expected.public_digest}: "
+            f"public-digest: {shown(config.get('public-digest'))}, the server's is {expected.public_digest}: "
             "give this site the same public images"
         )
     if config.get("dtype") != expected.wire_dtype:
-        raise MessageError(f"dtype: {config.get('dtype')}, not {expected.wire_dtype}")
+        raise MessageError(f"dtype: {shown(config.get('dtype'))}, not {expected.wire_dtype}")
     data = config.get("predictions")
     if not isinstance(data, bytes):
         raise MessageError("predictions: missing")
@@ -134,12 +158,12 @@ def read_report(content: RecordDict, expected: Expected) -> Report:
             name="unseen-predictions",
         )
     return Report(
-        client=client,
+        client=cast(str, client),
         round=expected.round,
         public_digest=expected.public_digest,
-        architecture=str(config.get("architecture", "")),
+        architecture=_architecture(config.get("architecture", "")),
         predictions=predictions,
-        metrics=_metrics(content, expected.num_classes),
+        metrics=read_metrics(content, expected.num_classes, expected.own_metrics),
         unseen_predictions=unseen,
         model=read_model(content),
     )
@@ -157,22 +181,11 @@ def unseen_payload_bytes(report: Report) -> int:
     return len(encode(report.unseen_predictions, "float16", 1e-4))
 
 
-def _metrics(content: RecordDict, num_classes: int) -> Metrics:
-    record = content.get(METRICS)
-    if not isinstance(record, MetricRecord):
-        raise MessageError("metrics: missing")
-    metrics: Metrics = dict(record)
-    count = metrics.get("num-examples")
-    if not isinstance(count, int) or count < 0:
-        raise MessageError(f"num-examples: {count!r} is no count")
-    for name, value in metrics.items():
-        if not np.isfinite(np.asarray(value, dtype=np.float64)).all():
-            raise MessageError(f"{name}: {value} is not finite (did the training diverge?)")
-        if not name.endswith("-recall"):
-            if isinstance(value, list):
-                raise MessageError(f"{name}: {value} is no number")
-        elif not isinstance(value, list) or len(value) != num_classes:
-            raise MessageError(f"{name}: {value} is no list of {num_classes} recalls")
-        elif max(value) < 0:  # -1 stands for a class that does not occur
-            raise MessageError(f"{name}: {value} measures no class")
-    return metrics
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and CLIENT_NAME.fullmatch(name) is not None
+
+
+def _architecture(name: object) -> str:
+    if not isinstance(name, str) or len(name) > 100 or not name.isprintable():
+        raise MessageError(f"architecture: {shown(name)} is no name of a model")
+    return name

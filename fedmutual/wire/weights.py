@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fedmutual.wire.codec import MessageError
+from fedmutual.wire.metrics import shown
 from fedmutual.wire.reports import Report
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+LARGEST_WEIGHT = 1e10  # finite weights above this are absurd: float32 sums of squares overflow
+
+
 def weights_record(weights: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
     """Pack weights."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(values)) for name, values in weights.items()})
+    return ArrayRecord({name: Array(np.asarray(values, order="C")) for name, values in weights.items()})
 
 
 def read_weights(report: Report, like: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
@@ -29,15 +35,54 @@ def read_weights(report: Report, like: Mapping[str, np.ndarray[Any, Any]]) -> Ar
     """
     if report.model is None:
         raise MessageError("model: the report holds no weights")
-    weights = {name: array.numpy() for name, array in report.model.items()}
-    if weights.keys() != like.keys():
+    if report.model.keys() != like.keys():
         raise MessageError(f"model: {report.architecture} has other layers than the server's model")
-    for name, values in weights.items():
-        if (values.shape, values.dtype) != (like[name].shape, like[name].dtype):
-            raise MessageError(
-                f"model: {name} is {values.dtype} {values.shape}, the server's {like[name].dtype} "
-                f"{like[name].shape}: give this site the run's model"
-            )
-        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            raise MessageError(f"model: {name} is not finite (did the training diverge?)")
-    return weights
+    return {
+        name: read_array(name, array, like[name].shape, like[name].dtype)
+        for name, array in report.model.items()
+    }
+
+
+def declared(model: ArrayRecord) -> tuple[tuple[str, tuple[int, ...], np.dtype[Any]], ...]:
+    """Name, shape and type of each array, as its sender declares them."""
+    return tuple((name, tuple(array.shape), np.dtype(array.dtype)) for name, array in model.items())
+
+
+def read_array(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Unpack one array, after its header was checked: nothing is allocated for what does not fit.
+
+    Raises
+    ------
+    MessageError
+        Naming the array and what is wrong with it.
+    """
+    if array.stype != "numpy.ndarray":
+        raise MessageError(f"model: {name} is serialised as {shown(array.stype)}, not as numpy.ndarray")
+    found, kind, start = _header(name, array.data)
+    if (found, kind) != (shape, dtype):
+        raise MessageError(
+            f"model: {name} is {kind} {found}, the server's {dtype} {shape}: give this site the run's model"
+        )
+    size = math.prod(shape) * dtype.itemsize
+    if len(array.data) - start != size:
+        raise MessageError(f"model: {name} has {len(array.data) - start} bytes, not {size}")
+    values = np.load(BytesIO(array.data), allow_pickle=False)
+    if np.issubdtype(dtype, np.floating) and not (np.abs(values) <= LARGEST_WEIGHT).all():
+        raise MessageError(
+            f"model: {name} is not finite, or above {LARGEST_WEIGHT:g} (did the training diverge?)"
+        )
+    return cast("np.ndarray[Any, Any]", values)
+
+
+def _header(name: str, data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, type and length of the header of an array in NumPy's file format."""
+    file = BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+    except Exception as error:  # whatever a stranger sends instead of an array
+        raise MessageError(f"model: {name} is no array: {shown(error)}") from error
+    return shape, dtype, file.tell()
