@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command import RunCommand
 from safetensors.torch import load_file
 
 from fedmutual.learning.evaluation import predict
 from fedmutual.models.build import build_model, load_weights
+from fedmutual.results.directory import read_history
 from fedmutual.settings import ModelSettings
 from fedmutual.settings.compose import compose
+from fedmutual.simulation.inprocess import run_inprocess
+from fedmutual.simulation.progress import round_line
 
 pytestmark = pytest.mark.slow
 
@@ -28,97 +29,139 @@ TINY = (
 )  # fmt: skip
 
 
-def command(cache: Path, output: Path, *overrides: str) -> list[str]:
-    paths = [f"cache_dir={cache}"] if "resume" in " ".join(overrides) else [
-        f"cache_dir={cache}", f"output_dir={output}"
-    ]  # fmt: skip
-    return [sys.executable, "-m", "fedmutual", "run", *overrides, *paths]
+@dataclass
+class Run:
+    """A run that has ended: its results, exit code, what was printed, and the processes that it left."""
 
+    output: Path
+    cache: Path
+    code: int
+    printed: str
+    left: list[Any]
 
-def run(cache: Path, output: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(cache, output, *overrides), capture_output=True, text=True, timeout=400)
+    @classmethod
+    def of(cls, command: RunCommand, output: Path, cache: Path) -> Run:
+        code, printed = command.end()
+        return cls(output, cache, code, printed, command.left())
 
+    def summary(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.output / "summary.json").read_text())
+        return content
 
-def summary(output: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((output / "summary.json").read_text())
-    return content
+    def reported(self) -> list[tuple[int, str]]:
+        """Who reported when; within a round the order is that of the node ids, which are random."""
+        return sorted((line["round"], line["client"]) for line in read_history(self.output))
 
-
-def history(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
-
-
-def reported(output: Path) -> list[tuple[int, str]]:
-    """Who reported when; within a round the order is that of the node ids, which are random."""
-    return sorted((line["round"], line["client"]) for line in history(output))
-
-
-def models(output: Path) -> dict[str, Path]:
-    return {path.parent.name: path for path in (output / "clients").glob("*/*/model.safetensors")}
+    def models(self) -> dict[str, Path]:
+        return {path.parent.name: path for path in (self.output / "clients").glob("*/*/model.safetensors")}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    done = run(folder / "cache", folder / "out", *TINY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "cache", folder / "out", done.stdout
+    output, cache = folder / "out", folder / "cache"
+    run = Run.of(RunCommand(folder, *TINY, f"output_dir={output}", f"cache_dir={cache}"), output, cache)
+    assert run.code == 0, run.printed
+    return run
 
 
-def test_a_run_leaves_what_it_promises(finished: tuple[Path, Path, str]) -> None:
-    _, output, shown = finished
-    result = summary(output)
+@pytest.fixture(scope="module")
+def interrupted(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same run, ended with Ctrl-C after its first round, while its clients hang."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    output = folder / "out"
+    slow = "exchange.poll_interval=0.5"  # so that it is surely seen between two rounds
+    paths = (f"output_dir={output}", f"cache_dir={finished.cache}")
+    command = RunCommand(folder, *TINY, slow, *paths)
+    command.wait_until((output / "checkpoint.safetensors").exists)
+    clients = command.clients()
+    for client in clients:
+        client.suspend()
+    assert len(clients) == 2
+    command.process.send_signal(signal.SIGINT)
+    return Run.of(command, output, finished.cache)
+
+
+def same_models(one: Run, other: Run) -> bool:
+    first, second = one.models(), other.models()
+    assert first.keys() == second.keys() == {"client-0", "client-1"}
+    for name, path in first.items():
+        expected, found = load_file(path), load_file(second[name])
+        if expected.keys() != found.keys() or not all(torch.equal(expected[k], found[k]) for k in expected):
+            return False
+    return True
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """The history without what is another run's by nature; the runs' names differ, so the downlink too."""
+    own = ("seconds", "node_id", "downlink_bytes")
+    lines = [{k: v for k, v in line.items() if not k.endswith(own)} for line in read_history(run)]
+    return sorted(lines, key=lambda line: (line["round"], line["client"]))
+
+
+def test_a_run_leaves_what_it_promises(finished: Run) -> None:
+    output, result = finished.output, finished.summary()
     assert (result["status"], result["strategy"], result["rounds_completed"]) == ("completed", "mutual", 3)
     assert set(result["clients"]) == {"client-0", "client-1"}
-    lines = history(output)
-    assert reported(output) == [(r, f"client-{i}") for r in range(1, 5) for i in range(2)]
-    for name, figures in result["clients"].items():
+    lines = read_history(output)
+    assert finished.reported() == [(r, f"client-{i}") for r in range(1, 5) for i in range(2)]
+    for name, found in result["clients"].items():
         own = [line for line in lines if line["client"] == name]
-        assert figures["uplink_bytes"] == sum(line["uplink_bytes"] for line in own)
-        assert 0 <= figures["unseen_accuracy"] <= 1
-        assert figures["finished"]
+        assert found["uplink_bytes"] == sum(line["uplink_bytes"] for line in own)
+        assert 0 <= found["unseen_accuracy"] <= 1
+        assert found["finished"]
     assert result["unseen"]["num_examples"] == 60
-    for name in ("config.yaml", "accuracy.png", "collaboration.png"):
+    for name in ("config.yaml", "accuracy.png", "collaboration.png", "report.html"):
         assert (output / name).stat().st_size > 0
-    assert str(output) in shown.replace("\n", "")
 
 
-def test_a_client_s_model_is_rebuilt_from_its_folder(finished: tuple[Path, Path, str]) -> None:
-    cache, output, _ = finished
-    data = compose([*TINY, f"cache_dir={cache}"]).data.load(cache)
+def test_a_run_shows_its_rounds_and_leaves_no_process(finished: Run) -> None:
+    lines = finished.printed.splitlines()
+    history = read_history(finished.output)
+    rounds = [[line for line in history if line["round"] == number] for number in (1, 2, 3, 4)]
+    shown = [line for line in lines if line.startswith(("round", "closing"))]
+    assert shown == [round_line(rows, 3, 2).rstrip() for rows in rounds]
+    assert f"Results: {finished.output}" in lines
+    assert finished.left == []
+
+
+def test_a_client_s_model_is_rebuilt_from_its_folder(finished: Run) -> None:
+    data = compose([*TINY, f"cache_dir={finished.cache}"]).data.load(finished.cache)
     images = torch.from_numpy(data.unseen.images.copy()).permute(0, 3, 1, 2)
     labels = torch.from_numpy(data.unseen.labels)
-    for name, weights in models(output).items():
+    for name, weights in finished.models().items():
         card = json.loads((weights.parent / "model.json").read_text())
         settings = ModelSettings(target=card["target"], arguments=card["arguments"], per_client=[])
         model, _ = build_model(settings, len(card["classes"]), card["image_size"], seed=0)
         load_weights(model, load_file(weights))
         right = (predict(model, images).argmax(dim=1) == labels).float().mean()
-        assert float(right) == pytest.approx(summary(output)["clients"][name]["unseen_accuracy"], abs=0.02)
+        said = finished.summary()["clients"][name]["unseen_accuracy"]
+        assert float(right) == pytest.approx(said, abs=0.02)
+
+
+def test_the_in_process_engine_gives_the_same_bits(finished: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert run_inprocess([*TINY, f"cache_dir={finished.cache}"], output) == 0
+    assert figures(output) == figures(finished.output)
+    assert same_models(Run(output, finished.cache, 0, "", []), finished)
+
+
+def test_ctrl_c_stops_everything(interrupted: Run) -> None:
+    assert interrupted.code == 130, interrupted.printed
+    summary = interrupted.summary()
+    assert (summary["status"], summary["reason"]) == ("stopped", "stopped by SIGINT")
+    assert summary["rounds_completed"] < 3
+    assert interrupted.left == []
 
 
 def test_interrupted_and_resumed_ends_with_the_same_bits(
-    finished: tuple[Path, Path, str], tmp_path: Path
+    interrupted: Run, finished: Run, tmp_path: Path
 ) -> None:
-    cache, whole, _ = finished
-    output = tmp_path / "out"
-    process = subprocess.Popen(command(cache, output, *TINY), stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        checkpoint = output / "checkpoint.safetensors"
-        if checkpoint.exists():
-            break
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=120)
-    assert process.returncode == 130  # it was not over yet
-    assert summary(output)["status"] == "stopped"
-
-    resumed = run(cache, output, f"resume={output}")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert summary(output)["status"] == "completed"
-    assert reported(output) == reported(whole)
-    for name, path in models(whole).items():
-        expected, found = load_file(path), load_file(models(output)[name])
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[key], found[key]) for key in expected)
+    output, cache = interrupted.output, interrupted.cache
+    resumed = Run.of(RunCommand(tmp_path, f"resume={output}", f"cache_dir={cache}"), output, cache)
+    assert resumed.code == 0, resumed.printed
+    assert resumed.summary()["status"] == "completed"
+    assert resumed.reported() == finished.reported()
+    assert same_models(resumed, finished)
+    assert resumed.left == []

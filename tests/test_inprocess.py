@@ -1,17 +1,15 @@
-"""The in-process engine: orders carried out one at a time, runs that end well, badly and half-way."""
+"""The in-process engine: orders carried out one at a time, runs that end well, badly and half-way.
+
+That it gives the same bits as Flower's simulation is tested where there is one: test_end_to_end.py.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from local_grid import TINY
@@ -20,7 +18,6 @@ from fedmutual.results.directory import read_history
 from fedmutual.settings import SettingsError
 from fedmutual.simulation.inprocess import FIRST_NODE, InProcessGrid, run_inprocess
 
-ROOT = Path(__file__).resolve().parents[1]
 OVERRIDES = [*TINY, "rounds=2"]
 
 
@@ -115,27 +112,3 @@ def test_a_bad_setting_is_refused_before_anything_is_written(tmp_path: Path) -> 
     with pytest.raises(SettingsError, match="rounds: 0 is below 1"):
         run_inprocess([*OVERRIDES, "rounds=0"], tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_engine_gives_the_same_bits_as_flowers_simulation(tmp_path: Path) -> None:
-    torch.set_num_threads(1)  # as a simulated client has: another number sums in another order
-    assert run_inprocess(OVERRIDES, tmp_path / "inprocess", num_clients=2) == 0
-    command = [sys.executable, "-m", "fedmutual", "run", *OVERRIDES, "num_clients=2", "output_dir=simulated"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=900)
-    assert figures(tmp_path / "inprocess") == figures(tmp_path / "simulated")
-    assert weights(tmp_path / "inprocess") == weights(tmp_path / "simulated")
-
-
-def figures(run: Path) -> list[dict[str, Any]]:
-    """The history without what is another run's by nature; the runs' names differ, so the downlink too."""
-    own = ("seconds", "node_id", "downlink_bytes")
-    lines = [{k: v for k, v in line.items() if not k.endswith(own)} for line in read_history(run)]
-    return sorted(lines, key=lambda line: (line["round"], line["client"]))
-
-
-def weights(run: Path) -> dict[str, str]:
-    files = run.glob("clients/*/*/model.safetensors")
-    return {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+from command import RunCommand, wait_for
 from rich.console import Console
 
 from fedmutual.simulation import run as run_module
@@ -49,7 +50,7 @@ class TestRoundLine:
         rows[1] |= {"uplink_bytes": 500, "downlink_bytes": 20}
         assert round_line(rows, 12, 2) == (
             "round  3/12  validation 0.800 (worst 0.700)  unseen 0.600 (worst 0.400)  "
-            "KL 0.300 -> 0.100  4.2 s a client  2.00 kB up, 30 B down"
+            "KL 0.300 -> 0.100  4.2 s a client  2.00 kB up, 30 bytes down"
         )
 
     def test_what_was_not_measured_is_left_out(self) -> None:
@@ -162,6 +163,44 @@ class BrokenSuperLink:
         pass
 
 
+class FinishedSuperLink:
+    """A run that was over at once, with a warning in its summary."""
+
+    running, returned, simulating = True, True, False
+    simulation = object()
+
+    def __init__(self, app_dir: Path, log: Path, gpu_index: bool) -> None:
+        self._output = log.parent
+        self.processes = SimpleNamespace(record=lambda: None)
+
+    def start(self, wait: Any) -> None:
+        wait()
+
+    def submit(self, *_: Any) -> str:
+        lines = [row(n, f"client-{i}", validation_accuracy=0.75) for n in (1, 2) for i in range(2)]
+        (self._output / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        summary = {"status": "completed", "reason": "", "clients": {}, "warnings": ["a tiny warning"]}
+        (self._output / "summary.json").write_text(json.dumps(summary))
+        return "1"
+
+    def close(self, hurry: Any) -> None:
+        pass
+
+
+def test_a_run_that_completes_shows_rounds_warnings_and_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "SuperLink", FinishedSuperLink)
+    console = Console(file=io.StringIO(), width=80)
+    request = prepare(["output_dir=out", "num_clients=2", "rounds=2"], tmp_path)
+    assert LocalRun(request, ROOT, console).run() == 0
+    printed = console.file.getvalue().splitlines()
+    rounds = [line for line in printed if line.startswith("round")]
+    assert rounds == [f"round {n}/2  validation 0.750 (worst 0.750)" for n in (1, 2)]
+    assert "warning: a tiny warning" in printed
+    assert f"Results: {tmp_path / 'out'}" in printed
+
+
 @pytest.mark.parametrize(
     ("models", "said"), [("visionnet,resnet18", 1), ("visionnet,resnet18,resnet18", 0), ("", 0)]
 )
@@ -270,99 +309,17 @@ class TestProcessTree:
         process.wait()
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-class TinyRun:
-    """`fedmutual run` of the tiny app in a process of its own, and every process below it."""
-
-    def __init__(self, folder: Path, *overrides: str) -> None:
-        self.output = folder / "out"
-        self.descendants: set[psutil.Process] = set()
-        code = textwrap.dedent(f"""
-            import sys
-            from pathlib import Path
-            from fedmutual.cli import main
-            sys.exit(main(sys.argv[1:], app_dir=Path({str(ROOT / "tests" / "tiny_app")!r})))
-        """)
-        self._text = (folder / "printed.txt").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, "run", "output_dir=out", "num_clients=2", "rounds=2", *overrides],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=self._text,
-            stderr=subprocess.STDOUT,
-        )
-
-    def watch(self) -> bool:
-        """Remember who runs below; True when the command has ended."""
-        try:
-            self.descendants.update(psutil.Process(self.process.pid).children(recursive=True))
-        except psutil.NoSuchProcess:
-            return True
-        return self.process.poll() is not None
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the command's own end; returns its exit code and what it printed."""
-        try:
-            wait_for(self.watch, 240.0)
-        finally:
-            self.process.kill()
-            self._text.seek(0)
-            printed = self._text.read()
-            self._text.close()
-        return self.process.wait(), printed
-
-    def left(self) -> list[psutil.Process]:
-        """Processes that outlived the command."""
-        assert len(self.descendants) > 5, "Ray was never seen"
-        return [process for process in self.descendants if alive(process)]
-
-
-def alive(process: psutil.Process) -> bool:
-    """A zombie is over: it is gone as soon as the machine's first process looks, whenever that is."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.mark.slow
-class TestRealRun:
-    def test_a_run_completes_and_leaves_no_process(self, tmp_path: Path) -> None:
-        run = TinyRun(tmp_path)
-        code, printed = run.end()
-        assert code == 0, printed
-        rounds = [line for line in printed.splitlines() if line.startswith("round")]
-        assert rounds == [f"round {n}/2  validation 0.750 (worst 0.750)" for n in (1, 2)]
-        assert "warning: a tiny warning" in printed
-        assert f"Results: {tmp_path / 'out'}" in printed
-        assert run.left() == []
-
-    def test_a_server_that_raises_is_a_failed_run_with_its_reason(self, tmp_path: Path) -> None:
-        run = TinyRun(tmp_path, "seed=13")
-        code, printed = run.end()
-        assert code == 1
-        assert "thirteen is refused" in printed
-        assert "Traceback" not in printed
-        assert "thirteen is refused" in (run.output / "run.log").read_text()
-        summary = json.loads((run.output / "summary.json").read_text())
-        assert (summary["status"], summary["rounds_completed"]) == ("failed", 0)
-        assert "thirteen is refused" in summary["reason"]
-        assert run.left() == []
-
-    def test_ctrl_c_stops_everything(self, tmp_path: Path) -> None:
-        run = TinyRun(tmp_path, "seed=3")
-        wait_for(lambda: run.watch() or (run.output / "asked").exists(), 240.0)
-        time.sleep(1.0)
-        run.watch()
-        run.process.send_signal(signal.SIGINT)
-        code, printed = run.end()
-        assert code == 130, printed
-        summary = json.loads((run.output / "summary.json").read_text())
-        assert (summary["status"], summary["reason"]) == ("stopped", "stopped by SIGINT")
-        assert run.left() == []
+def test_a_server_that_raises_is_a_failed_run_with_its_reason(tmp_path: Path) -> None:
+    """An app that says nothing itself; how a real one completes or is stopped: test_end_to_end.py."""
+    app = ROOT / "tests" / "failing_app"
+    command = RunCommand(tmp_path, "output_dir=out", "num_clients=2", "rounds=2", "seed=13", app_dir=app)
+    code, printed = command.end()
+    assert code == 1
+    assert "seed 13 is refused" in printed
+    assert "Traceback" not in printed
+    assert "seed 13 is refused" in (tmp_path / "out" / "run.log").read_text()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["status"], summary["rounds_completed"]) == ("failed", 0)
+    assert "seed 13 is refused" in summary["reason"]
+    assert command.left() == []

@@ -1,0 +1,5 @@
+"""Clients that nobody asks anything."""
+
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
