@@ -15,6 +15,7 @@ from fedmutual.compare.settings import is_study
 from fedmutual.models.build import build_model
 from fedmutual.settings import OptimizerSettings, PublicSettings, Settings, SettingsError, as_container
 from fedmutual.settings.compose import CONF_DIR, GROUP_KEYS, compose, from_contexts, run_config_overrides
+from fedmutual.strategies.mutual import MutualLoss
 
 GROUPS = {"strategy", "consensus", "model", "data", "partition", "public", "optimizer", "experiment"}
 STUDIES = {
@@ -64,11 +65,9 @@ def test_every_option_composes(group: str, option: str, required: dict[tuple[str
 
 
 def test_what_is_saved_tells_two_classes_with_the_same_fields_apart() -> None:
-    saved = {name: as_container(compose([f"consensus={name}"])) for name in ("confidence", "agreement")}
-    assert saved["confidence"]["consensus"] | {"_target_": ""} == saved["agreement"]["consensus"] | {
-        "_target_": ""
-    }
-    assert saved["confidence"] != saved["agreement"]
+    iid, natural = (as_container(compose([f"partition={name}"]))["partition"] for name in ("iid", "natural"))
+    assert iid.keys() == natural.keys()
+    assert iid != natural
 
 
 @pytest.mark.parametrize(
@@ -162,7 +161,9 @@ def test_experiment_paper_is_method_section_3() -> None:
     for key, value in expected.items():
         found = OmegaConf.select(container, key)
         assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == value, key
-    assert [settings.strategy.weight(round) for round in (1, 12)] == [1.0, 1.0]
+    mutual = settings.strategy
+    loss = MutualLoss(mutual.divergence, mutual.temperature, mutual.kl_weight, mutual.burn_in, mutual.ramp)
+    assert [loss.weight(round) for round in (1, 12)] == [1.0, 1.0]
 
 
 def test_paper_code_differs_from_paper_in_the_divergence_only() -> None:
@@ -239,7 +240,7 @@ def test_an_override_wins_over_an_experiment() -> None:
         # what a class checks by itself
         ("partition=size partition.weights=[1,0]", "partition.weights: .* not all above 0"),
         ("data=folder data.root=/no/such/folder", "data.root: /no/such/folder"),
-        ("data=huggingface", "data.dataset: no data set is named"),
+        ("data=huggingface", "data.dataset: no data set"),
         (
             "strategy.divergence=published_code strategy.temperature=2",
             "strategy.temperature: 2, but divergence=published_code",

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from fedmutual.compare.settings import Study, parsed
-from fedmutual.settings import SettingsError, as_container
+from fedmutual.settings import DataSettings, SettingsError, as_container
 from fedmutual.settings.compose import GROUP_KEYS
-from fedmutual.simulation.request import prepare
+from fedmutual.simulation.request import Count, prepare
 
 SEED = "seed"
 # where a run's files are says nothing about what it computes
@@ -95,9 +94,10 @@ def make_plan(study: Study, cwd: Path) -> Plan:
     runs = []
     chosen = _chosen(study)
     named = (_named("variants", chosen[0]), _named("conditions", chosen[1]))
+    count = _counting_once()
     for variant, condition, point in itertools.product(*named, swept):
         text = [*(o.input_line or "" for o in shared), *condition[1], *variant[1], *point, *plain]
-        runs += _planned(study, variant[0], condition[0], point, text, seeds, cwd)
+        runs += _planned(study, variant[0], condition[0], point, text, seeds, cwd, count)
     _refuse_twins(runs)
     variants = tuple(dict.fromkeys(run.variant for run in runs))
     conditions = tuple(dict.fromkeys(run.condition for run in runs))
@@ -139,13 +139,19 @@ def _axes(study: Study) -> dict[str, Override]:
     return {key: parsed([f"{key}={sweep}"])[0] for key, sweep in study.settings.axes.items()}
 
 
-def _points(axes: list[Override]) -> list[list[str]]:
-    """Hydra's own product of all sweeps: a list of overrides each."""
+def _points(axes: Sequence[Override]) -> list[list[str]]:
+    """The product of all sweeps, the last one's values in turn: a list of overrides each."""
+    return [list(point) for point in itertools.product(*(_values(axis) for axis in axes))]
+
+
+def _values(axis: Override) -> list[str]:
+    key = axis.get_key_element()
+    if not axis.is_sweep_override():
+        return [f"{key}={axis.get_value_element_as_str()}"]
     try:
-        (points,) = BasicSweeper.split_arguments(axes, None)
-    except (HydraException, AssertionError) as error:
-        raise SettingsError(f"study.axes: {error}") from error
-    return points
+        return [f"{key}={text}" for text in axis.sweep_string_iterator()]
+    except HydraException as error:  # an interval, a pattern of names
+        raise SettingsError(f"study.axes: {axis.input_line}: list the values, such as 0,1,2") from error
 
 
 def _seeds(axis: Override | None) -> list[int]:
@@ -167,6 +173,7 @@ def _planned(
     overrides: list[str],
     seeds: list[int],
     cwd: Path,
+    count: Count,
 ) -> list[PlannedRun]:
     """The runs of one variant under one condition: their settings differ by the seed, and compose once."""
     compared, conditions = ([variant] if variant else []), ([condition] if condition else [])
@@ -176,7 +183,7 @@ def _planned(
         # a group's choice speaks for itself: "dirichlet", but "partition.alpha=0.3"
         names.append(value if key in GROUP_KEYS else text)
     try:
-        request = prepare([*overrides, f"output_dir={_NOWHERE}"], cwd)
+        request = prepare([*overrides, f"output_dir={_NOWHERE}"], cwd, count=count)
     except SettingsError as error:
         where = ", ".join([*compared, *conditions]) or "the study"
         raise SettingsError(f"{where}: {error}") from error
@@ -195,6 +202,18 @@ def _planned(
         )
         for seed in seeds or [settings.seed]
     ]
+
+
+def _counting_once() -> Count:
+    """Count the images of each data source at its first run: a folder may hold many thousands."""
+    known: dict[str, tuple[int, int | None] | None] = {}
+
+    def count(data: DataSettings) -> tuple[int, int | None] | None:
+        if repr(data) not in known:
+            known[repr(data)] = data.count()
+        return known[repr(data)]
+
+    return count
 
 
 def digest(settings: dict[str, Any]) -> str:

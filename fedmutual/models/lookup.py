@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class _Module:
             return _Attributes(frozenset(), certain=not self.compiled)
         names: set[str] = set()
         certain = depth < _MAX_STAR_IMPORTS
-        tree = ast.parse(self.source.read_text(encoding="utf-8"))
+        tree = _tree(self.source)
         for statement in _module_level(tree.body):
             if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
                 found = self._star_import(statement, depth)
@@ -129,7 +130,7 @@ class _Module:
         if self.source is None or depth > _MAX_STAR_IMPORTS:
             return None
         found: ast.FunctionDef | ast.ClassDef | None = None
-        for statement in _module_level(ast.parse(self.source.read_text(encoding="utf-8")).body):
+        for statement in _module_level(_tree(self.source).body):
             if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
                 found = statement
             elif isinstance(statement, ast.ImportFrom):
@@ -185,6 +186,17 @@ def _top_module(name: str) -> _Module | None:
     return _Module(source, folders, compiled=source is None and not folders)
 
 
+def _tree(source: Path) -> ast.Module:
+    """Parse a module; the result is shared and must not be changed."""
+    status = source.stat()
+    return _parsed(source, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(source: Path, modified: int, size: int) -> ast.Module:
+    return ast.parse(source.read_text(encoding="utf-8"))
+
+
 def _module_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements that run at import, those within if, try and with included."""
     for statement in body:
@@ -211,7 +223,7 @@ def _literal_all(source: Path) -> frozenset[str] | None:
     """The module's ``__all__`` when it is one plain list of strings, else None."""
     values = [
         statement.value
-        for statement in ast.parse(source.read_text(encoding="utf-8")).body
+        for statement in _tree(source).body
         if isinstance(statement, ast.Assign | ast.AugAssign)
         and any(
             isinstance(target, ast.Name) and target.id == "__all__"

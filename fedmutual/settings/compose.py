@@ -8,25 +8,20 @@ starts.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
 import shlex
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedmutual.appfolder import app_folder
@@ -39,6 +34,7 @@ from fedmutual.settings import (
     SettingsError,
     StrategySettings,
 )
+from fedmutual.settings.hydra_conf import config_of
 
 CONF_DIR = app_folder() / "conf"
 
@@ -46,9 +42,7 @@ CONF_DIR = app_folder() / "conf"
 GROUP_KEYS = ("experiment", "strategy", "consensus", "model", "data", "partition", "public", "optimizer")
 PLAIN_KEYS = ("seed", "rounds", "output_dir")
 
-_HYDRA_LOCK = threading.Lock()  # GlobalHydra is a process-wide singleton
-
-ConfigStore.instance().store(name="schema", node=Settings)
+_TYPED: dict[tuple[type, str], Any] = {}  # (dataclass, values) -> object: a study's runs share most of them
 
 
 def compose(overrides: Sequence[str] = (), node_config: Mapping[str, Any] | None = None) -> Settings:
@@ -148,8 +142,7 @@ def composed(run: Sequence[str], own: Sequence[str], node_config: Mapping[str, A
     if not CONF_DIR.is_dir():
         raise SettingsError(f"{CONF_DIR} is missing: the app was packed without conf/**/*.yaml")
     try:
-        with hydra_on_conf():
-            config = hydra_compose(config_name="config", overrides=[*run, *own])
+        config = config_of(CONF_DIR, [*run, *own])
         OmegaConf.resolve(config)
         if "data-dir" in node_config:
             _set_folder(config.data, str(node_config["data-dir"]))
@@ -160,15 +153,6 @@ def composed(run: Sequence[str], own: Sequence[str], node_config: Mapping[str, A
     except ValueError as error:  # Hydra's, for a group that is set to null or a number
         raise SettingsError(f"{' '.join([*run, *own])}: {error}") from error
     return config
-
-
-@contextmanager
-def hydra_on_conf() -> Iterator[None]:
-    """Let Hydra read ``conf/`` while the block runs; one block at a time."""
-    with _HYDRA_LOCK:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
-            yield
 
 
 def _set_folder(data: DictConfig, folder: str) -> None:
@@ -206,9 +190,10 @@ def _checked(config: DictConfig) -> Settings:
         "data": DataSettings,
         "partition": PartitionSettings,
     }
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise SettingsError(f"{missing[0]}: needs a value")
+    if MISSING in str(OmegaConf.to_container(config)):  # to look for their names takes far longer
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise SettingsError(f"{missing[0]}: needs a value")
     _check_keys("", config, Settings)
     values: dict[str, Any] = {}
     for entry in fields(Settings):
@@ -243,11 +228,13 @@ def _typed(group: str, node: DictConfig, base: type) -> Any:
         raise SettingsError(f"{group}._target_: no class {target!r}: {error}") from error
     if not (is_dataclass(schema) and issubclass(schema, base)):
         raise SettingsError(f"{group}._target_: {target} is no {base.__name__}")
+    known = (schema, repr(values))  # repr: 1, 1.0, True and "1" are not the same
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        return OmegaConf.to_object(merged)
+        if known not in _TYPED:
+            _TYPED[known] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
         raise SettingsError(f"{group}.{error.full_key}: {str(error).splitlines()[0]}") from error
+    return copy.deepcopy(_TYPED[known])
 
 
 def _model_settings(node: DictConfig) -> ModelSettings:

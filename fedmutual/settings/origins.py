@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedmutual.settings import compose as composition
+from fedmutual.settings.hydra_conf import hydra_on, parsed
 
 COMMAND_LINE, NODE = "command line", "node configuration"
 
@@ -66,7 +66,7 @@ def origins(
     node = dict(node_config or {})
     run, own = composition.effective_overrides(overrides, node)
     config = composition.composed(run, own, node)
-    with composition.hydra_on_conf():
+    with hydra_on(composition.CONF_DIR):
         loader = GlobalHydra.instance().config_loader()
         found = loader.compute_defaults_list("config", [*run, *own], RunMode.RUN)
     origin: dict[str, str] = {}
@@ -116,7 +116,7 @@ def _overridden(given: Sequence[str], labels: Mapping[str, str], config: DictCon
     known = _flat(config)
     origin: dict[str, str] = {}
     for text in given:
-        key = OverridesParser.create().parse_override(text).key_or_group
+        key = parsed(text).key_or_group
         hit = [name for name in known if name == key or name.startswith(f"{key}.")]
         if key not in composition.GROUP_KEYS or not isinstance(OmegaConf.select(config, key), DictConfig):
             origin |= dict.fromkeys(hit, labels.get(text, COMMAND_LINE))
@@ -127,7 +127,7 @@ def _choice_source(
     overrides: Any, group: str, given: Sequence[str], labels: Mapping[str, str], own: Collection[str]
 ) -> str:
     for text in reversed(given):
-        if OverridesParser.create().parse_override(text).key_or_group == group:
+        if parsed(text).key_or_group == group:
             return NODE if text in own else labels.get(text, COMMAND_LINE)
     metadata = overrides.override_metadata.get(group)
     by = metadata.containing_config_path if metadata is not None else None

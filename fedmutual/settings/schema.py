@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
-
-from omegaconf import OmegaConf
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 _ABSENCE = r"(.+):(\d+)-(\d+)"
 
@@ -386,7 +384,7 @@ def as_container(settings: Settings) -> dict[str, Any]:
 
     A group of which a class was chosen says which, as in ``conf/``: two classes may have the same fields.
     """
-    container = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(settings)))
+    container = asdict(settings)
     for group in ("strategy", "consensus", "data", "partition"):
         chosen = type(getattr(settings, group))
         container[group] = {"_target_": f"{chosen.__module__}.{chosen.__qualname__}"} | container[group]

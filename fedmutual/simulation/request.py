@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from fedmutual.models.arguments import arguments_problem
 from fedmutual.models.lookup import models_problem
 from fedmutual.results.directory import saved_overrides
-from fedmutual.settings import Settings, SettingsError
+from fedmutual.settings import DataSettings, Settings, SettingsError
 from fedmutual.settings.compose import compose
 from fedmutual.tracking.tracker import missing_logger
 
@@ -25,6 +25,7 @@ DEFAULT_CLIENTS = 5
 VISIONNET = ("visionnet", "fedmutual.models.visionnet.VisionNet")
 VISIONNET_SIDE = 18  # pixels a side that its convolutions and poolings leave something of
 PATH_KEYS = ("data.root", "state_dir", "cache_dir", "resume", "output_dir")
+Count = Callable[[DataSettings], tuple[int, int | None] | None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,14 @@ class RunRequest:
         return f"overrides = {toml_string(shlex.join(self.overrides))}\n"
 
 
-def prepare(overrides: Sequence[str], cwd: Path, now: datetime.datetime | None = None) -> RunRequest:
+def count_images(data: DataSettings) -> tuple[int, int | None] | None:
+    """Count what a run will have; see :meth:`fedmutual.settings.DataSettings.count`."""
+    return data.count()
+
+
+def prepare(
+    overrides: Sequence[str], cwd: Path, now: datetime.datetime | None = None, count: Count = count_images
+) -> RunRequest:
     """Check the settings of a simulation and complete them.
 
     Paths are made absolute (an app's working directory is not the caller's), the number of clients and
@@ -67,6 +75,8 @@ def prepare(overrides: Sequence[str], cwd: Path, now: datetime.datetime | None =
         Absolute; relative paths in the settings start here.
     now : datetime.datetime | None
         Names the default results' folder.
+    count : Callable[[DataSettings], tuple[int, int | None] | None]
+        Counts the images; to prepare many runs, one that remembers.
 
     Raises
     ------
@@ -95,7 +105,7 @@ def prepare(overrides: Sequence[str], cwd: Path, now: datetime.datetime | None =
     at_once = min(num_clients, max(1, available_cores() // settings.simulation.client_cpus))
     gpus = _client_gpus(settings, at_once, os.environ)
     settings = compose(completed)
-    problem = _data_problem(settings, num_clients)
+    problem = _data_problem(settings, num_clients, count)
     if problem:
         raise SettingsError(problem)
     return RunRequest(settings, tuple(completed), output_dir, num_clients, at_once, gpus)
@@ -137,7 +147,7 @@ def _misfit(settings: Settings, num_clients: int) -> str | None:
     return None
 
 
-def _data_problem(settings: Settings, num_clients: int) -> str | None:
+def _data_problem(settings: Settings, num_clients: int, count: Count) -> str | None:
     """Say why the data cannot be divided as asked, as far as that is known without reading an image."""
     from fedmutual.data.images import DataError
     from fedmutual.data.partition import Stream, require_shares
@@ -145,7 +155,7 @@ def _data_problem(settings: Settings, num_clients: int) -> str | None:
     from fedmutual.data.stream import num_folds
 
     try:
-        counted = settings.data.count()
+        counted = count(settings.data)
         if counted is None:
             return None
         pool, public = counted
