@@ -161,11 +161,24 @@ def installed_from_source(distributions: tuple[Path, Path], tmp_path_factory: py
     return environment(distributions[0], tmp_path_factory.mktemp("source"))
 
 
-@pytest.mark.parametrize("programs", ["installed", "installed_from_source"])
-def test_what_is_installed_finds_its_own_conf(
-    programs: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    installed: Path = request.getfixturevalue(programs)
+def files(programs: Path) -> dict[str, bytes]:
+    """What an installation put beside its programs: the package, its app, and the command's entry point."""
+    (package,) = programs.parent.glob("lib/python*/site-packages/fedmutual")
+    (described,) = package.parent.glob("fedmutual-*.dist-info/entry_points.txt")
+    held = {p.relative_to(package).as_posix(): p for p in package.rglob("*") if p.suffix != ".pyc"}
+    return {name: path.read_bytes() for name, path in (held | {"": described}).items() if path.is_file()}
+
+
+def test_the_source_archive_installs_the_same(installed: Path, installed_from_source: Path) -> None:
+    """So that what is found of the wheel below holds for both."""
+    wheel, source = files(installed), files(installed_from_source)
+    assert len(wheel) > 150
+    assert wheel == source
+    shown = command([str(installed_from_source / "fedmutual"), "--version"], installed_from_source)
+    assert shown == f"fedmutual {fedmutual.__version__}\n"
+
+
+def test_what_is_installed_finds_its_own_conf(installed: Path, tmp_path: Path) -> None:
     code = (
         "import fedmutual.settings.compose as s, sys; print(s.CONF_DIR); "
         "print(s.compose(['rounds=3']).rounds); "
@@ -197,14 +210,10 @@ def test_the_wheel_compares_with_its_own_client_app(installed: Path, tmp_path: P
     assert found.is_relative_to(installed.parent)
 
 
-@pytest.mark.parametrize("programs", ["installed", "installed_from_source"])
-def test_what_is_installed_runs_in_an_empty_folder(
-    programs: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    folder: Path = request.getfixturevalue(programs)
+def test_what_is_installed_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     command(
         [
-            str(folder / "fedmutual"), "run", "num_clients=2", "rounds=1", "data.image_size=24",
+            str(installed / "fedmutual"), "run", "num_clients=2", "rounds=1", "data.image_size=24",
             "data.pool_size=120", "data.unseen_size=40", "train.local_epochs=1", "strategy.public_epochs=1",
             "output_dir=out", "cache_dir=cache",
         ],
