@@ -307,13 +307,13 @@ def figures(run: Played) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda line: (line["round"], line["client"]))
 
 
-def test_two_nodes_with_one_name_end_the_run_at_the_start(tmp_path: Path) -> None:
-    run = play(tmp_path, node_config=lambda i: {"partition-id": min(i, 1), "num-partitions": 2})
-    assert run.summary["status"] == "failed"
-    assert (
-        f"nodes {SECOND} and {SECOND + 1} are both named client-1: give every node" in run.summary["reason"]
-    )
-    assert run.summary["rounds_completed"] == 0
+def test_the_second_node_with_a_name_is_rejected_from_the_first_round_on(tmp_path: Path) -> None:
+    run = play(tmp_path, "rounds=2", node_config=lambda i: {"partition-id": min(i, 1), "num-partitions": 2})
+    assert run.summary["status"] == "completed"
+    problem = f"nodes {SECOND} and {SECOND + 1} are both named client-1: give every node"
+    (rejected,) = [line for line in run.history if "rejected" in line and line["round"] == 1]
+    assert (rejected["node_id"], rejected["rejected"].startswith(problem)) == (SECOND + 1, True)
+    assert sorted(run.summary["clients"]) == ["client-0", "client-1"]
 
 
 def test_a_newcomer_with_a_taken_name_is_refused_and_the_run_goes_on(

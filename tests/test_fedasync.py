@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -231,13 +232,15 @@ def _order(reply: Message, grid: LocalGrid) -> Message:
     return next(m for m in grid.orders if m.metadata.message_id == name)
 
 
-def test_two_nodes_with_one_name_are_refused_at_the_start(tmp_path: Path) -> None:
+def test_the_second_node_with_a_name_waits(tmp_path: Path, said: Callable[[], list[str]]) -> None:
     def same(i: int) -> dict[str, Any]:
         return {"partition-id": i, "num-partitions": 3, "client-name": "me" if i else "you"}
 
     run = play(tmp_path, *FEDASYNC, node_config=same)
-    assert "nodes 1001 and 1002 are both named me" in str(run.error)
-    assert not arrivals(run)
+    assert run.error is None
+    assert any("nodes 1001 and 1002 are both named me" in line for line in said())
+    assert {line["client"] for line in arrivals(run)} == {"me", "you"}
+    assert {line["node_id"] for line in arrivals(run)} == {1000, 1001}
 
 
 # ---------------------------------------------------------------------------------------------------

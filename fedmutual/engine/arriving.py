@@ -94,8 +94,8 @@ class Arriving:
 
         Raises
         ------
-        ExchangeError, StrategyError
-            If too few clients take part, or two nodes have one name.
+        ExchangeError
+            If too few clients take part.
         """
         exchange = Exchange(grid, self.settings.exchange)
         nodes = exchange.wait_for_clients(self.settings.num_clients)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedmutual.results.summary import natural_key
-from fedmutual.strategies.base import StrategyError
 from fedmutual.wire.exchange import Reply
 from fedmutual.wire.reports import claimed_client
 
@@ -86,11 +85,6 @@ class Participants:
 
         A restarted SuperNode has a new id, but is its client again; while its old node is still connected
         it has to wait: Flower takes up to a minute to see that one is dead.
-
-        Raises
-        ------
-        StrategyError
-            If two nodes of the start have one name.
         """
         node, name = reply.node_id, None if reply.content is None else claimed_client(reply.content)
         at_start = node in self._unnamed
@@ -119,8 +113,6 @@ class Participants:
                 f"nodes {holders[0]} and {node} are both named {name}: give every node its own client-name "
                 "(or partition-id) in its --node-config"
             )
-            if at_start:
-                raise StrategyError(problem)
             logger.error("%s; node %d waits until the other one is gone", problem, node)
             return
         for holder in holders:

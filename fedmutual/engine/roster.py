@@ -14,7 +14,6 @@ from flwr.serverapp import Grid
 from fedmutual.engine.history import History
 from fedmutual.results.summary import natural_key
 from fedmutual.settings import ParticipationSettings
-from fedmutual.strategies.base import StrategyError
 from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
 from fedmutual.wire.reports import Report, attempt, claimed_client
 
@@ -103,8 +102,6 @@ class Roster:
             if name is None:
                 continue  # it is ordered as a newcomer, and its report names it
             holders = [node for node, known in self._names.items() if known == name]
-            if any(node in online for node in holders) and not self._begun:
-                raise StrategyError(_twins(holders[0], reply.node_id, name))
             if any(node in online for node in holders):
                 self._refused.add(reply.node_id)
                 logger.error(
@@ -121,10 +118,7 @@ class Roster:
     ) -> dict[str, Report]:
         """Check the replies of a round; return the good reports by client.
 
-        Raises
-        ------
-        StrategyError
-            If two nodes have one name in the first round; later the second one is rejected.
+        Of two nodes with one name, the second is rejected.
         """
         reports: dict[str, Report] = {}
         self._lines = []
@@ -185,11 +179,8 @@ class Roster:
         other = next((n for n in asked if n != node and self._names.get(n) == report.client), None)
         if other is None:
             return ""
-        problem = _twins(other, node, report.client)
-        if not self._begun:
-            raise StrategyError(problem)
         self._refused.add(node)
-        return problem
+        return _twins(other, node, report.client)
 
 
 def _twins(first: int, second: int, name: str) -> str:

@@ -75,8 +75,8 @@ class Rounds:
 
         Raises
         ------
-        ExchangeError, StrategyError
-            If too few clients connect or answer, or two nodes have one name.
+        ExchangeError
+            If too few clients connect or answer.
         """
         exchange = Exchange(grid, self.settings.exchange)
         connected = len(self._participants(exchange.wait_for_clients(self.settings.num_clients)))

@@ -35,10 +35,6 @@ WAIT_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
-class StrategyError(RuntimeError):
-    """The run cannot go on as it is configured; the message says who or what is in the way."""
-
-
 class RoundStrategy(Strategy):
     """A Flower strategy whose clients answer orders with reports.
 
