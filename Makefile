@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 ARGS ?=
 
-.PHONY: run test test-docker lint docs clean
+.PHONY: run test check test-docker lint docs clean
 .DEFAULT_GOAL := run
 
 run: $(STAMP)
@@ -15,6 +15,10 @@ run: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The daily round: lint, types, and the tests that start no federation and no process.
+check: lint
+	$(BIN)/python -m pytest -m "not slow and not federation"
 
 # Needs a Docker engine with compose; builds the image, which takes several GB. TORCH_INDEX: see docker/Dockerfile.
 test-docker: $(STAMP)

@@ -19,7 +19,10 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a slow test come first: at the end no process works on one while the others are idle."""
+    """Mark whole federations; files with a slow test come first: at the end no process works on one while the others are idle."""
+    for item in items:
+        if hasattr(getattr(item, "module", None), "play"):  # of local_grid
+            item.add_marker("federation")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
