@@ -87,7 +87,7 @@ def test_the_table_and_the_report_have_it(run: Played) -> None:
     figure = f"{100 * run.summary['global_model']['unseen_accuracy']:.1f}"
     assert re.search(rf"global +VisionNet .*{figure}", console.export_text())
     report = re.sub(r"\s+", "", (run.path / "report.html").read_text())
-    assert f"<td>globalmodel</td><td>-</td><td>{figure}</td>" in report
+    assert f"<td>global</td><td>-</td><td>{figure}</td>" in report
 
 
 def test_a_strategy_without_one_says_so(tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ def test_the_picture_is_not_empty(browser: Any, page_file: Path) -> None:
         colours = picture.getcolors(maxcolors=1 << 24)
         assert colours is not None
         assert len(colours) > 500  # thumbnails, curves, text
-        line = opened.page.evaluate("getComputedStyle(document.querySelector('polyline.c0')).stroke")
+        found = "document.querySelector('section.chart svg path[style*=\"--c0\"]')"
+        line = opened.page.evaluate(f"getComputedStyle({found}).stroke")
         assert tuple(int(v) for v in line[4:-1].split(",")) in {colour for _, colour in colours}
 
 

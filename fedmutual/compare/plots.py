@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import numpy as np
 
 from fedmutual.compare.outcome import Outcome, Point
 from fedmutual.compare.plan import Plan
-from fedmutual.report.plots import COLOURS, MARKERS, STYLE, save_figure
+from fedmutual.report.plots import COLOURS, draw_line, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,6 @@ PRICES = {
     "bytes": "payload of a client so far, both ways (bytes)",
     "seconds": "seconds, clients side by side",
 }
-DASHES = ("-", "--", ":", "-.")
 
 
 def write_plots(plan: Plan, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
@@ -31,13 +31,10 @@ def write_plots(plan: Plan, outcomes: Sequence[Outcome], folder: Path) -> list[P
     Of a study whose runs measured nothing on the way (``evaluation.unseen_every=0``) the final points alone
     are drawn.
     """
-    import matplotlib
-
     files = []
     for price, label in PRICES.items():
-        with matplotlib.rc_context(STYLE):
-            figure = _figure(plan, outcomes, price, label)
-            files += save_figure(figure, folder / f"accuracy_by_{price}") if figure is not None else []
+        draw = functools.partial(_figure, plan, outcomes, price, label)
+        files += save_figure(draw, folder / f"accuracy_by_{price}")
     return files
 
 
@@ -81,12 +78,8 @@ def _draw(axes: Axes, curves: Sequence[Curve], price: str, index: int, label: st
     points = min(len(curve) for curve in curves)
     accuracy = 100 * np.array([[point.accuracy for point in curve[:points]] for curve in curves])
     position = np.array([[getattr(point, price) for point in curve[:points]] for curve in curves]).mean(0)
-    colour = COLOURS[index % len(COLOURS)]
-    dashes, marker = (
-        DASHES[index // len(COLOURS) % len(DASHES)],
-        MARKERS[index // len(COLOURS) % len(MARKERS)],
-    )
-    line = axes.plot(position, accuracy.mean(0), color=colour, linestyle=dashes, marker=marker, label=label)
-    line[0].set(linewidth=1.8, markersize=4)
+    mean = dict(zip(position, accuracy.mean(0), strict=True))
+    draw_line(axes, mean, index, label=label, linewidth=1.8, markersize=4)
     if len(curves) > 1:
-        axes.fill_between(position, accuracy.min(0), accuracy.max(0), color=colour, alpha=0.15, linewidth=0)
+        low, high = accuracy.min(0), accuracy.max(0)
+        axes.fill_between(position, low, high, color=COLOURS[index % len(COLOURS)], alpha=0.15, linewidth=0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmutual.report.charts import Line, legend, line_chart, look
-from fedmutual.report.curves import Curve, carried_on, cumulated, curves_of, over_clients
+from fedmutual.report.curves import Curves, carried_on, cumulated, curves_of, over_clients
+from fedmutual.report.inline import inline_chart, legend, look
+from fedmutual.report.plots import draw_line
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.sections import seconds
 from fedmutual.report.tables import human_bytes, percent
@@ -16,20 +17,30 @@ from fedmutual.results.diagnostics import reports_by_client
 from fedmutual.results.summary import mean
 from fedmutual.settings.described import flat
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 ABSENT = "-"
 
 
 def comparison_context(runs: Sequence[RecordedRun]) -> dict[str, Any]:
     """What the template shows of several runs together."""
+
+    def means(key: str, scale: float, shift: float = 0.0) -> Curves:
+        curves = {run.name: curves_of(reports_by_client(run.history), key, scale, shift) for run in runs}
+        return {name: over_clients(carried_on(of), np.mean) for name, of in curves.items()}
+
+    sent = {run.name: cumulated(run.history, "uplink_bytes", 1000) for run in runs}
+    note = "Mean of the clients, in per cent; the last point is the closing measurement."
     return {
         "legend": legend([run.name for run in runs]),
         "rows": [_row(position, run) for position, run in enumerate(runs)],
         "differences": differences(runs),
         "charts": [
-            _chart(runs, "Unseen accuracy", "%", _mean_of("unseen_accuracy", 100)),
-            _chart(runs, "Validation accuracy", "%", _mean_of("validation_accuracy", 100)),
-            _chart(runs, "KL over rounds", "nats", _mean_of("kl_before", 1, -1)),
-            _chart(runs, "Sent by the clients", "kB", _uplink),
+            _chart("Unseen accuracy", note, means("unseen_accuracy", 100)),
+            _chart("Validation accuracy", note, means("validation_accuracy", 100)),
+            _chart("KL over rounds", "Mean of the clients, in nats.", means("kl_before", 1, -1)),
+            _chart("Sent by the clients", "All clients since the start, in kB.", sent),
         ],
     }
 
@@ -53,7 +64,7 @@ def _row(position: int, run: RecordedRun) -> dict[str, Any]:
     validation = mean([value for value in known if value is not None])
     return {
         "name": run.name,
-        "look": look(position)[0],
+        "look": look(position),
         "strategy": summary["strategy"],
         "status": summary["status"],
         "clients": len(summary["clients"]),
@@ -67,32 +78,10 @@ def _row(position: int, run: RecordedRun) -> dict[str, Any]:
     }
 
 
-def _chart(
-    runs: Sequence[RecordedRun], title: str, label: str, of: Callable[[RecordedRun], Curve]
-) -> dict[str, Any]:
-    lines = []
-    for position, run in enumerate(runs):
-        curve = of(run)
-        if curve:
-            lines.append(Line(run.name, curve, *look(position)))
-    drawn = line_chart(lines, label) if lines else None
-    note = (
-        "All clients since the start, in kB."
-        if of is _uplink
-        else "Mean of the clients; the last point is the closing measurement."
-    )
-    if label == "nats":
-        note = "Mean of the clients, in nats."
-    return {"title": title, "note": note, "svg": drawn, "missing": "None of the runs has figures for this."}
+def _chart(title: str, note: str, curves: Curves) -> dict[str, Any]:
+    def draw(axes: Axes) -> None:
+        for index, (name, curve) in enumerate(curves.items()):
+            draw_line(axes, curve, index, label=name)
 
-
-def _mean_of(key: str, scale: float, shift: float = 0.0) -> Callable[[RecordedRun], Curve]:
-    def of(run: RecordedRun) -> Curve:
-        curves = curves_of(reports_by_client(run.history), key, scale, shift)
-        return over_clients(carried_on(curves), np.mean)
-
-    return of
-
-
-def _uplink(run: RecordedRun) -> Curve:
-    return {x: y / 1000 for x, y in cumulated(run.history, "uplink_bytes").items()}
+    svg = inline_chart(draw, f"{title} over the rounds, all runs") if any(curves.values()) else None
+    return {"title": title, "note": note, "svg": svg, "missing": "None of the runs has figures for this."}

@@ -1,4 +1,4 @@
-"""What a history shows, as curves over the rounds; plots and the HTML report draw them."""
+"""Curves over the rounds, computed from a history."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fedmutual.results.diagnostics import Lines, number
 
 Record = Mapping[str, Any]
 Curve = dict[float, float]  # position on the round axis -> value
-Curves = dict[str, Curve]  # one a client
+Curves = dict[str, Curve]  # one per client
 
-# With more clients than this, lines can no longer be followed: quantiles over the clients take their place.
+# With more clients than this, single lines cannot be followed: quantiles over the clients replace them.
 MOST_LINES = 12
 
 
@@ -24,12 +24,12 @@ def curves_of(lines: Lines, key: str, scale: float = 1.0, shift: float = 0.0) ->
     return {client: curve for client, curve in curves.items() if curve}
 
 
-def saw(lines: Lines, before: str, after: str, scale: float = 1.0) -> Curves:
-    """Curves with the value before the mutual step of round r at r, after it at r + 1/2."""
+def saw(lines: Lines, key: str, scale: float = 1.0) -> Curves:
+    """Curves with ``<key>_before`` of the mutual step of round r at r, and ``<key>_after`` at r + 1/2."""
     teeth: Curves = {}
     for client, reports in lines.items():
         for line in reports:
-            start, end = number(line, before), number(line, after)
+            start, end = number(line, f"{key}_before"), number(line, f"{key}_after")
             if start is not None and end is not None:
                 step = {line["round"] - 1.0: scale * start, line["round"] - 0.5: scale * end}
                 teeth.setdefault(client, {}).update(step)
@@ -51,7 +51,7 @@ def carried_on(curves: Curves) -> Curves:
 
 
 def over_clients(curves: Curves, reduce: Callable[[list[float]], Any]) -> Curve:
-    """One value a position that has more than half as many clients as the fullest has."""
+    """One value for each position that has more than half as many clients as the fullest one."""
     columns: dict[float, list[float]] = {}
     for curve in curves.values():
         for x, y in curve.items():
@@ -60,10 +60,25 @@ def over_clients(curves: Curves, reduce: Callable[[list[float]], Any]) -> Curve:
     return {x: float(reduce(columns[x])) for x in sorted(columns) if 2 * len(columns[x]) > most}
 
 
-def cumulated(history: Sequence[Record], key: str) -> Curve:
-    """The sum over all clients up to every round."""
+def cumulated(history: Sequence[Record], key: str, unit: float = 1.0) -> Curve:
+    """The sum over all clients up to every round, in multiples of ``unit``."""
     total, curve = 0.0, {}
     for line in sorted(history, key=lambda line: int(line["round"])):
         total += number(line, key) or 0.0
-        curve[float(line["round"])] = total
+        curve[float(line["round"])] = total / unit
     return curve
+
+
+def traffic(history: Sequence[Record]) -> tuple[Curves, str]:
+    """Payload of all clients since the start, each way, and its unit; no curves if nothing was sent."""
+    from rich.filesize import pick_unit_and_suffix
+
+    ways = {"clients to server": "uplink_bytes", "server to clients": "downlink_bytes"}
+    top = max(sum(number(line, key) or 0.0 for line in history) for key in ways.values())
+    unit, name = pick_unit_and_suffix(int(top), ["bytes", "kB", "MB", "GB"], 1000)
+    return {way: cumulated(history, key, unit) for way, key in ways.items()} if top > 0 else {}, name
+
+
+def closing_round(history: Sequence[Record]) -> int | None:
+    """Position of the closing reports, which belong to no round; None if there are none."""
+    return max((line["round"] for line in history if line.get("closing")), default=None)

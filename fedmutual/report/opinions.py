@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmutual.report.charts import look
 from fedmutual.report.curves import MOST_LINES
 from fedmutual.report.evidence import Evidence, Sample
+from fedmutual.report.inline import look
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import percent
 from fedmutual.results.summary import natural_key
@@ -120,7 +120,7 @@ def _sample(sample: Sample, evidence: Evidence) -> Context:
         if len(evidence.clients) <= MOST_LINES:
             shares = sample.probabilities[voters, position].tolist()
             named = [
-                {"name": evidence.clients[i], "look": look(i)[0], "share": f"{100 * share:.0f} %"}
+                {"name": evidence.clients[i], "look": look(i), "share": f"{100 * share:.0f} %"}
                 for i, share in zip(voters.tolist(), shares, strict=True)
             ]
         if len(voters):

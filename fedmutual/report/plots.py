@@ -1,4 +1,4 @@
-"""Plots of a run: accuracy, what collaboration does to each client, traffic.
+"""All curves of a run, drawn with matplotlib, and the pictures that the run leaves.
 
 Matplotlib is imported when a plot is drawn: the rest of the program starts without it. Figures are made
 without pyplot, so no display and no global state are involved.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,11 @@ from fedmutual.report.curves import (
     Curves,
     Record,
     carried_on,
-    cumulated,
+    closing_round,
     curves_of,
     over_clients,
     saw,
+    traffic,
 )
 from fedmutual.results.diagnostics import reports_by_client
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart with every common colour blindness; black is kept for the mean.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C7A00")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a00")
 MARKERS = ("o", "s", "^")
+GRID, BLACK = "#e4e4e4", "#000000"
 _STEPS = [digit * 10**power for power in range(9) for digit in (1, 2, 5)]  # rounds between two ticks
 STYLE: Any = {
     "font.size": 10,
@@ -45,7 +47,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#E4E4E4",
+    "grid.color": GRID,
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
     "legend.frameon": False,
@@ -64,17 +66,26 @@ def write_plots(history: Sequence[Record], output_dir: Path) -> list[Path]:
     output_dir : Path
         Folder of the run; ``accuracy``, ``collaboration`` and ``traffic`` are written there.
     """
+    figures = {"accuracy": accuracy_figure, "collaboration": collaboration_figure, "traffic": traffic_figure}
+    drawn = (
+        save_figure(functools.partial(draw, history), output_dir / name) for name, draw in figures.items()
+    )
+    return [file for files in drawn for file in files]
+
+
+def save_figure(draw: Callable[[], Figure | None], stem: Path) -> list[Path]:
+    """Write a figure as ``<stem>.png`` and ``<stem>.svg``; equal figures give equal files."""
     import matplotlib
 
     files = []
-    for name, draw in (
-        ("accuracy", accuracy_figure),
-        ("collaboration", collaboration_figure),
-        ("traffic", traffic_figure),
-    ):
-        with matplotlib.rc_context(STYLE):
-            figure = draw(history)
-            files += save_figure(figure, output_dir / name) if figure is not None else []
+    with matplotlib.rc_context(STYLE):
+        figure = draw()
+        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+            if figure is not None:
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
+                files.append(stem.with_name(stem.name + suffix))
+                atomic_write(files[-1], buffer.getvalue())
     return files
 
 
@@ -84,30 +95,22 @@ def accuracy_figure(history: Sequence[Record]) -> Figure | None:
     Mean and quantiles take every client's last known accuracy: in an asynchronous run no two report together.
     """
     lines = reports_by_client(history)
-    unseen, validation = (
-        curves_of(lines, "unseen_accuracy", 100),
-        curves_of(lines, "validation_accuracy", 100),
-    )
+    unseen, validation = (curves_of(lines, f"{kind}_accuracy", 100) for kind in ("unseen", "validation"))
     if not unseen and not validation:
         return None
     figure, (axes,) = _figure(1, "Accuracy per client")
     both = unseen and validation
     axes.set_ylabel("accuracy (%)" if both else f"{'unseen' if unseen else 'validation'} accuracy (%)")
-    if len(lines) > MOST_LINES:
-        _accuracy_bands(axes, unseen, validation)
-    else:
-        for index, client in enumerate(lines):
-            main = (unseen or validation).get(client, {})
-            _line(axes, main, index, label=client, linewidth=2.0, markersize=5)
-            if unseen:
-                _line(axes, validation.get(client, {}), index, linewidth=0.9, markersize=0, alpha=0.6)
-        if len(lines) > 1:
-            mean = over_clients(carried_on(unseen or validation), np.mean)
-            axes.plot(*_xy(mean), color="black", linewidth=2.2, linestyle="--", label="mean", zorder=4)
-        if both:
-            axes.plot([], [], color="#777777", linewidth=2.2, label="thick: unseen set")
-            axes.plot([], [], color="#777777", linewidth=0.9, label="thin: own validation images")
-    _round_axis(axes, history)
+    draw_clients(axes, unseen or validation, list(lines))
+    if both:
+        middle = over_clients(carried_on(validation), np.median)
+        thin = [validation.get(client, {}) for client in lines] if len(lines) <= MOST_LINES else [middle]
+        for index, curve in enumerate(thin):
+            draw_line(axes, curve, index, linewidth=0.9, markersize=0, alpha=0.6)
+        axes.plot([], [], color="#777777", linewidth=2.2, label="thick: unseen set")
+        axes.plot([], [], color="#777777", linewidth=0.9, label="thin: own validation images")
+    round_axis(axes, closing_round(history))
+    _legend(axes)
     return figure
 
 
@@ -118,71 +121,77 @@ def collaboration_figure(history: Sequence[Record]) -> Figure | None:
     training that follows from there to r + 1. A spike at the halves is what collaboration costs a client.
     """
     lines = reports_by_client(history)
-    loss, kl = saw(lines, "loss_before", "loss_after"), saw(lines, "kl_before", "kl_after")
-    panels = [
-        (teeth, label)
-        for teeth, label in ((loss, "validation loss\n(nats)"), (kl, "KL to the peers\n(nats)"))
-        if teeth
-    ]
+    labels = {"loss": "validation loss\n(nats)", "kl": "KL to the peers\n(nats)"}
+    panels = {label: teeth for key, label in labels.items() if (teeth := saw(lines, key))}
     if not panels:
         return None
     figure, all_axes = _figure(len(panels), "Before and after every mutual step")
-    for axes, (teeth, label) in zip(all_axes, panels, strict=True):
+    for axes, (label, teeth) in zip(all_axes, panels.items(), strict=True):
         axes.set_ylabel(label)
-        if len(teeth) > MOST_LINES:
-            _steps(axes, _bands(axes, teeth), 0, "median")
-        else:
-            for index, client in enumerate(lines):
-                _steps(axes, teeth.get(client, {}), index, client)
-    axes = all_axes[-1]
-    _round_axis(axes, [])
-    axes.set_xlabel("round (solid, r to r + ½: mutual step; dotted, on to r + 1: local training)")
+        draw_clients(axes, teeth, list(lines), teeth=True)
+    round_axis(all_axes[-1])
+    all_axes[-1].set_xlabel("round (solid, r to r + ½: mutual step; dotted, on to r + 1: local training)")
+    _legend(all_axes[0])
     return figure
 
 
 def traffic_figure(history: Sequence[Record]) -> Figure | None:
     """Payload of all clients since the start, each way."""
-    scale, unit = 1.0, "bytes"
-    totals = {key: cumulated(history, f"{key}_bytes") for key in ("uplink", "downlink")}
-    top = max((max(curve.values()) for curve in totals.values() if curve), default=0.0)
-    if top <= 0:
+    curves, unit = traffic(history)
+    if not curves:
         return None
-    for power, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if top >= power:
-            scale, unit = power, name
-            break
     figure, (axes,) = _figure(1, "Traffic of all clients since the start")
-    looks = (("uplink", "clients to server", "-"), ("downlink", "server to clients", "--"))
-    for index, (key, label, dashes) in enumerate(looks):
-        scaled = {x: y / scale for x, y in totals[key].items()}
-        _line(axes, scaled, index, label=label, linewidth=2.2, markersize=4, linestyle=dashes)
+    draw_traffic(axes, curves)
     axes.set_ylabel(f"payload ({unit})")
-    axes.set_ylim(bottom=0)
-    _round_axis(axes, history)
+    round_axis(axes, closing_round(history))
+    _legend(axes)
     return figure
 
 
-def _line(axes: Axes, curve: Curve, index: int, **style: Any) -> None:
+def draw_traffic(axes: Axes, curves: Curves) -> None:
+    """Solid: clients to server; dashed: server to clients."""
+    for index, (way, curve) in enumerate(curves.items()):
+        draw_line(axes, curve, index, label=way, linestyle=("-", "--")[index])
+    axes.set_ylim(bottom=0)
+
+
+def draw_clients(axes: Axes, curves: Curves, clients: Sequence[str], teeth: bool = False) -> None:
+    """Draw one line per client and the mean; of more than ``MOST_LINES`` clients, median and quantiles.
+
+    Parameters
+    ----------
+    clients : Sequence[str]
+        All clients of the run, in the order of their colours.
+    teeth : bool
+        The curves are those of :func:`fedmutual.report.curves.saw`, for which no mean is drawn.
+    """
+    draw = _steps if teeth else draw_line
+    if len(curves) > MOST_LINES:
+        draw(axes, _bands(axes, curves if teeth else carried_on(curves)), 0, label="median of the clients")
+        return
+    for index, client in enumerate(clients):
+        draw(axes, curves.get(client, {}), index, label=client)
+    if len(curves) > 1 and not teeth:
+        mean = over_clients(carried_on(curves), np.mean)
+        axes.plot(*_xy(mean), color=BLACK, linewidth=2.2, linestyle="--", label="mean", zorder=4)
+
+
+def draw_line(axes: Axes, curve: Curve, index: int, **style: Any) -> None:
+    """Draw the n-th line, in its colour and with its markers."""
+    looks: dict[str, Any] = {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index // len(COLOURS) % len(MARKERS)],
+    }
+    looks |= {"linewidth": 2.0, "markersize": 5, "markevery": 1 + len(curve) // 60}
     if curve:
-        marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
-        axes.plot(*_xy(curve), color=COLOURS[index % len(COLOURS)], marker=marker, **style)
+        axes.plot(*_xy(curve), **looks | style)
 
 
-def _steps(axes: Axes, teeth: Curve, index: int, client: str) -> None:
+def _steps(axes: Axes, teeth: Curve, index: int, label: str) -> None:
     """Solid from before to after each mutual step, dotted in between."""
-    _line(axes, teeth, index, linewidth=1.0, linestyle=":", markersize=0)
-    for index_of_step, x in enumerate(x for x in teeth if x % 1 == 0):
-        step = {x: teeth[x], x + 0.5: teeth[x + 0.5]}
-        _line(axes, step, index, linewidth=2.0, markersize=4, label=None if index_of_step else client)
-
-
-def _accuracy_bands(axes: Axes, unseen: Curves, validation: Curves) -> None:
-    label = "unseen set" if unseen else "own validation images"
-    middle = _bands(axes, carried_on(unseen or validation))
-    _line(axes, middle, 0, label=f"median, {label}", linewidth=2.2, markersize=4)
-    if unseen and validation:
-        other = over_clients(carried_on(validation), np.median)
-        axes.plot(*_xy(other), color=COLOURS[5], linewidth=1.2, label="median, own validation images")
+    draw_line(axes, teeth, index, linewidth=1.0, linestyle=":", markersize=0)
+    gaps = {x + 0.75: math.nan for x in teeth if x % 1 == 0}
+    draw_line(axes, teeth | gaps, index, label=label, markersize=4)
 
 
 def _bands(axes: Axes, curves: Curves) -> Curve:
@@ -190,13 +199,12 @@ def _bands(axes: Axes, curves: Curves) -> Curve:
     low, lower, median, upper, high = (
         over_clients(curves, functools.partial(np.quantile, q=q)) for q in (0, 0.25, 0.5, 0.75, 1)
     )
-    colour, x = COLOURS[0], list(median)
     for bottom, top, alpha, label in (
         (low, high, 0.12, f"all {len(curves)} clients"),
         (lower, upper, 0.28, "the middle half"),
     ):
         edges = (list(bottom.values()), list(top.values()))
-        axes.fill_between(x, *edges, color=colour, linewidth=0, alpha=alpha, label=label)
+        axes.fill_between(list(median), *edges, color=COLOURS[0], linewidth=0, alpha=alpha, label=label)
     return median
 
 
@@ -209,38 +217,23 @@ def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.6 if panels == 1 else 6.4), layout="constrained")
-    grid = figure.subplots(panels, 1, sharex=True, squeeze=False)
-    all_axes = [row[0] for row in grid]
+    all_axes = list(figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
     all_axes[0].set_title(title)
     return figure, all_axes
 
 
-def _round_axis(axes: Axes, history: Sequence[Record]) -> None:
-    """Ticks at about ten whole rounds; the closing message, which has no round of its own, is "end"."""
+def round_axis(axes: Axes, end: int | None = None) -> None:
+    """Label about ten whole rounds; the closing message, which has no round of its own, is "end"."""
     axes.set_xlabel("round")
     low, high = math.ceil(axes.dataLim.x0), math.floor(axes.dataLim.x1)
-    end = max((line["round"] for line in history if line.get("closing")), default=None)
     step = next(s for s in _STEPS if (high - low) / s <= 12)
-    ticks = [x for x in range(low, high + 1) if x % step == 0]
-    labels = [str(x) for x in ticks]
-    if end is not None:
-        # a tick so near to "end" would be written over
-        kept = [x for x in ticks if end - x >= 0.6 * step]
-        ticks, labels = [*kept, end], [*map(str, kept), "end"]
-    axes.set_xticks(ticks, labels)
+    ticks = {x: str(x) for x in range(low, high + 1) if x % step == 0}
+    if end is not None:  # a tick this close to "end" would be written over
+        ticks = {x: text for x, text in ticks.items() if end - x >= 0.6 * step} | {end: "end"}
+    axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xlim(axes.dataLim.x0 - 0.3, axes.dataLim.x1 + 0.3)
-    first = axes.figure.axes[0]
-    if first.get_legend_handles_labels()[0]:
-        first.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as ``<stem>.png`` and ``<stem>.svg``; equal figures give equal files."""
-    files = []
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
-        file = stem.with_name(stem.name + suffix)
-        atomic_write(file, buffer.getvalue())
-        files.append(file)
-    return files
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)

@@ -9,11 +9,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedmutual.report.charts import ALL, MEAN_DASHES, Line, client_chart, legend, line_chart, look
-from fedmutual.report.curves import MOST_LINES, Curves, cumulated, curves_of, saw
+from fedmutual.report.curves import MOST_LINES, Curves, closing_round, curves_of, saw, traffic
+from fedmutual.report.inline import MEAN, inline_chart, legend, look
 from fedmutual.report.opinions import agreement_context, confusion_context, disputed_context
+from fedmutual.report.plots import draw_clients, draw_traffic
 from fedmutual.report.recorded import RecordedRun
-from fedmutual.report.tables import human_bytes, percent
+from fedmutual.report.tables import MEASURES, client_rows, human_bytes, percent, total_rows
 from fedmutual.results.diagnostics import reports_by_client
 from fedmutual.results.directory import Record
 from fedmutual.results.summary import mean
@@ -31,22 +32,16 @@ def run_context(run: RecordedRun) -> Context:
     clients = list(summary["clients"])
     return {
         "name": run.name,
-        "title": _title(summary),
-        "status": summary["status"],
-        "reason": summary.get("reason", ""),
+        "summary": summary,
         "tiles": _tiles(summary),
-        "warnings": summary.get("warnings", []),
-        "rejected": summary.get("rejected", []),
         "table": _table(summary),
         "legend": _legend(clients),
-        "charts": _charts(run.history, clients),
+        "charts": _charts(run.name, run.history, clients),
         "confusion": confusion_context(run),
         "agreement": agreement_context(run.evidence),
         "disputed": disputed_context(run.evidence),
         "settings": _settings(summary["config"]),
         "command": shlex.join(["fedmutual", "run", *_portable(run.overrides)]),
-        "versions": summary.get("versions", {}),
-        "digest": summary.get("public_digest"),
     }
 
 
@@ -62,25 +57,15 @@ def seconds(duration: float) -> str:
 
 def _legend(clients: Sequence[str]) -> list[Context]:
     if len(clients) > MOST_LINES:
-        return [
-            {
-                "name": "median of the clients (shaded: all of them, and the middle half)",
-                "look": ALL,
-                "dash": "",
-            }
-        ]
-    mean_line = {"name": "mean of the clients", "look": ALL, "dash": MEAN_DASHES}
+        name = "median of the clients (shaded: all of them, and the middle half)"
+        return [{"name": name, "look": look(0)}]
+    mean_line = {"name": "mean of the clients", "look": MEAN}
     return [*legend(clients), *([mean_line] if len(clients) > 1 else [])]
-
-
-def _title(summary: Mapping[str, Any]) -> str:
-    experiment = f", experiment {summary['experiment']}" if summary.get("experiment") else ""
-    return f"{summary['strategy']}{experiment}"
 
 
 def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     unseen, clients = summary.get("unseen"), summary["clients"].values()
-    done, rounds = summary.get("rounds_completed", summary["rounds"]), summary["rounds"]
+    done, rounds = summary["rounds_completed"], summary["rounds"]
     tiles = [("rounds", str(rounds) if done >= rounds else f"{done} of {rounds}"), ("seed", summary["seed"])]
     if unseen:
         names = (("mean", "unseen, mean"), ("worst", "unseen, worst"), ("ensemble", "unseen, ensemble"))
@@ -98,99 +83,76 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _table(summary: Mapping[str, Any]) -> Context:
-    keys = ("validation_accuracy", "unseen_accuracy", "unseen_balanced_accuracy", "unseen_auroc")
-    rows = []
-    for position, (name, client) in enumerate(summary["clients"].items()):
-        rows.append(
-            {
-                "name": name,
-                "look": look(position)[0] if len(summary["clients"]) <= MOST_LINES else "",
-                "model": client.get("model") or "-",
-                "images": "-" if client.get("num_examples") is None else f"{client['num_examples']:,}",
-                "figures": [percent(client.get(key)) for key in keys],
-                "up": human_bytes(client["uplink_bytes"]),
-                "down": human_bytes(client["downlink_bytes"]),
-                "finished": client.get("finished", True),
-            }
-        )
-    columns = [[c[k] for c in summary["clients"].values() if c.get(k) is not None] for k in keys]
-    unseen = summary.get("unseen") or {}
-    together = [None, *(unseen.get(f"ensemble_{key}") for key in ("accuracy", "balanced_accuracy", "auroc"))]
-    feet = [("mean", [percent(mean(column)) for column in columns], "", "")]
-    feet.append(("worst", [percent(min(column, default=None)) for column in columns], "", ""))
-    if together[1] is not None:
-        feet.append(("ensemble", [percent(value) for value in together], "", ""))
-    if summary.get("global_model"):
-        feet.append(("global model", [percent(summary["global_model"].get(key)) for key in keys], "", ""))
-    traffic = summary["traffic"]
-    up, down = (human_bytes(traffic[key]) for key in ("uplink_bytes", "downlink_bytes"))
-    feet.append(("total", [""] * len(keys), up, down))
-    return {"rows": rows, "feet": feet, "unseen": unseen.get("num_examples")}
+    measures = (*MEASURES, "unseen_auroc")
+    rows = client_rows(summary, measures)
+    looks = [look(position) if len(rows) <= MOST_LINES else None for position in range(len(rows))]
+    unseen = (summary.get("unseen") or {}).get("num_examples")
+    return {
+        "rows": list(zip(looks, rows, strict=True)),
+        "feet": total_rows(summary, measures),
+        "unseen": unseen,
+    }
 
 
-def _charts(history: Sequence[Record], clients: Sequence[str]) -> list[Context]:
+def _charts(name: str, history: Sequence[Record], clients: Sequence[str]) -> list[Context]:
     lines = reports_by_client(history)
-    end = max((line["round"] for line in history if line.get("closing")), default=None)
-    spikes = "Thick: the mutual step, before and after. Dotted: the local training that follows."
+    closing = closing_round(history)
+    spikes = "Solid, from r to r + ½: the mutual step. Dotted: the local training that follows."
 
-    def chart(title: str, note: str, curves: Curves, label: str, missing: str, end: int | None) -> Context:
-        drawn = client_chart(curves, clients, label, end=end, teeth=title.startswith("Collaboration"))
-        return {"title": title, "note": note, "svg": drawn, "missing": missing}
+    def chart(
+        title: str,
+        note: str,
+        curves: Curves,
+        missing: str = NOTHING,
+        end: int | None = None,
+        teeth: bool = False,
+    ) -> Context:
+        label = f"{title} over the rounds, {name}"
+        svg = (
+            inline_chart(lambda axes: draw_clients(axes, curves, clients, teeth), label, end)
+            if curves
+            else None
+        )
+        return {"title": title, "note": note, "svg": svg, "missing": missing}
+
+    def step(title: str, note: str, key: str, scale: float = 1.0) -> Context:
+        return chart(
+            f"Collaboration: {title}", f"{note} {spikes}", saw(lines, key, scale), NO_STEP, teeth=True
+        )
 
     return [
         chart(
             "Unseen accuracy",
             "On the shared unseen set, in per cent; during the run on a part of it.",
-            curves_of(lines, "unseen_accuracy", 100), "%",
-            "There is no unseen set, or it was not measured.", end,
+            curves_of(lines, "unseen_accuracy", 100),
+            "There is no unseen set, or it was not measured.",
+            closing,
         ),
         chart(
             "Validation accuracy",
             "On each client's own held-out images, in per cent.",
-            curves_of(lines, "validation_accuracy", 100), "%", NOTHING, end,
+            curves_of(lines, "validation_accuracy", 100),
+            end=closing,
         ),
-        chart(
-            "Collaboration: loss",
-            f"Validation loss in nats. {spikes}",
-            saw(lines, "loss_before", "loss_after"), "nats", NO_STEP, None,
-        ),
-        chart(
-            "Collaboration: accuracy",
-            f"Validation accuracy in per cent. {spikes}",
-            saw(lines, "accuracy_before", "accuracy_after", 100), "%", NO_STEP, None,
-        ),
-        chart(
-            "Collaboration: KL to the peers",
-            f"In nats, on the public samples. {spikes}",
-            saw(lines, "kl_before", "kl_after"), "nats", NO_STEP, None,
-        ),
+        step("loss", "Validation loss in nats.", "loss"),
+        step("accuracy", "Validation accuracy in per cent.", "accuracy", 100),
+        step("KL to the peers", "In nats, on the public samples.", "kl"),
         chart(
             "KL over rounds",
             "How far each client's predictions of a round are from its peers', in nats.",
-            curves_of(lines, "kl_before", shift=-1.0), "nats", NO_STEP, None,
+            curves_of(lines, "kl_before", shift=-1.0),
+            NO_STEP,
         ),
-        chart(
-            "Training loss",
-            "Of the last training of a round, in nats.",
-            curves_of(lines, "train_loss"), "nats", NOTHING, None,
-        ),
-        _traffic(history, end),
-    ]  # fmt: skip
-
-
-def _traffic(history: Sequence[Record], end: int | None) -> Context:
-    totals = {key: cumulated(history, f"{key}_bytes") for key in ("uplink", "downlink")}
-    top = max((max(curve.values()) for curve in totals.values() if curve), default=0.0)
-    if top <= 0:
-        return {"title": "Traffic", "note": "", "svg": None, "missing": "Nothing has been sent."}
-    power, unit = next(((p, u) for p, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if top >= p), (1.0, "B"))
-    scaled = {key: {x: y / power for x, y in curve.items()} for key, curve in totals.items()}
-    lines = [
-        Line("clients to server", scaled["uplink"], ALL),
-        Line("server to clients", scaled["downlink"], ALL, "7 3"),
+        chart("Training loss", "Of the last training of a round, in nats.", curves_of(lines, "train_loss")),
+        _traffic(name, history, closing),
     ]
+
+
+def _traffic(name: str, history: Sequence[Record], end: int | None) -> Context:
+    curves, unit = traffic(history)
+    svg = inline_chart(lambda axes: draw_traffic(axes, curves), f"Traffic, {name}", end) if curves else None
     note = f"All clients since the start, in {unit}. Solid: clients to server; dashed: server to clients."
-    return {"title": "Traffic", "note": note, "svg": line_chart(lines, unit, end=end), "missing": ""}
+    return {"title": "Traffic", "note": note, "svg": svg, "missing": "Nothing has been sent."}
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -66,16 +66,10 @@ tfoot td { color: var(--soft); } tfoot td + td { color: var(--text); font-weight
 .heat tbody th, .heat thead th { border: 0; font-weight: 500; max-width: 130px; overflow: hidden;
   text-overflow: ellipsis; }
 .heat thead th { text-align: center; }
-.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: 6px; background: currentColor; }
+i { font-style: normal; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin: 8px 0 12px; font-size: .9rem; }
-.legend svg { width: 26px; height: 8px; margin-right: 6px; vertical-align: middle; display: inline-block; }
 svg { display: block; width: 100%; height: auto; margin-top: 6px; }
 svg text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums; }
-svg .grid { stroke: var(--grid); stroke-width: 1; }
-svg polyline { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; }
-svg .thin { stroke-width: 1; } svg .thick { stroke-width: 2.6; }
-svg circle { fill: currentColor; stroke: none; } svg polygon { fill: currentColor; }
-svg .k { stroke-width: 2.4; } svg circle.k { r: 2; stroke: none; }
 .c0 { color: var(--c0); } .c1 { color: var(--c1); } .c2 { color: var(--c2); } .c3 { color: var(--c3); }
 .c4 { color: var(--c4); } .c5 { color: var(--c5); } .c6 { color: var(--c6); } .k { color: var(--k); }
 .sample { display: grid; grid-template-columns: 96px 1fr; gap: 12px; align-items: start; }

@@ -3,15 +3,9 @@
 # ruff: noqa: E501  a cell on one line reads better than one that is broken
 
 TEMPLATE = """\
+{%- macro dot(look) -%}{% if look %}<i class="{{ look[0] }}" aria-hidden="true">{{ look[1] }}</i> {% endif %}{%- endmacro -%}
 {%- macro legend(entries) -%}
-  {%- if entries %}
-  <div class="legend">
-    {%- for entry in entries %}
-    <span class="entry"><svg class="{{ entry.look }}" viewBox="0 0 26 8" aria-hidden="true"><polyline
-      {%- if entry.dash %} stroke-dasharray="{{ entry.dash }}"{% endif %} points="0,4 26,4"/></svg>{{ entry.name }}</span>
-    {%- endfor %}
-  </div>
-  {%- endif %}
+  <div class="legend">{% for entry in entries %}<span>{{ dot(entry.look) }}{{ entry.name }}</span> {% endfor %}</div>
 {%- endmacro -%}
 {%- macro charts(entries) -%}
   <div class="grid">
@@ -28,7 +22,6 @@ TEMPLATE = """\
     {%- endfor %}
   </div>
 {%- endmacro -%}
-{%- macro dot(look) -%}{% if look %}<span class="dot {{ look }}"></span>{% endif %}{%- endmacro -%}
 <!doctype html>
 <html lang="en">
 <head>
@@ -87,25 +80,25 @@ TEMPLATE = """\
 {%- for run in runs %}
 <article class="run" id="run-{{ loop.index }}">
   <header>
-    <h1>{{ run.name }} <span class="badge {{ run.status }}">{{ run.status }}</span></h1>
-    <p class="soft">{{ run.title }}</p>
+    <h1>{{ run.name }} <span class="badge {{ run.summary.status }}">{{ run.summary.status }}</span></h1>
+    <p class="soft">{{ run.summary.strategy }}{% if run.summary.experiment %}, experiment {{ run.summary.experiment }}{% endif %}</p>
   </header>
-  {%- if run.reason %}
-  <div class="warn"><p>{{ run.reason }}</p></div>
+  {%- if run.summary.reason %}
+  <div class="warn"><p>{{ run.summary.reason }}</p></div>
   {%- endif %}
   <div class="tiles">
     {%- for label, value in run.tiles %}
     <div class="tile"><b>{{ value }}</b><span>{{ label }}</span></div>
     {%- endfor %}
   </div>
-  {%- if run.warnings or run.rejected %}
+  {%- if run.summary.warnings or run.summary.rejected %}
   <div class="warn">
     <ul>
-    {%- for warning in run.warnings %}<li>{{ warning }}</li>{% endfor %}
-    {%- for line in run.rejected[:12] %}
+    {%- for warning in run.summary.warnings %}<li>{{ warning }}</li>{% endfor %}
+    {%- for line in run.summary.rejected[:12] %}
       <li>Round {{ line.round }}, {{ line.client or "node " ~ line.node_id }}: report rejected: {{ line.reason }}</li>
     {%- endfor %}
-    {%- if run.rejected | length > 12 %}<li>and {{ run.rejected | length - 12 }} more rejected reports</li>{% endif %}
+    {%- if run.summary.rejected | length > 12 %}<li>and {{ run.summary.rejected | length - 12 }} more rejected reports</li>{% endif %}
     </ul>
   </div>
   {%- endif %}
@@ -118,17 +111,17 @@ TEMPLATE = """\
       <thead><tr><th>client</th><th>valid.<br>%</th><th>unseen<br>%</th><th>balanced<br>%</th><th>AUROC<br>%</th>
         <th>images</th><th>up</th><th>down</th><th class="left">model</th></tr></thead>
       <tbody>
-      {%- for row in run.table.rows %}
-        <tr{% if not row.finished %} class="unfinished"{% endif %}><td>{{ dot(row.look) }}{{ row.name }}
+      {%- for look, row in run.table.rows %}
+        <tr{% if not row.finished %} class="unfinished"{% endif %}><td>{{ dot(look) }}{{ row.name }}
           {%- if not row.finished %} (did not finish){% endif %}</td>
           {% for figure in row.figures %}<td>{{ figure }}</td>{% endfor %}
-          <td>{{ row.images }}</td><td>{{ row.up }}</td><td>{{ row.down }}</td><td class="left">{{ row.model }}</td></tr>
+          <td>{{ row.images }}</td>{% for sent in row.traffic %}<td>{{ sent }}</td>{% endfor %}<td class="left">{{ row.model }}</td></tr>
       {%- endfor %}
       </tbody>
       <tfoot>
-      {%- for label, figures, up, down in run.table.feet %}
-        <tr><td>{{ label }}</td>{% for figure in figures %}<td>{{ figure }}</td>{% endfor %}<td></td>
-          <td>{{ up }}</td><td>{{ down }}</td><td></td></tr>
+      {%- for row in run.table.feet %}
+        <tr><td>{{ row.name }}</td>{% for figure in row.figures %}<td>{{ figure }}</td>{% endfor %}<td></td>
+          {% for sent in row.traffic %}<td>{{ sent }}</td>{% endfor %}<td class="left">{{ row.model }}</td></tr>
       {%- endfor %}
       </tfoot>
     </table>
@@ -227,8 +220,8 @@ TEMPLATE = """\
       {%- endfor %}
     </div>
   </details>
-  <p class="note">{% for name, version in run.versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last }}{% endfor %}
-    {%- if run.digest %}; public set <code>{{ run.digest }}</code>{% endif %}. Folders are left out: a report can be passed on,
+  <p class="note">{% for name, version in run.summary.versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last }}{% endfor %}
+    {%- if run.summary.public_digest %}; public set <code>{{ run.summary.public_digest }}</code>{% endif %}. Folders are left out: a report can be passed on,
     and shows the public samples above.</p>
 </article>
 {%- endfor %}
