@@ -12,15 +12,15 @@ from fedmutual.logs import show_logs
 
 app = ClientApp()
 
-# In simulation, Ray's workers import from the folder that the SuperLink was started in before they look
-# into the app: another checkout there would be run instead of this one.
+# In simulation, Ray's workers first import from the folder where the SuperLink was started, then from the
+# app: another checkout in that folder would run instead of this one.
 if os.path.basename(sys.argv[0]) == "flwr-simulation":
     os.chdir(os.path.dirname(os.path.abspath(__file__)))
 
 
 @app.train("round")
 def train_round(message: Message, context: Context) -> Message:
-    """One round of learning, whatever the strategy."""
+    """Carry out an order of any strategy."""
     client = _client()
     show_logs()
     return client.handle(message, context)
@@ -28,7 +28,7 @@ def train_round(message: Message, context: Context) -> Message:
 
 @app.query("identify")
 def identify(message: Message, context: Context) -> Message:
-    """Say who this node is."""
+    """Return this node's client name."""
     from fedmutual.settings.identity import client_name
     from fedmutual.wire.reports import identification_record
 
@@ -37,16 +37,17 @@ def identify(message: Message, context: Context) -> Message:
 
 @app.query("public")
 def public(message: Message, context: Context) -> Message:
-    """Say whether this node has the server's public set, or take a part of it."""
+    """Return whether this node has the server's public set, or store a part of it."""
     client = _client()
     show_logs()
     return client.handle_public(message, context)
 
 
 def _client() -> ModuleType:
-    """Import the client without collecting garbage: there is none yet, and looking takes a fifth of the time.
+    """Import the client with the garbage collector off, which saves a fifth of the import time.
 
-    In deployment every message has a process of its own. What was imported stays: it is not looked at again.
+    In deployment every message has its own process. The imported objects are frozen: later collections skip
+    them.
     """
     first = "fedmutual.client.answer" not in sys.modules
     if first:

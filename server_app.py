@@ -10,7 +10,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the strategy that the run's settings name."""
+    """Run the strategy chosen in the settings."""
     from fedmutual.engine.server import run
 
     show_logs()

@@ -1,4 +1,4 @@
-"""The ``fedmutual`` command. Nothing heavy is imported before the settings are known to be good."""
+"""The ``fedmutual`` command. Heavy modules are imported only after the settings are checked."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fedmutual.commands import clean, compare, completion, config, doctor, expor
 
 _START = """\
 first steps:
-  fedmutual run                              five clients learn on generated faces; a line a round
+  fedmutual run                              five clients learn on generated faces; one line per round
   fedmutual run partition=dirichlet          the same with label skew; every setting is key=value
   fedmutual run data=folder data.root=DIR    your own images: DIR/train/<class>/, DIR/public/, DIR/test/
-  fedmutual config --changed data=folder data.root=DIR      what that comes to, and from which file
+  fedmutual config --changed data=folder data.root=DIR      the resolved settings, and their source files
   fedmutual compare experiment=smoke         several methods under the same conditions: one table
-  tensorboard --logdir outputs               watch runs while they learn
+  tensorboard --logdir outputs               watch runs during training
 
-`fedmutual COMMAND --help` has examples of each command. Results go to outputs/<date>/<time>-<strategy>/.
+`fedmutual COMMAND --help` shows examples. Results go to outputs/<date>/<time>-<strategy>/.
 Many sites instead of one machine: docs/deployment.md.
 """
 
@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None, app_dir: Path | None = None) -> int:
     Parameters
     ----------
     argv : Sequence[str] | None
-        Arguments; None: those of the process.
+        Arguments; None: those of the process (``sys.argv``).
     app_dir : Path | None
-        Folder of the Flower app that ``fedmutual run`` runs; None: fedmutual's own.
+        Folder of the Flower app for ``fedmutual run``; None: fedmutual's own app.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, app_dir: Path | None = None) -> int:
         The exit code.
     """
     parser = make_parser()
-    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
+    if "_ARGCOMPLETE" in os.environ:  # called by the shell for completion
         import argcomplete
 
         argcomplete.autocomplete(parser)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None, app_dir: Path | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the whole command line."""
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="fedmutual",
         description="Federated image learning without sharing weights.",

@@ -111,7 +111,7 @@ def test_table_and_unreadable_pictures(
     [
         (["--model", "MODELS", "nowhere.png"], "nowhere.png: no such file"),
         (["--model", "MODELS", "EMPTY"], "no image file in it"),
-        (["--model", "PICTURES", "PICTURES"], "holds no model.json"),
+        (["--model", "PICTURES", "PICTURES"], "has no model.json"),
         (["--model", "MODELS", "PICTURES", "--device", "gpu9"], "--device"),
         (["--model", "MODELS", "PICTURES", "--batch-size", "0"], "--batch-size"),
     ],
@@ -251,7 +251,7 @@ def test_several_models_and_unreadable_pictures_are_refused(
     models: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "--model", str(models), "--format", "onnx"]) == 2
-    assert "holds 2 models, name one" in capsys.readouterr().err
+    assert "has 2 models, choose one" in capsys.readouterr().err
     model, notes = str(own(models / "run" / "a")), str(pictures / "notes.txt")
     assert main(["export", "--model", model, "--format", "onnx", "--check", notes]) == 2
     assert "notes.txt cannot be read" in capsys.readouterr().err

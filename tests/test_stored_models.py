@@ -80,7 +80,7 @@ def test_a_runs_folder_stands_for_all_its_models(tmp_path: Path) -> None:
     first, second = model_folder(tmp_path / "a"), model_folder(tmp_path / "b")
     assert find_models(tmp_path) == sorted([first, second])
     assert find_models(first) == [first]
-    with pytest.raises(StoredModelError, match=r"holds no model\.json"):
+    with pytest.raises(StoredModelError, match=r"has no model\.json"):
         find_models(tmp_path / "a" / "nothing")
 
 

@@ -1,1 +1,1 @@
-"""The subcommands of ``fedmutual``, a file each; what is heavy is imported when a command runs."""
+"""The subcommands of ``fedmutual``, one file each; heavy modules are imported when a command runs."""

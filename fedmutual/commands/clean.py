@@ -1,4 +1,4 @@
-"""``fedmutual clean``: remove what runs have left on this machine."""
+"""``fedmutual clean``: remove leftovers of runs from this machine."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  fedmutual clean --dry-run                  what there is, with sizes; nothing is removed
-  fedmutual clean                            asks, kind by kind
-  fedmutual clean cache superlinks --yes     without asking
+  fedmutual clean --dry-run                  list leftovers with sizes; nothing is removed
+  fedmutual clean                            ask for each kind
+  fedmutual clean cache superlinks --yes     do not ask
   fedmutual clean runs --older-than 7
 
 kinds:
   cache       decoded images in the user's cache folder
   runs        runs below ./outputs/<date>/ and in the user's data folder, older than --older-than
-  states      clients' states and models in the user's data folder (SuperNodes without a state-dir), as old
-  superlinks  SuperLinks whose `fedmutual run` was killed, and Flower's local one where it is idle
-  apps        copies of this app that `flwr run` has unpacked
+  states      clients' states and models in the user's data folder (SuperNodes without state-dir), same age
+  superlinks  SuperLinks whose `fedmutual run` was killed, and Flower's local SuperLink if idle
+  apps        copies of this app unpacked by `flwr run`
 
-What is in use is never listed. exit codes: 0 done or nothing to do, 1 something could not be removed,
-2 there is nobody to ask (no terminal, no --yes).
+Anything in use is never listed. exit codes: 0 done or nothing to do, 1 some items could not be removed,
+2 cannot ask (no terminal and no --yes).
 """
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     parser = add_command(
         commands,
         "clean",
         call,
         help="remove caches, old runs and leftover SuperLinks; asks first",
-        description="Remove what runs have left on this machine. Asks first.",
+        description="Remove leftovers of runs from this machine. Asks first.",
         examples=_EXAMPLES,
     )
     # no `choices`: with nargs="*" argparse would check the empty list against them
@@ -47,14 +47,14 @@ def add_arguments(commands: Any) -> None:
         "kinds", nargs="*", metavar="kind", help="cache, runs, states, superlinks, apps; default: all"
     )
     parser.add_argument(
-        "--older-than", type=float, default=30.0, metavar="DAYS", help="of runs and states (30)"
+        "--older-than", type=float, default=30.0, metavar="DAYS", help="minimum age of runs and states (30)"
     )
     parser.add_argument("--dry-run", action="store_true", help="only show")
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Show what there is, ask, remove."""
+    """List leftovers, ask, remove."""
     from fedmutual.report.tables import human_bytes
     from fedmutual.simulation.leftovers import KINDS, find
 
@@ -70,7 +70,10 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return 0
     if not arguments.yes and not sys.stdin.isatty():
-        print("fedmutual clean: nobody to ask: add --yes to remove all of it, or --dry-run", file=sys.stderr)
+        print(
+            "fedmutual clean: no terminal to ask on: add --yes to remove everything, or --dry-run",
+            file=sys.stderr,
+        )
         return 2
     failed = 0
     for kind in KINDS:

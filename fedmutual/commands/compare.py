@@ -1,4 +1,4 @@
-"""``fedmutual compare``: variants under the same conditions and seeds, in one table."""
+"""``fedmutual compare``: compare variants under the same conditions and seeds in one table."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ examples:
   fedmutual compare strategy.kl_weight=0,1 seed=0,1,2 partition=iid,pathological
   fedmutual compare experiment=smoke seed=range(5) study.reference=alone --jobs 4
 
-Sweeps are Hydra's. Repeating the command goes on with what is missing.
-exit codes: 0 all runs completed, 1 some failed, 2 a setting was refused, 130 stopped by Ctrl-C.
+Sweeps use Hydra's grammar. Repeating the command does only the missing runs.
+exit codes: 0 all runs completed, 1 some failed, 2 invalid setting, 130 stopped by Ctrl-C.
 """
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     parser = add_command(
         commands,
         "compare",
         call,
         help="run strategies x conditions x seeds and compare them",
-        description="Run variants under the same conditions and seeds, and write one table of all.",
+        description="Run variants under the same conditions and seeds, and compare them in one table.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings; a,b,c runs each")
-    parser.add_argument("--jobs", type=_at_least_one, help="runs at a time (default: one a core)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings; key=a,b,c runs each value"
+    )
+    parser.add_argument("--jobs", type=_at_least_one, help="parallel runs (default: one per core)")
     parser.add_argument(
         "--engine",
         choices=("inprocess", "flwr"),
         default="inprocess",
-        help="inprocess: a process a run, clients take turns; flwr: as `fedmutual run`, for the wall time",
+        help="inprocess: one process per run, clients take turns; flwr: as `fedmutual run`, for wall times",
     )
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Do what is missing of the study, and write its tables."""
+    """Do the missing runs of the study, and write its tables."""
     from fedmutual.compare.command import compare
 
     return compare(arguments.overrides, arguments.engine, arguments.jobs, Path.cwd())

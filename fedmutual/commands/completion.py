@@ -1,4 +1,4 @@
-"""``fedmutual completion``: the shell completes commands, options, settings and their choices."""
+"""``fedmutual completion``: shell completion of commands, options, settings and their choices."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any
 from fedmutual.commands.parser import add_command
 
 _EXAMPLES = """\
-once, for this shell:
+for this shell only:
   eval "$(fedmutual completion bash)"
   eval "$(fedmutual completion zsh)"
   fedmutual completion fish | source
 
-for good: put that line into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish.
+permanently: add that line to ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish.
 Then `fedmutual run part<TAB>` offers partition= and its settings, `partition=<TAB>` its choices.
 """
 SHELLS = ("bash", "zsh", "fish")
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     parser = add_command(
         commands,
         "completion",
         call,
-        help="print what makes a shell complete this command",
-        description="Print the lines that make a shell complete `fedmutual`.",
+        help="print the shell code for completion",
+        description="Print the shell code that enables completion of `fedmutual`.",
         examples=_EXAMPLES,
     )
     parser.add_argument("shell", choices=SHELLS)
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Print the shell's code."""
+    """Print the shell code."""
     from argcomplete.shell_integration import shellcode
 
     print(shellcode(["fedmutual"], shell=arguments.shell))
@@ -41,16 +41,16 @@ def call(arguments: argparse.Namespace) -> int:
 
 
 def complete_overrides(parser: argparse.ArgumentParser) -> None:
-    """Let a parser's ``overrides`` be completed."""
+    """Enable completion of a parser's ``overrides``."""
     for action in parser._actions:
         if action.dest == "overrides":
             action.completer = complete_override  # type: ignore[attr-defined]
 
 
 def complete_override(prefix: str, **_: object) -> list[str]:
-    """Return the overrides that begin with ``prefix``: keys with an equals sign, groups with each choice.
+    """Return the overrides that start with ``prefix``: keys with an equals sign, groups with each choice.
 
-    Only YAML files are read: a shell waits for it.
+    Only YAML files are read, because the shell waits for the answer.
     """
     key, equals, _value = prefix.partition("=")
     if equals:
@@ -73,7 +73,7 @@ def _choices(group: str) -> list[str]:
 
 
 def _keys() -> list[str]:
-    """Dotted keys of config.yaml, and of every file of a group except the experiments."""
+    """Return the dotted keys of config.yaml and of all group files except the experiments."""
     import yaml  # type: ignore[import-untyped]
 
     from fedmutual.appfolder import app_folder

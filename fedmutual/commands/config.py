@@ -1,4 +1,4 @@
-"""``fedmutual config``: what a run's settings come to, and where each value comes from."""
+"""``fedmutual config``: show a run's resolved settings and the source of each value."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  fedmutual config                                       every setting of `fedmutual run`, and its source
-  fedmutual config --changed experiment=paper rounds=3   only what is not conf/'s default
-  fedmutual config --meaning partition=dirichlet         with what each setting means
+  fedmutual config                                       every setting of `fedmutual run` and its source
+  fedmutual config --changed experiment=paper rounds=3   only changes from the defaults in conf/
+  fedmutual config --meaning partition=dirichlet         with the meaning of each setting
   fedmutual config --node-config 'device="cuda:1" model="resnet18"'      as that SuperNode sees it
   fedmutual config --format json | less
 
-Nothing is started. A source is a file of conf/, the command line, a SuperNode's own configuration, the
-settings of the run that is resumed, or "fedmutual run", which fills in the folders and the number of clients.
-exit codes: 0 shown, 2 a setting was refused.
+Nothing is started. A source is a file in conf/, the command line, a SuperNode's own configuration, the
+settings of the resumed run, or "fedmutual run", which sets the folders and the number of clients.
+exit codes: 0 shown, 2 invalid setting.
 """
 
 RUN, RESUMED = "fedmutual run", "the resumed run"
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     parser = add_command(
         commands,
         "config",
         call,
         help="show the resolved settings and where each value comes from",
-        description="Show what the settings come to, without running anything.",
+        description="Show the resolved settings without running anything.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as of `fedmutual run`")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, as for `fedmutual run`")
     parser.add_argument("--changed", action="store_true", help="only what differs from the defaults")
-    parser.add_argument("--meaning", action="store_true", help="say what each setting means")
-    parser.add_argument("--node-config", metavar="CONFIG", help="a SuperNode's, which wins")
+    parser.add_argument("--meaning", action="store_true", help="show the meaning of each setting")
+    parser.add_argument(
+        "--node-config", metavar="CONFIG", help="configuration of a SuperNode, which takes precedence"
+    )
     parser.add_argument("--format", choices=("table", "json"), default="table")
 
 
@@ -74,7 +76,7 @@ def call(arguments: argparse.Namespace) -> int:
 def resolved(
     typed: Sequence[str], cwd: Path, node: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], list[Origin]]:
-    """Return what ``fedmutual run`` would hand to Flower: the overrides, and each setting with its source.
+    """Return what ``fedmutual run`` passes to Flower: the overrides, and each setting with its source.
 
     Raises
     ------
@@ -99,17 +101,17 @@ def _key(override: str) -> str:
 
 
 def _node_config(text: str | None) -> dict[str, Any]:
-    """Read a ``--node-config`` as ``flower-supernode`` does."""
+    """Parse ``--node-config`` as ``flower-supernode`` does."""
     from flwr.common.config import parse_config_args
 
     from fedmutual.settings import SettingsError
 
     try:
         node = dict(parse_config_args([text])) if text else {}
-    except Exception as error:  # Flower raises click's, typer's and toml's own
-        raise SettingsError(f"--node-config: {text!r} is none: {error}") from error
+    except Exception as error:  # Flower raises errors of click, typer and toml
+        raise SettingsError(f"--node-config: cannot parse {text!r}: {error}") from error
     if text and not node:
-        raise SettingsError(f'--node-config: {text!r} holds no key="value"')
+        raise SettingsError(f'--node-config: {text!r} has no key="value"')
     return node
 
 

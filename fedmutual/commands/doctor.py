@@ -1,4 +1,4 @@
-"""``fedmutual doctor``: is this site ready for a run?"""
+"""``fedmutual doctor``: check whether this site is ready for a run."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ examples:
   fedmutual doctor data=folder --node-config 'client-name="clinic-a" data-dir="/data"' \\
       --superlink server.example:8000 --root-certificates ca.crt --auth-supernode-private-key keys/clinic-a
 
-exit codes: 0 ready, 1 something is wrong (each line says what to do), 2 an option was refused.
+exit codes: 0 ready, 1 a check failed (each line says what to do), 2 invalid option.
 """
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     parser = add_command(
         commands,
         "doctor",
         call,
-        help="see whether this site is ready for a run",
-        description="See whether this site is ready for a run. Give it what its flower-supernode is given.",
+        help="check whether this site is ready for a run",
+        description="Check whether this site is ready for a run. Pass the flags of its flower-supernode.",
         examples=_EXAMPLES,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the run's settings")
     parser.add_argument("--node-config", default="", metavar="CONFIG", help="the SuperNode's")
     parser.add_argument(
-        "--superlink", metavar="HOST:PORT", help="without it, only the site itself is looked at"
+        "--superlink", metavar="HOST:PORT", help="without it, only the site itself is checked"
     )
     parser.add_argument("--insecure", action="store_true", help="without TLS")
     parser.add_argument("--root-certificates", type=Path, metavar="FILE", help="the server's ca.crt")
     parser.add_argument("--auth-supernode-private-key", type=Path, metavar="FILE", help="the node's key")
     parser.add_argument(
-        "--public-digest", metavar="HEX", help="the server's: public_digest in its summary.json"
+        "--public-digest", metavar="HEX", help="the server's public_digest (in its summary.json)"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Do all checks, and print a line for each."""
+    """Run all checks, and print one line for each."""
     from fedmutual.doctor.command import Patient, examine, link_of, node_configuration, show
 
     try:

@@ -1,4 +1,4 @@
-"""``fedmutual export``: a client's model for other runtimes."""
+"""``fedmutual export``: export a client's model for other runtimes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CHECKED = 16  # pictures, at most
+CHECKED = 16  # maximum number of pictures
 _EXAMPLES = """\
 examples:
   fedmutual export --model outputs/RUN/clients/NAME/client-0 --format onnx --check photos
   fedmutual export --model DIR --format torchscript --output detector.pt
 
-The program takes uint8 RGB pictures [N, 3, size, size] and gives probabilities [N, classes]; N is free, and
-the division by 255 is in it. The file is read back and compared with the model on real pictures before it is
-left. --format onnx needs pip install 'fedmutual[export]'.
-exit codes: 0 exported and equal, 1 it cannot be exported or differs (nothing is left), 2 no such model or
-picture.
+The program maps uint8 RGB pictures [N, 3, size, size] to probabilities [N, classes]; N is free, and the
+program divides by 255 itself. The file is kept only if it is read back and agrees with the model on pictures.
+--format onnx needs pip install 'fedmutual[export]'.
+exit codes: 0 exported and equal, 1 export failed or differs (no file is kept), 2 no such model or picture.
 """
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     parser = add_command(
         commands,
         "export",
         call,
         help="export a client's model to ONNX, TorchScript or torch.export",
-        description="Export a client's model, and check the export against it.",
+        description="Export a client's model and verify the export against the model.",
         examples=_EXAMPLES,
     )
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="a client's model folder")
@@ -44,13 +43,15 @@ def add_arguments(commands: Any) -> None:
         "--check",
         nargs="+",
         metavar="IMAGE",
-        help=f"pictures to compare on, the first {CHECKED}; default: generated portraits",
+        help=f"pictures for the comparison, the first {CHECKED}; default: generated portraits",
     )
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a probability")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="largest allowed difference of a probability"
+    )
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Export, check, and say by how much it differs."""
+    """Export, verify, and print the largest difference."""
     from fedmutual.inference.pictures import PicturesError
     from fedmutual.models.stored import StoredModelError, find_models, load_model
 
@@ -58,7 +59,7 @@ def call(arguments: argparse.Namespace) -> int:
         folders = find_models(arguments.model)
         if len(folders) > 1:
             names = ", ".join(str(folder) for folder in folders)
-            raise StoredModelError(f"{arguments.model} holds {len(folders)} models, name one: {names}")
+            raise StoredModelError(f"{arguments.model} has {len(folders)} models, choose one: {names}")
         stored = load_model(folders[0])
         pictures = _pictures(arguments.check, stored.image_size)
     except (StoredModelError, PicturesError) as error:
@@ -80,7 +81,7 @@ def call(arguments: argparse.Namespace) -> int:
 
 
 def _pictures(names: list[str] | None, size: int) -> NDArray[np.uint8]:
-    """Pictures to compare on, at least two: a batch of one would not show whether the batch is free."""
+    """Return pictures for the comparison, at least two, to check that the batch size is free."""
     import numpy as np
 
     if not names:

@@ -1,4 +1,4 @@
-"""What every subcommand's parser has in common."""
+"""The common part of all subcommand parsers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Call = Callable[[argparse.Namespace], int]
 def add_command(
     commands: Any, name: str, call: Call, *, help: str, description: str, examples: str
 ) -> argparse.ArgumentParser:
-    """Add a subcommand to the parser's.
+    """Add a subcommand to the parser.
 
     Parameters
     ----------
     commands
-        What ``ArgumentParser.add_subparsers`` gave.
+        Result of ``ArgumentParser.add_subparsers``.
     name : str
     call : callable
-        Does it, and returns the exit code.
+        Runs the command and returns the exit code.
     help, description : str
-        A line among the other commands, and the first of its own ``--help``.
+        Line in the list of commands, and first line of its own ``--help``.
     examples : str
-        The end of its ``--help``, as it stands.
+        End of its ``--help``, unformatted.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,

@@ -1,4 +1,4 @@
-"""``fedmutual predict``: classes of pictures."""
+"""``fedmutual predict``: predict the classes of pictures."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   fedmutual predict --model outputs/RUN/clients/NAME/client-0 photo.jpg
-  fedmutual predict --model outputs/RUN photos             all clients of the run together, a whole folder
+  fedmutual predict --model outputs/RUN photos             ensemble of the run's clients, whole folder
   fedmutual predict --model clinic-a --model clinic-b 'new/**/*.png' --format csv > classes.csv
 
-Several models are asked together: the mean of their logits decides (the ensemble of summary.json).
+Several models form an ensemble: the mean of their logits decides (as in summary.json).
 exit codes: 0 all predicted, 1 a picture could not be read (it is named), 2 no such model or picture.
 """
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     parser = add_command(
         commands,
         "predict",
         call,
-        help="predict the classes of pictures with a client's model, or with several",
-        description="Predict the classes of pictures with a client's model, or with several together.",
+        help="predict the classes of pictures with one model or an ensemble",
+        description="Predict the classes of pictures with one client's model or an ensemble of several.",
         examples=_EXAMPLES,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or quoted patterns")
@@ -44,15 +44,15 @@ def add_arguments(commands: Any) -> None:
         required=True,
         type=Path,
         metavar="DIR",
-        help="a client's model folder, or a run's for all of its clients; may be repeated",
+        help="a client's model folder, or a run's folder for all its clients; repeatable",
     )
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:<n> (default: auto)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures a forward pass")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures per forward pass")
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Predict, print, and name what could not be read."""
+    """Predict, print the predictions, and report unreadable pictures."""
     from fedmutual.inference.pictures import PicturesError, find_pictures
     from fedmutual.models.stored import StoredModelError, find_models, load_models
 
@@ -67,7 +67,7 @@ def call(arguments: argparse.Namespace) -> int:
         device = choose_device(arguments.device)
     except (PicturesError, StoredModelError) as error:
         return _refuse(str(error))
-    except (ValueError, RuntimeError) as error:  # torch's, for a device that it cannot name or does not see
+    except (ValueError, RuntimeError) as error:  # torch's errors for an unknown or missing device
         return _refuse(f"--device: {error}")
     from fedmutual.inference.predict import predict_pictures
 
@@ -79,7 +79,7 @@ def call(arguments: argparse.Namespace) -> int:
     try:
         {"table": _table, "csv": _csv, "json": _json}[arguments.format](good, models[0].classes, names)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; Python would complain at exit as well
+    except BrokenPipeError:  # `| head` closed the pipe; avoids a second error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for prediction in bad:
         print(f"fedmutual predict: {prediction.path} cannot be read: {prediction.error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``fedmutual report``: the results of one run, or several side by side, as one HTML page."""
+"""``fedmutual report``: write an HTML report of one run, or a comparison of several."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fedmutual.commands.parser import add_command
 
 _EXAMPLES = """\
 examples:
-  fedmutual report outputs/2026-01-31/12-00-00-mutual           (anew: every run leaves one by itself)
+  fedmutual report outputs/2026-01-31/12-00-00-mutual           (rebuild: every run writes one itself)
   fedmutual report outputs/2026-01-31/* --output comparison.html
 
 The page needs no network and no script. It shows up to twelve public images, and no folder names.
-exit codes: 0 written, 2 a folder is none of a run or its files are damaged.
+exit codes: 0 written, 2 a folder is not a run's or its files are damaged.
 """
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     parser = add_command(
         commands,
         "report",
         call,
-        help="write the HTML report of one run, or of several side by side",
-        description="Write one self-contained HTML page on one run, or on several side by side.",
+        help="write the HTML report of one run, or compare several runs",
+        description="Write one self-contained HTML page about one run, or comparing several.",
         examples=_EXAMPLES,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="results folder of a run")
@@ -35,12 +35,12 @@ def add_arguments(commands: Any) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="the page; default: report.html in the run's folder, for several runs in this folder",
+        help="output page; default: report.html in the run's folder; several runs: in this folder",
     )
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     from fedmutual.report.page import REPORT, write_report
     from fedmutual.report.recorded import read_runs
     from fedmutual.results.directory import ResultsError

@@ -1,4 +1,4 @@
-"""``fedmutual run``: a whole federation on this machine."""
+"""``fedmutual run``: simulate a whole federation on this machine."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ examples:
   fedmutual run 'model.per_client=[visionnet,resnet18,mobilenet_v3_small]' num_clients=3
   fedmutual run resume=outputs/2026-01-31/12-00-00-mutual
 
-An override is Hydra's: group=choice takes conf/<group>/<choice>.yaml, key=value sets one value.
-exit codes: 0 completed, 1 the run failed, 2 a setting was refused, 130 stopped by Ctrl-C.
+Overrides use Hydra's grammar: group=choice selects conf/<group>/<choice>.yaml, key=value sets one value.
+exit codes: 0 completed, 1 the run failed, 2 invalid setting, 130 stopped by Ctrl-C.
 """
 
 
 def add_arguments(commands: Any) -> None:
-    """Add the subcommand to the parser's."""
+    """Add the subcommand to the parser."""
     parser = add_command(
         commands,
         "run",
@@ -34,20 +34,22 @@ def add_arguments(commands: Any) -> None:
         description="Simulate a federation on this machine with `flwr run`.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/")
     parser.add_argument(
-        "--verbose", action="store_true", help="show the log of the server and the clients as well"
+        "overrides", nargs="*", metavar="key=value", help="changes from the defaults in conf/"
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="also show the log of the server and the clients"
     )
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Check the settings, then do the run."""
+    """Check the settings, then run."""
     from fedmutual.settings import SettingsError
     from fedmutual.simulation.request import prepare
 
     app_dir: Path = arguments.app_dir
     if not (app_dir / "server_app.py").is_file():
-        return _refuse(f"no Flower app in {app_dir}: install fedmutual again, or run from a whole checkout")
+        return _refuse(f"no Flower app in {app_dir}: reinstall fedmutual, or run from a complete checkout")
     try:
         request = prepare(arguments.overrides, Path.cwd())
     except SettingsError as error:
@@ -56,7 +58,7 @@ def call(arguments: argparse.Namespace) -> int:
     try:
         request.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # a read-only or full disk
-        return _refuse(f"output_dir: {request.output_dir} cannot be made: {error.strerror}")
+        return _refuse(f"output_dir: {request.output_dir} cannot be created: {error.strerror}")
 
     from rich.console import Console
 

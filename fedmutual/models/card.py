@@ -116,8 +116,8 @@ def card_page(card: Mapping[str, Any]) -> str:
         _table(("package", "version"), card["versions"].items()),
         "## Limits",
         "The model knows only the classes above: every picture gets one of them. It was evaluated only on "
-        "the images named here. A trained model can reveal information about its training images: share it as "
-        "carefully as you would share statistics about them.",
+        "the images named here. A trained model can reveal information about its training images: share it "
+        "as carefully as you would share statistics about them.",
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -1,9 +1,9 @@
 """A whole run in one process: the real ServerApp, ClientApp, messages and files, without Ray and sockets.
 
-A simulation costs Ray, and a process a message; a study of hundreds of runs cannot pay that. Here one
-process holds the server and all clients, one of which learns at a time. Every message goes through Flower's
-serialisation, so the figures and the bytes are those of ``flwr run``, bit for bit; only the wall time of the
-whole is that of clients that take turns.
+A simulation starts Ray and a process per message, which is too slow for a study of hundreds of runs. Here one
+process runs the server and all clients, one client at a time. Every message passes through Flower's
+serialisation, so results and byte counts equal those of ``flwr run`` exactly. Only the wall time differs,
+since clients take turns.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ logger = logging.getLogger(__name__)
 
 FIRST_NODE = 1000
 RUN_ID = 1
-# nobody else has to be given time between two looks for a reply
+# no other process needs time between two polls
 QUICK = "exchange.poll_interval=0.001"
 
 NodeConfig = Callable[[int], dict[str, Any]]
 
 
 def run_inprocess(overrides: Sequence[str], output_dir: Path, num_clients: int | None = None) -> int:
-    """Do a run in this process, or continue the one that was interrupted in ``output_dir``.
+    """Do a run in this process, or continue the run interrupted in ``output_dir``.
 
-    An interrupted run that had not come to a checkpoint starts again: its folder is emptied first.
+    An interrupted run without a checkpoint starts again, in an emptied folder.
 
     Parameters
     ----------
     overrides : Sequence[str]
-        Hydra overrides, as for ``fedmutual run``; ``simulation.client_cpus`` : threads of torch.
+        Hydra overrides, as for ``fedmutual run``; ``simulation.client_cpus`` sets torch's threads.
     output_dir : Path
-        Folder of the results; nothing but a run of these settings may be in it.
+        Folder of the results: empty, or with a run of the same settings.
     num_clients : int | None
-        None: as the settings say, or 5.
+        None: the settings' value, else 5.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def run_inprocess(overrides: Sequence[str], output_dir: Path, num_clients: int |
     Raises
     ------
     SettingsError
-        A setting is refused; nothing was started.
+        A setting is invalid; nothing was started.
     """
     return carry_out(request_in(overrides, output_dir, num_clients))
 
@@ -87,18 +87,18 @@ def carry_out(request: RunRequest) -> int:
     context = Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config))
     try:
         run(grid, context)
-    except Exception:  # whatever it was, summary.json says it, and the run's log shows where
+    except Exception:  # summary.json has the reason, the run's log the traceback
         logger.exception("the run failed")
         return 1
     return 0
 
 
 def request_in(overrides: Sequence[str], output_dir: Path, num_clients: int | None = None) -> RunRequest:
-    """The checked request for a run in a folder of its own: a new one, or to go on from its checkpoint."""
+    """Return the checked request for a run in its own folder: new, or resumed from its checkpoint."""
     path = Path(os.path.abspath(output_dir))
     if has_checkpoint(path / CHECKPOINT):
         return prepare([hydra_override("resume", str(path))], Path.cwd())
-    if path.exists():  # no round was completed: there is nothing to go on from
+    if path.exists():  # no round was completed: nothing to resume
         shutil.rmtree(path)
     own = [hydra_override("output_dir", str(path))]
     own += [f"num_clients={num_clients}"] if num_clients is not None else []
@@ -106,7 +106,7 @@ def request_in(overrides: Sequence[str], output_dir: Path, num_clients: int | No
 
 
 def load_client_app() -> ClientApp:
-    """The ClientApp of this checkout, or of the wheel."""
+    """Return the ClientApp of this checkout, or of the wheel."""
     folder = str(app_folder())
     sys.path.insert(0, folder)
     try:
@@ -118,12 +118,12 @@ def load_client_app() -> ClientApp:
 
 
 def enter_run() -> None:
-    """Messages can only be made inside a run."""
+    """Enter a Flower run, without which no message can be created."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SUPERLINK_NODE_ID, 1
 
 
 def over_the_wire(message: Message) -> Message:
-    """A copy that went through Flower's serialisation."""
+    """Return a copy of a message after Flower's serialisation."""
     objects = get_all_nested_objects(message)
     copy = inflate_object_from_contents(message.object_id, {k: o.deflate() for k, o in objects.items()})
     assert isinstance(copy, Message)
@@ -132,11 +132,11 @@ def over_the_wire(message: Message) -> Message:
 
 
 class InProcessGrid(Grid):
-    """Nodes that answer when their reply is asked for.
+    """Nodes that run when their reply is requested.
 
-    An order is carried out when a call of :meth:`pull_messages` names it and nothing that it names is ready
-    yet: one order a call, in the order of pushing. So a strategy that pulls one message gets that one,
-    whatever else is under way, and may decide itself (by a virtual clock, say) whose reply comes next.
+    If no requested reply is ready, :meth:`pull_messages` carries out the oldest requested order: one per
+    call, in push order. A strategy that pulls a single message therefore gets that one, whatever else is in
+    flight, and can choose whose reply comes next (for example by a virtual clock).
 
     Parameters
     ----------
@@ -144,13 +144,12 @@ class InProcessGrid(Grid):
     num_nodes : int
     run_config : dict
     node_config : callable
-        Node configuration of the i-th node; by default its partition.
+        Configuration of the i-th node; default: its partition.
 
     Attributes
     ----------
     takes_turns : bool
-        Clients learn one after the other: the wall clock does not say how long they would take side by
-        side.
+        Clients train one after the other, so the wall clock does not show their parallel duration.
     """
 
     takes_turns = True
@@ -174,30 +173,30 @@ class InProcessGrid(Grid):
         self._ids = itertools.count()
 
     def set_run(self, run: Run) -> None:
-        """Set the run that the messages belong to."""
+        """Set the run of the messages."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run that the messages belong to."""
+        """The run of the messages."""
         return self._run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Flower's legacy way of making a message; not offered."""
-        raise NotImplementedError("legacy: make a flwr.app.Message")
+        """Reject Flower's legacy way of creating a message."""
+        raise NotImplementedError("legacy: create a flwr.app.Message")
 
     def get_node_ids(self) -> Iterable[int]:
-        """Ids of the connected nodes."""
+        """Return the ids of the connected nodes."""
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Take orders; returns their ids, an empty one for a node that does not exist."""
+        """Accept orders; return their ids, an empty one for an unknown node."""
         if not isinstance(messages, list | tuple):
-            raise TypeError("HttpGrid iterates twice: pass a list, not a generator")
+            raise TypeError("pass a list, not a generator: HttpGrid iterates twice")
         return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that are ready; where none is, carry out the oldest of these orders first."""
+        """Return the replies that are ready; if none is, carry out the oldest of these orders first."""
         names = list(message_ids)
         if not any(name in self._ready for name in names):
             wanted = set(names)
@@ -220,7 +219,7 @@ class InProcessGrid(Grid):
             return ""
         name = f"m{next(self._ids)}"
         message.metadata.__dict__["_message_id"] = name
-        self._pending[name] = over_the_wire(message)  # as it is now: the sender may go on to change it
+        self._pending[name] = over_the_wire(message)  # a copy: the sender may change the message later
         return name
 
     def _carry_out(self, name: str) -> None:
@@ -230,7 +229,7 @@ class InProcessGrid(Grid):
             self._ready[name] = reply
 
     def _answer(self, order: Message) -> Message | None:
-        """The node's reply to an order, as it arrives; what the ClientApp raises becomes an error reply."""
+        """Return a node's reply to an order; an exception of the ClientApp becomes an error reply."""
         try:
             reply = self.client_app(order, self.contexts[order.metadata.dst_node_id])
             return over_the_wire(reply)
@@ -240,7 +239,7 @@ class InProcessGrid(Grid):
 
 
 def node_context(node: int, run_config: dict[str, Any], node_config: dict[str, Any]) -> Context:
-    """What Flower hands to a node's ClientApp."""
+    """Return the Context that Flower passes to a node's ClientApp."""
     return Context(
         run_id=RUN_ID,
         node_id=node,

@@ -1,4 +1,4 @@
-"""Ctrl-C and termination as something that is asked for, not something that strikes anywhere."""
+"""Ctrl-C and termination signals, polled at safe points."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; ``exit_code`` is the shell's for that signal (130 for Ctrl-C)."""
+    """The run received a stop signal; ``exit_code`` is the shell's code for it (130 for Ctrl-C)."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -18,9 +18,9 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """Take SIGINT, SIGTERM and SIGHUP while the block runs and report them when asked.
+    """Catch SIGINT, SIGTERM and SIGHUP during a block, and report them on request.
 
-    No exception is raised from within the handler, so that cleaning up is never torn apart.
+    The signal handler raises no exception, so clean-up is never interrupted.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class Interrupts:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise :class:`Interrupted` when a signal came."""
+        """Raise :class:`Interrupted` if a signal was received."""
         if self._received:
             raise Interrupted(self._received[0])
 
     def hurry(self) -> bool:
-        """Whether a second signal came: end at once."""
+        """Return whether a second signal was received: end at once."""
         return len(self._received) > 1
 
     def _note(self, number: int, _: FrameType | None) -> None:

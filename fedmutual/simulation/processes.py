@@ -1,8 +1,9 @@
-"""The processes of one run: known by descent and by a mark in their environment, ended without exception.
+"""Find and end all processes of one run, by descent and by a mark in their environment.
 
-Flower and Ray start processes that outlive their parents, so that neither a process group nor the tree
-at the end shows them all. Each process that is started gets an environment variable with a value of this
-run; whoever was seen below one of ours, or carries the mark, is ours. Nothing else is ever signalled.
+Flower and Ray start processes that outlive their parents, so neither a process group nor the final process
+tree contains them all. Every process of a run inherits an environment variable with a value unique to the
+run. Processes that were seen as descendants or carry this mark belong to the run; no other process gets a
+signal.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 class ProcessTree:
-    """Remember the processes of a run while they live, and end them.
+    """Record the processes of a run, and end them.
 
     Parameters
     ----------
@@ -32,15 +33,15 @@ class ProcessTree:
 
     def __init__(self, mark: tuple[str, str]) -> None:
         self._mark = mark
-        self._seen: set[psutil.Process] = set()  # equal by pid and time of creation: a reused pid is no match
+        self._seen: set[psutil.Process] = set()  # equal by pid and creation time: a reused pid differs
 
     def add(self, pid: int) -> None:
-        """Remember a process that was started for this run."""
+        """Record a process that was started for this run."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self._seen.add(psutil.Process(pid))
 
     def record(self) -> None:
-        """Remember all present descendants of the processes seen so far."""
+        """Record all current descendants of the recorded processes."""
         children: dict[int, list[psutil.Process]] = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -52,26 +53,26 @@ class ProcessTree:
             parents.extend(found)
 
     def alive(self) -> list[psutil.Process]:
-        """Return the remembered processes that still run (a zombie has ended)."""
+        """Return the recorded processes that still run (zombies excluded)."""
         return [process for process in self._seen if runs(process)]
 
     def named(self, program: str) -> list[psutil.Process]:
-        """Return the running processes whose command line starts a program of that name."""
+        """Return the running processes of the program with that name."""
         return [process for process in self.alive() if program in _program(process)]
 
     def end(self, grace: float, hurry: Callable[[], bool] = lambda: False) -> None:
-        """End every process of the run: ask, wait up to ``grace`` seconds (less in a hurry), then kill.
+        """End every process of the run: terminate, wait up to ``grace`` seconds (less in a hurry), kill.
 
         Raises
         ------
         RuntimeError
-            When a process survived SIGKILL (it hangs in the kernel).
+            A process survived SIGKILL (it hangs in the kernel).
         """
         self._find_all()
         _signal(self.alive(), signal.SIGTERM)
         self._wait(grace, hurry)
         deadline = time.monotonic() + 10.0
-        while True:  # a process may start another while it dies
+        while True:  # a dying process may start another
             self._find_all()
             remaining = self.alive()
             if not remaining:
@@ -82,14 +83,14 @@ class ProcessTree:
             self._wait(0.5, lambda: False)
 
     def reap(self, seconds: float = 2.0) -> None:
-        """Take the exit status of those that have ended and were adopted, so that no zombie is left."""
+        """Collect the exit status of adopted processes that have ended, so that no zombie remains."""
         deadline = time.monotonic() + seconds
         zombies = list(self._seen)
         while zombies and time.monotonic() < deadline:
             for process in zombies:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(process.pid, os.WNOHANG)
-            # a process shows as a zombie while its last threads are still on their way out
+            # a process is a zombie while its last threads are still ending
             zombies = [process for process in zombies if process.is_running()]
             if zombies:
                 time.sleep(POLL_SECONDS)
@@ -112,15 +113,14 @@ class ProcessTree:
 def adopt_orphans(adopt: bool) -> None:
     """Become the parent of descendants whose own parent ends, so that no zombie outlives the run (Linux).
 
-    Elsewhere, and in a kernel that refuses, they go to the system's first process as usual; they are found
-    and ended all the same.
+    On other systems, or if the kernel refuses, init adopts them as usual; they are still found and ended.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether a process still does something: a zombie has ended."""
+    """Return whether a process still runs (a zombie does not)."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

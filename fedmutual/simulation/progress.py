@@ -1,4 +1,4 @@
-"""What the person sees of a run: a bar over the rounds and a line a round, read from its history."""
+"""Progress of a run on the terminal: a bar and one line per round, read from its history."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Key = tuple[Any, ...]
 
 
 class HistoryTail:
-    """Read the lines that a run adds to ``history.jsonl``; those that were there at the start are skipped."""
+    """Read the lines that a run adds to ``history.jsonl``, skipping those that exist already."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,17 +51,17 @@ class HistoryTail:
 
 
 class RoundLines:
-    """Turn history rows into a line a round, once all its clients are in or a later round has begun."""
+    """Turn history rows into one line per round, once all clients reported or a later round began."""
 
     def __init__(self, num_clients: int, rounds: int) -> None:
         self._num_clients = num_clients
         self._rounds = rounds
         self._open: dict[int, list[Row]] = {}
-        self.completed = 0  # rounds whose line is out, the closing one not counted
-        self.waiting = ""  # the round that is going on
+        self.completed = 0  # rounds with a printed line, without the closing one
+        self.waiting = ""  # the current round
 
     def add(self, rows: Iterable[Row]) -> list[str]:
-        """Take new rows; returns the lines of the rounds that they complete."""
+        """Add new rows; return the lines of the rounds that they complete."""
         lines = []
         for row in rows:
             number = int(row["round"])
@@ -75,7 +75,7 @@ class RoundLines:
         return lines
 
     def flush(self) -> list[str]:
-        """Return the lines of the rounds that are still open: the run has ended."""
+        """Return the lines of the open rounds, at the end of the run."""
         return [line for number in sorted(self._open) for line in self._close(number)]
 
     def _close(self, number: int) -> list[str]:
@@ -95,16 +95,16 @@ class RoundLines:
 
 
 def round_line(rows: Sequence[Mapping[str, Any]], rounds: int, num_clients: int) -> str:
-    """Write one round in one line.
+    """Return one line about a round.
 
     Parameters
     ----------
     rows : Sequence[Mapping[str, Any]]
-        The round's history lines, one a client.
+        The round's history lines, one per client.
     rounds : int
         Rounds of the run.
     num_clients : int
-        Clients of the run; said where some are missing.
+        Clients of the run; shown if some are missing.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def round_line(rows: Sequence[Mapping[str, Any]], rounds: int, num_clients: int)
         parts.append(f"KL {_mean(before):.3f} -> {_mean(after):.3f}")
     seconds = _values(accepted, "seconds")
     if seconds:
-        parts.append(f"{max(seconds):.1f} s a client")
+        parts.append(f"{max(seconds):.1f} s per client")
     up, down = (sum(_values(rows, f"{direction}link_bytes")) for direction in ("up", "down"))
     if up or down:
         parts.append(f"{human_bytes(up)} up, {human_bytes(down)} down")
@@ -136,7 +136,7 @@ def round_line(rows: Sequence[Mapping[str, Any]], rounds: int, num_clients: int)
 
 
 class Display:
-    """The run on the terminal: a live bar where there is one, plain lines elsewhere."""
+    """The run on the output: a live bar on a terminal, else plain lines."""
 
     def __init__(self, console: Console, num_clients: int, rounds: int) -> None:
         self._console = console
@@ -154,7 +154,7 @@ class Display:
         self._progress.start()
 
     def status(self, text: str) -> None:
-        """Say what is going on, for as long as nothing else is known."""
+        """Show the current activity until there are history rows."""
         if self._progress.disable:
             self.line(text)
         else:
@@ -170,15 +170,15 @@ class Display:
             )
 
     def line(self, text: str) -> None:
-        """Print a line above the bar, as it is."""
+        """Print a line above the bar, unformatted."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def log(self, text: str) -> None:
-        """Print a line of a log, in its colours where the terminal has them."""
+        """Print a log line, with its colours if the terminal supports them."""
         self._console.print(Text.from_ansi(text), highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Print what is still open and take the bar away; may be called twice."""
+        """Print open rounds and remove the bar; may be called twice."""
         for line in self._lines.flush():
             self.line(line)
         self._progress.stop()

@@ -1,4 +1,4 @@
-"""One simulation from start to end: start, submit, follow, report, and leave nothing running."""
+"""One simulation from start to end: start, submit, follow, report, and end every process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedmutual.simulation.request import RunRequest
 from fedmutual.simulation.superlink import FlowerError, SuperLink
 
 POLL_SECONDS = 0.1
-RECORD_SECONDS = 0.5  # how often new processes are looked for
-ASK_SECONDS = 20.0  # how often Flower is asked about a run whose process has not appeared
-ENDING_SECONDS = 120.0  # for what the ServerApp does after its summary
-FAILING_SECONDS = 2.0  # the same when the run failed: Flower would go on to start its clients
-STOPPING_SECONDS = 5.0  # for a simulation that was told to stop
+RECORD_SECONDS = 0.5  # interval of the search for new processes
+ASK_SECONDS = 20.0  # interval of status requests while the run's process has not appeared
+ENDING_SECONDS = 120.0  # time limit of the ServerApp after its summary
+FAILING_SECONDS = 2.0  # the same for a failed run: Flower would still start its clients
+STOPPING_SECONDS = 5.0  # time limit for a simulation to stop
 
 
 class LocalRun:
@@ -32,12 +32,12 @@ class LocalRun:
     request : RunRequest
         The checked settings.
     app_dir : Path
-        The Flower app: the folder of ``pyproject.toml``, ``server_app.py`` and ``client_app.py``; that of a
-        wheel is put together first.
+        The Flower app: a folder with ``pyproject.toml``, ``server_app.py`` and ``client_app.py``; assembled
+        first for an installed wheel.
     console : Console
-        Where the run is shown.
+        Shows the run.
     verbose : bool
-        Show the log of the ServerApp and the clients as well.
+        Also show the log of the ServerApp and the clients.
     """
 
     def __init__(self, request: RunRequest, app_dir: Path, console: Console, verbose: bool = False) -> None:
@@ -46,12 +46,12 @@ class LocalRun:
         self._console = console
         self._verbose = verbose
         self._output = request.output_dir
-        self._log = self._output / "run.log"  # what the ServerApp and the clients print
+        self._log = self._output / "run.log"  # output of the ServerApp and the clients
         self._interrupts = Interrupts()
         self._recorded = 0.0
 
     def run(self) -> int:
-        """Run it to its end.
+        """Run the simulation to its end.
 
         Returns
         -------
@@ -77,7 +77,7 @@ class LocalRun:
             return self._report(reason)
 
     def _simulate(self) -> str:
-        """Start and follow the run; returns why it left no summary, empty when it left one."""
+        """Start and follow the run; return why it left no summary, empty if it left one."""
         history = HistoryTail(self._output / "history.jsonl")
         self._run_id = ""
         models, num_clients = self._request.settings.model.per_client, self._request.num_clients
@@ -110,7 +110,7 @@ class LocalRun:
             if deadline is None and (summary := self._summary()) is not None:
                 completed = summary.get("status") == "completed"
                 deadline = time.monotonic() + (ENDING_SECONDS if completed else FAILING_SECONDS)
-            if deadline is not None:  # Flower's own end takes seconds in which nothing more comes
+            if deadline is not None:  # Flower's shutdown takes seconds, with no further rows
                 over = over or self._superlink.returned
             self._display.rows(history.poll())
             if over or (deadline is not None and time.monotonic() > deadline):
@@ -137,12 +137,12 @@ class LocalRun:
         self._close()
         self._leave_summary("stopped", str(interruption))
         self._console.print(
-            f"Stopped. What there is: {self._output}", markup=False, highlight=False, soft_wrap=True
+            f"Stopped. Results so far: {self._output}", markup=False, highlight=False, soft_wrap=True
         )
         return interruption.exit_code
 
     def _stop_run(self) -> None:
-        """Let Flower end the simulation in order; killing the SuperLink first would leave Ray behind."""
+        """Let Flower shut the simulation down; killing the SuperLink first would leave Ray running."""
 
         def wait() -> None:
             time.sleep(POLL_SECONDS)
@@ -160,17 +160,17 @@ class LocalRun:
             self._display.line(f"flwr stop: {error}; ending its processes")
 
     def _leave_summary(self, status: str, reason: str) -> None:
-        """Say in ``summary.json`` how a run ended that could not say it itself."""
+        """Write ``summary.json`` for a run that could not write it itself."""
         from fedmutual.report.leave import leave_report
         from fedmutual.results.directory import ResultsError, RunDirectory, leave_summary
         from fedmutual.settings import as_container
 
         try:
-            if not (self._output / "config.yaml").exists():  # it ended before the ServerApp began
+            if not (self._output / "config.yaml").exists():  # it ended before the ServerApp started
                 RunDirectory(self._output).write_config(as_container(self._request.settings))
             leave_summary(self._output, status, reason)
             leave_report(self._output)
-        except (ResultsError, OSError) as error:  # a damaged history, a full disk
+        except (ResultsError, OSError) as error:  # for example a damaged history or a full disk
             self._display.line(f"no summary.json: {error}")
 
     def _close(self) -> None:
@@ -194,14 +194,14 @@ class LocalRun:
             status, given = ((summary or {}).get(key) for key in ("status", "reason"))
             self._display.line(f"The run {status or 'failed'}: {given or reason or 'no reason given'}")
             if self._log.exists():
-                self._display.line(f"The whole log: {self._log}")
+                self._display.line(f"Full log: {self._log}")
         if (self._output / "report.html").exists():
             self._display.line(f"Report: {self._output / 'report.html'}")
         self._display.line(f"Results: {self._output}")
         return 0 if completed else 1
 
     def _summary(self) -> dict[str, Any] | None:
-        """The summary of this run; one that an interrupted run left before it is none."""
+        """Return the summary of this run, ignoring one left by an earlier, interrupted run."""
         path = self._output / "summary.json"
         if _identity(path) in (None, self._old_summary):
             return None
@@ -225,14 +225,14 @@ _EXCEPTION = re.compile(r"^\s*(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*")
 
 
 def last_error(log: Path, start: int = 0) -> str:
-    """Return the last line of a log that states an exception, else its last lines; empty for an empty log.
+    """Return the last exception line of a log, else its last lines; empty for an empty log.
 
     Parameters
     ----------
     log : Path
-        A log.
+        The log.
     start : int
-        Byte at which the part of this run begins.
+        Byte at which this run's part begins.
     """
     if not log.exists():
         return ""

@@ -1,4 +1,4 @@
-"""A SuperLink of our own on this machine, and what is asked of it through the ``flwr`` command."""
+"""A private SuperLink on this machine, controlled through the ``flwr`` command."""
 
 from __future__ import annotations
 
@@ -25,48 +25,52 @@ CONNECTION = "fedmutual"
 START_TIMEOUT = 120.0
 COMMAND_TIMEOUT = 120.0
 POLL_SECONDS = 0.05
-# Ray's sockets lie up to 65 characters below RAY_TMPDIR; a socket's path holds 107 (macOS: 103).
+# Ray's socket paths add up to 65 characters to RAY_TMPDIR; the limit is 107 (macOS: 103).
 _LONGEST_RAY_FOLDER = 40
 
 _ENVIRONMENT = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # or each run installs PyTorch once more
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else each run installs PyTorch again
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the setting `device` decides whether a GPU is used
     "RAY_enable_metrics_collection": "0",
-    "RAY_prestart_worker_first_driver": "0",  # Flower's actors need workers of their own environment anyway
+    "RAY_prestart_worker_first_driver": "0",  # unused: Flower's actors need their own workers
     "PYTHONUNBUFFERED": "1",
 }
-# glibc gives large activations back to the system and maps them afresh in every step of the training, which
-# costs a CPU a third of its time; with these it keeps them, for a fifth more memory.
+# By default glibc returns large activations to the system and maps them again in every training step, which
+# takes a third of the CPU time. With these values it keeps them, for a fifth more memory.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
-_NOT_INHERITED = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV")  # they would lead Ray to another cluster
+_NOT_INHERITED = (
+    "RAY_ADDRESS",
+    "RAY_NAMESPACE",
+    "RAY_RUNTIME_ENV",
+)  # they would connect Ray to another cluster
 
 
 class FlowerError(RuntimeError):
-    """Flower did not start or refused a command; the message holds what it said."""
+    """Flower did not start or refused a command; the message has Flower's output."""
 
 
 class SuperLink:
-    """A simulation SuperLink with a private home and port; nobody else's is used or disturbed.
+    """A simulation SuperLink with a private home and port, isolated from any other SuperLink.
 
     Parameters
     ----------
     app_dir : Path
         The Flower app; the SuperLink runs there, because Ray's actors import from its working directory.
     log : Path
-        Receives what the SuperLink prints.
+        File for the SuperLink's output.
     gpu_index : bool
-        Clients choose a GPU by its index: Ray must not renumber those they see.
+        Clients choose a GPU by index, so Ray must not renumber the GPUs.
     """
 
     def __init__(self, app_dir: Path, log: Path, gpu_index: bool = False) -> None:
         self.app_dir = app_dir
         self.log = log
         self.home = _temporary_home()
-        write_owner(self.home)  # lets `fedmutual clean` tell a killed run's from a living one's
+        write_owner(self.home)  # lets `fedmutual clean` distinguish a live run's home from an abandoned one
         self.processes = ProcessTree(("FLWR_HOME", str(self.home)))
         self._environment = environment(os.environ, self.home, gpu_index)
         self._port = _free_port()
@@ -76,12 +80,12 @@ class SuperLink:
         self._ray: psutil.Process | None = None
 
     def start(self, wait: Callable[[], None]) -> None:
-        """Start it and return when it answers; ``wait`` is called again and again meanwhile and may raise.
+        """Start the SuperLink and return when it answers; call ``wait``, which may raise, while waiting.
 
         Raises
         ------
         FlowerError
-            It ended, or did not answer within ``START_TIMEOUT``.
+            The process ended, or did not answer within ``START_TIMEOUT``.
         """
         address = f"127.0.0.1:{self._port}"
         config = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
@@ -105,35 +109,35 @@ class SuperLink:
 
     @property
     def running(self) -> bool:
-        """Whether the SuperLink's process lives."""
+        """Whether the SuperLink's process is alive."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def simulation(self) -> psutil.Process | None:
-        """The process that holds the ServerApp and Ray, also when it has ended; None: none was seen yet."""
+        """The process with the ServerApp and Ray, even if it has ended; None: not seen yet."""
         if self._simulation is None:
             self._simulation = next(iter(self.processes.named("flwr-simulation")), None)
         return self._simulation
 
     @property
     def simulating(self) -> bool:
-        """Whether the process that holds the ServerApp and Ray lives."""
+        """Whether the process with the ServerApp and Ray is alive."""
         return self.simulation is not None and runs(self.simulation)
 
     @property
     def returned(self) -> bool:
-        """Whether the ServerApp has surely returned: only then does Flower shut Ray down."""
+        """Whether the ServerApp has certainly returned: Flower shuts Ray down only afterwards."""
         if self._ray is None:
             self._ray = next(iter(self.processes.named("raylet")), None)
         return self._ray is not None and not runs(self._ray)
 
     def submit(self, run_config: str, federation_config: str, wait: Callable[[], None]) -> str:
-        """Hand the app to the SuperLink with ``flwr run``; returns the run's id.
+        """Submit the app to the SuperLink with ``flwr run``; return the run's id.
 
         Raises
         ------
         FlowerError
-            With what ``flwr run`` said.
+            With the output of ``flwr run``.
         """
         file = self.home / "run-config.toml"
         file.write_text(run_config, encoding="utf-8")
@@ -145,29 +149,29 @@ class SuperLink:
         return str(answer["run-id"])
 
     def status(self, run_id: str, wait: Callable[[], None]) -> tuple[str, str]:
-        """Return the run's status as Flower has it, such as "finished:failed", and its details."""
+        """Return the run's status in Flower, such as "finished:failed", and its details."""
         answer = self.ask(["ls", CONNECTION, "--run-id", run_id, "--format", "json"], wait)
         if not answer.get("runs"):
             raise FlowerError(f"flwr ls: {_complaint(answer)}")
         run = answer["runs"][0]
         details = str(run.get("status-details") or "")
-        return str(run["status"]), "" if details == "N/A" else details  # Flower's word for nothing
+        return str(run["status"]), "" if details == "N/A" else details  # Flower's placeholder for none
 
     def stop_run(self, run_id: str, wait: Callable[[], None]) -> None:
-        """Tell Flower to stop the run and end its process, which would notice within a minute."""
+        """Tell Flower to stop the run, and end its process, which would take up to a minute to notice."""
         self.ask(["stop", run_id, CONNECTION, "--format", "json"], wait)
         if self.simulation is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self.simulation.terminate()
 
     def stream_log(self, run_id: str, file: Path) -> None:
-        """Add what the ServerApp and the clients print to a file, for as long as the run lasts."""
+        """Append the output of the ServerApp and the clients to a file, until the run ends."""
         with file.open("ab") as out:
             command = [program("flwr"), "log", run_id, CONNECTION, "--stream"]
             self._spawn(command, stdout=out, stderr=subprocess.STDOUT)
 
     def save_log(self, run_id: str, file: Path, wait: Callable[[], None]) -> None:
-        """Add what the ServerApp and the clients have printed so far to a file."""
+        """Append the output so far of the ServerApp and the clients to a file."""
         with file.open("ab") as out:
             command = [program("flwr"), "log", run_id, CONNECTION, "--show"]
             process = self._spawn(command, stdout=out, stderr=subprocess.STDOUT)
@@ -181,7 +185,7 @@ class SuperLink:
         Raises
         ------
         FlowerError
-            It printed none, or took longer than ``COMMAND_TIMEOUT``.
+            The command printed no JSON, or took longer than ``COMMAND_TIMEOUT``.
         """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
             process = self._spawn([program("flwr"), *arguments], stdout=out, stderr=errors)
@@ -220,7 +224,7 @@ class SuperLink:
         shutil.rmtree(self.home, ignore_errors=True)
 
     def _spawn(self, command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
-        # a session of its own: the terminal's Ctrl-C reaches us alone, and we end the run in order
+        # a new session: the terminal's Ctrl-C reaches only us, and we shut the run down in order
         process = subprocess.Popen(
             command,
             cwd=self.app_dir,
@@ -234,7 +238,7 @@ class SuperLink:
         return process
 
     def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=2.0)  # heeds no proxy
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=2.0)  # ignores proxies
         with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/health")
             return connection.getresponse().status == 200
@@ -249,9 +253,9 @@ def environment(inherited: Mapping[str, str], home: Path, gpu_index: bool = Fals
     inherited : Mapping[str, str]
         The caller's environment.
     home : Path
-        The private ``FLWR_HOME``; Ray's files go below it too where its sockets' paths stay short enough.
+        The private ``FLWR_HOME``; also the folder of Ray's files if its socket paths stay short enough.
     gpu_index : bool
-        Let every client see all GPUs under their own numbers.
+        Let every client see all GPUs with their original numbers.
     """
     result = ALLOCATOR | {key: value for key, value in inherited.items() if key not in _NOT_INHERITED}
     scripts = sysconfig.get_path("scripts")
@@ -259,13 +263,15 @@ def environment(inherited: Mapping[str, str], home: Path, gpu_index: bool = Fals
     no_proxy = ",".join(dict.fromkeys([*local, "127.0.0.1", "localhost"]))
     result |= _ENVIRONMENT | {
         "FLWR_HOME": str(home),
-        "PATH": os.pathsep.join([scripts, result.get("PATH", os.defpath)]),  # Flower starts its parts by name
+        "PATH": os.pathsep.join(
+            [scripts, result.get("PATH", os.defpath)]
+        ),  # Flower starts its programs by name
         "NO_PROXY": no_proxy,
         "no_proxy": no_proxy,
     }
     if len(str(home)) <= _LONGEST_RAY_FOLDER:
         result["RAY_TMPDIR"] = str(home)
-    if result.get("PYTHONPATH"):  # these processes run in another folder than the caller
+    if result.get("PYTHONPATH"):  # these processes run in a different folder
         entries = [entry for entry in result["PYTHONPATH"].split(os.pathsep) if entry]
         result["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in entries)
     if gpu_index:
@@ -279,7 +285,7 @@ def program(name: str) -> str:
     Raises
     ------
     FlowerError
-        It is not installed.
+        The command is not installed.
     """
     path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if path is None:
@@ -293,7 +299,7 @@ def _complaint(answer: Mapping[str, Any]) -> str:
 
 
 def _temporary_home() -> Path:
-    """A new private folder, in /tmp where the system's own temporary folder has too long a name for Ray."""
+    """Create a private folder; in /tmp if the system's temporary folder has too long a path for Ray."""
     folder: str | None = tempfile.gettempdir()
     for candidate in (tempfile.gettempdir(), "/tmp"):
         if len(os.path.realpath(candidate)) + 19 <= _LONGEST_RAY_FOLDER and os.access(candidate, os.W_OK):
