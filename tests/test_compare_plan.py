@@ -111,10 +111,13 @@ def test_bad_studies_are_refused_by_name(
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As many files as the studies ask for; nothing opens them."""
     root = tmp_path_factory.mktemp("photographs")
-    digits = (f"{part}/{digit}" for part in ("train", "public", "test") for digit in range(10))
-    for folder in ("pool/mask", "pool/no_mask", "unseen/mask", "unseen/no_mask", *digits):
+    folders = {f"pool/{kind}": 400 for kind in ("mask", "no_mask")}
+    folders |= {f"unseen/{kind}": 10 for kind in ("mask", "no_mask")}
+    for part, count in (("train", 100), ("public", 40), ("test", 10)):
+        folders |= {f"{part}/{digit}": count for digit in range(10)}
+    for folder, count in folders.items():
         (root / folder).mkdir(parents=True)
-        for number in range(400):
+        for number in range(count):
             (root / folder / f"{number}.jpg").touch()
     return root
 
