@@ -1,20 +1,21 @@
-"""What runs leave on a machine that may be removed: found here, and removed only when asked.
+"""Leftovers of runs on this machine: found here, and removed only when asked.
 
-Nothing that is in use is ever named: not the processes of a run whose command still lives, not Flower's local
-SuperLink while it simulates, not a run that is younger than asked.
+Nothing in use is listed: not the processes of a run whose command is alive, not Flower's local SuperLink
+while it simulates, not a run that is younger than asked.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,16 +24,13 @@ from fedmutual.results.directory import CONFIG, user_runs_dir
 from fedmutual.simulation.owner import OWNER, owner_lives
 from fedmutual.simulation.processes import ProcessTree, runs
 
-KINDS = ("cache", "runs", "states", "superlinks", "apps")
-_DAY = 86_400.0
-_APP_SETTLE = (
-    3600.0  # seconds before the app folder of a killed run counts as left: no process may be in it yet
-)
+_DATED = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]/*"
+_APP_SETTLE = 3600.0  # seconds after which a run's app folder without a process counts as left
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """One thing that may go.
+    """One thing that can be removed.
 
     Attributes
     ----------
@@ -56,7 +54,7 @@ class Leftover:
 
 
 def find(kinds: tuple[str, ...], outputs: Path, older_than: float) -> list[Leftover]:
-    """Return what may be removed.
+    """Return what can be removed.
 
     Parameters
     ----------
@@ -67,148 +65,118 @@ def find(kinds: tuple[str, ...], outputs: Path, older_than: float) -> list[Lefto
     older_than : float
         Days since the last write, for runs and states.
     """
-    finders: dict[str, Callable[[], Iterator[Leftover]]] = {
-        "cache": _cache,
-        "runs": lambda: _runs(outputs, older_than),
-        "states": lambda: _states(older_than),
-        "superlinks": _superlinks,
-        "apps": _apps,
-    }
-    return [leftover for kind in KINDS if kind in kinds for leftover in finders[kind]()]
+    latest = time.time() - older_than * 86_400
+    found = [leftover for kind in KINDS if kind in kinds for leftover in _FINDERS[kind](outputs)]
+    return [
+        leftover for leftover in found if leftover.kind not in ("runs", "states") or leftover.used <= latest
+    ]
 
 
-def _cache() -> Iterator[Leftover]:
+def _cache(_: Path) -> Iterator[Leftover]:
     folder = cache_folder(None)
     if folder.is_dir():
-        yield _folder("cache", f"decoded images in {folder} (made again when needed)", folder)
+        yield _folder("cache", folder, f"decoded images in {folder} (made again when needed)")
 
 
-def _runs(outputs: Path, older_than: float) -> Iterator[Leftover]:
-    dated = (d for d in outputs.glob("*") if re.fullmatch(r"\d{4}-\d\d-\d\d", d.name))
-    candidates = [run for date in sorted(dated) for run in sorted(date.iterdir())]
-    candidates += sorted(user_runs_dir().glob("*"))
-    for run in candidates:
+def _runs(outputs: Path) -> Iterator[Leftover]:
+    for run in [*sorted(outputs.glob(_DATED)), *sorted(user_runs_dir().glob("*"))]:
         if (run / CONFIG).is_file():
-            yield from _old(_folder("runs", str(run), run), older_than)
+            yield _folder("runs", run, str(run))
 
 
-def _states(older_than: float) -> Iterator[Leftover]:
-    for folder in sorted((user_runs_dir().parent / "state").glob("*")):
-        if folder.is_dir():
-            yield from _old(_folder("states", f"{folder} (clients' states and models)", folder), older_than)
+def _states(_: Path) -> Iterator[Leftover]:
+    for folder in sorted((user_runs_dir().parent / "state").glob("*/")):
+        yield _folder("states", folder, f"{folder} (clients' states and models)")
 
 
-def _old(leftover: Leftover, days: float) -> Iterator[Leftover]:
-    if time.time() - leftover.used >= days * _DAY:
-        yield leftover
-
-
-def _superlinks() -> Iterator[Leftover]:
+def _superlinks(_: Path) -> Iterator[Leftover]:
     """SuperLinks of runs that were killed, and Flower's own local one where it is idle."""
     for home in sorted(_temporary().glob("fedmutual-*")):
         if (home / OWNER).is_file() and not owner_lives(home):
-            processes = _processes(str(home))
+            processes = _processes(home)
             what = f"{home}: the SuperLink of a run that was killed, {len(processes)} processes"
-            size, used = _measure(home)
-            tree = ProcessTree(("FLWR_HOME", str(home)))
-            yield Leftover("superlinks", what, size + _memory(processes), used, _ending(tree, home))
-    local = flower_home()
-    for process in _processes(str(local)):
-        children = _children(process)
-        if not _starts(process, "flower-superlink") or any(_starts(c, "flwr-simulation") for c in children):
-            continue
-        tree = ProcessTree(("FEDMUTUAL_CLEAN", "matches nothing: only what is added and its descendants"))
-        tree.add(process.pid)
-        what = f"Flower's local SuperLink, process {process.pid}, idle (the next `flwr run` starts another)"
-        yield Leftover(
-            "superlinks", what, _memory([process, *children]), process.create_time(), _ending(tree, None)
-        )
+            yield _folder("superlinks", home, what, processes, ProcessTree(("FLWR_HOME", str(home))))
+    for process in _processes(_flower_home()):
+        below = _told(functools.partial(process.children, recursive=True), [])
+        if _starts(process, "flower-superlink") and not any(_starts(p, "flwr-simulation") for p in below):
+            tree = ProcessTree(("FEDMUTUAL_CLEAN", "matches nothing: only what is added and its descendants"))
+            tree.add(process.pid)
+            what = (
+                f"Flower's local SuperLink, process {process.pid}, idle (the next `flwr run` starts another)"
+            )
+            size = _memory([process, *below])
+            yield Leftover("superlinks", what, size, process.create_time(), functools.partial(tree.end, 5.0))
 
 
-def _apps() -> Iterator[Leftover]:
+def _apps(_: Path) -> Iterator[Leftover]:
     """Apps that `flwr run` has unpacked, one for each change of the code; and those of killed runs."""
-    busy = [_cwd(process) for process in psutil.process_iter()]
+    busy = [str(_told(process.cwd, "")) for process in psutil.process_iter()]
     for folder in sorted(_temporary().glob("fedmutual-app-*")):
-        used = any(cwd.startswith(str(folder)) for cwd in busy)
-        if not used and time.time() - _measure(folder)[1] > _APP_SETTLE:
-            yield _folder("apps", str(folder), folder)
-    if not any(_starts(p, "flwr-simulation") for p in _processes(str(flower_home()))):
-        for folder in sorted((flower_home() / "apps").glob("fedmutual.fedmutual.*")):
-            yield _folder("apps", f"{folder} (unpacked again when needed)", folder)
+        leftover = _folder("apps", folder, str(folder))
+        if time.time() - leftover.used > _APP_SETTLE and not any(cwd.startswith(str(folder)) for cwd in busy):
+            yield leftover
+    if not any(_starts(process, "flwr-simulation") for process in _processes(_flower_home())):
+        for folder in sorted((_flower_home() / "apps").glob("fedmutual.fedmutual.*")):
+            yield _folder("apps", folder, f"{folder} (unpacked again when needed)")
 
 
-def flower_home() -> Path:
-    """Flower's own folder."""
+_FINDERS = {"cache": _cache, "runs": _runs, "states": _states, "superlinks": _superlinks, "apps": _apps}
+KINDS = tuple(_FINDERS)
+
+
+def _flower_home() -> Path:
     return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
-
-
-def _processes(home: str) -> list[psutil.Process]:
-    """Processes of this user whose Flower home is this one."""
-    found = []
-    for process in psutil.process_iter():
-        environment = _environment(process)
-        own = environment.get("FLWR_HOME") or f"{environment.get('HOME', '')}/.flwr"
-        if environment and own == home and runs(process):
-            found.append(process)
-    return found
-
-
-def _starts(process: psutil.Process, program: str) -> bool:
-    with contextlib.suppress(psutil.Error, OSError):
-        return any(Path(part).name == program for part in process.cmdline()[:2])
-    return False
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    with contextlib.suppress(psutil.Error, OSError):  # it has ended, or is somebody else's
-        return dict(process.environ())
-    return {}
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.Error, OSError):
-        return list(process.children(recursive=True))
-    return []
-
-
-def _cwd(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error, OSError):
-        return str(process.cwd())
-    return ""
-
-
-def _memory(processes: list[psutil.Process]) -> int:
-    total = 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error, OSError):
-            total += int(process.memory_info().rss)
-    return total
 
 
 def _temporary() -> Path:
     return Path(tempfile.gettempdir()).resolve()
 
 
-def _folder(kind: str, what: str, folder: Path) -> Leftover:
-    size, used = _measure(folder)
-    return Leftover(kind, what, size, used, lambda: shutil.rmtree(folder))
+def _told(ask: Callable[[], Any], otherwise: Any) -> Any:
+    """What a process says of itself, or ``otherwise``: it has ended, or belongs to another user."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return ask()
+    return otherwise
 
 
-def _ending(tree: ProcessTree, home: Path | None) -> Callable[[], None]:
+def _processes(home: Path) -> list[psutil.Process]:
+    """Running processes of this user whose Flower home is this one."""
+    found = []
+    for process in psutil.process_iter():
+        environment = _told(process.environ, {})
+        own = environment.get("FLWR_HOME") or f"{environment.get('HOME', '')}/.flwr"
+        if environment and own == str(home) and runs(process):
+            found.append(process)
+    return found
+
+
+def _starts(process: psutil.Process, program: str) -> bool:
+    return any(Path(part).name == program for part in _told(process.cmdline, [])[:2])
+
+
+def _memory(processes: Sequence[psutil.Process]) -> int:
+    known = [_told(process.memory_info, None) for process in processes]
+    return sum(memory.rss for memory in known if memory is not None)
+
+
+def _folder(
+    kind: str,
+    folder: Path,
+    what: str,
+    processes: Sequence[psutil.Process] = (),
+    tree: ProcessTree | None = None,
+) -> Leftover:
+    """A folder, and the processes that use it; links in it are not followed."""
+
     def remove() -> None:
-        tree.end(grace=5.0)
-        if home is not None:
-            shutil.rmtree(home)
+        if tree is not None:
+            tree.end(grace=5.0)
+        shutil.rmtree(folder)
 
-    return remove
-
-
-def _measure(folder: Path) -> tuple[int, float]:
-    """Bytes below a folder, links not followed, and the time of the last write."""
-    size, used = 0, folder.lstat().st_mtime
+    size, used = _memory(processes), folder.lstat().st_mtime
     for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 status = (Path(parent) / name).lstat()
                 size, used = size + status.st_size, max(used, status.st_mtime)
-    return size, used
+    return Leftover(kind, what, size, used, remove)

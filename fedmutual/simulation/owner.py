@@ -1,4 +1,4 @@
-"""Whose a SuperLink's private home is, so that one that a killed run left is told from a living run's."""
+"""Owner file that distinguishes a live run's FLWR_HOME from an abandoned one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ OWNER = "owner.json"
 
 
 def write_owner(home: Path) -> None:
-    """Say in the home that it belongs to this process."""
+    """Record in ``home`` that it belongs to this process."""
     me = psutil.Process()
     (home / OWNER).write_text(json.dumps({"pid": me.pid, "created": me.create_time()}))
 
 
 def owner_lives(home: Path) -> bool:
-    """Whether the process that the home belongs to still runs; a pid that was given anew is another one."""
+    """Whether the process that owns ``home`` is alive; a later process with the same pid is not it."""
     said = json.loads((home / OWNER).read_text())
     try:
         process = psutil.Process(said["pid"])
