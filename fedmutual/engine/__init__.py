@@ -1,1 +1,1 @@
-"""Driving a run: rounds or arrivals, who takes part, history, checkpoints, results."""
+"""Drive a run: rounds or arrivals, participation, history, checkpoints, results."""

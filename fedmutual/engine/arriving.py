@@ -1,8 +1,8 @@
-"""A run without rounds: who is who, each client's own count, history, checkpoint, the end.
+"""A run without rounds: client names, each client's update count, history, checkpoint, closing.
 
 The engine drives a :class:`fedmutual.strategies.arrivals.ArrivalStrategy`; the loop is in
-:mod:`fedmutual.engine.asynchronous`. The ``round`` of an order is the client's own count of updates, by which
-it knows an order that comes twice; the ``round`` of a history line is the number of the arrival.
+:mod:`fedmutual.engine.asynchronous`. The ``round`` of an order is the client's own update count, by which
+it recognises a repeated order; the ``round`` of a history line is the number of the arrival.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class Arriving:
-    """Drive a strategy whose clients report when they are ready.
+    """Drive a strategy whose clients report whenever they are ready.
 
     Parameters
     ----------
@@ -47,11 +47,11 @@ class Arriving:
     run : str
         Unique name of the run.
     journal : RunDirectory or None
-        Where history and checkpoints go.
+        Stores history and checkpoints.
     updates : int or None
-        The run ends after so many reports; None: rounds times clients.
+        The run ends after this many reports; None: rounds times clients.
     seconds : float or None
-        It ends after so many seconds of its clock; None: no limit.
+        The run ends after this many seconds of its clock; None: no limit.
     """
 
     def __init__(
@@ -79,23 +79,23 @@ class Arriving:
         self._expected = 0
         self._now = 0.0
         self._history = History()
-        self._again: set[str] = set()  # were under way when the server died
+        self._again: set[str] = set()  # in flight when the server died
         self._grid: Grid | None = None
 
     def global_weights(self) -> Arrays | None:
-        """Weights of the global model at the end of a run; None: the strategy has none."""
+        """The global model's weights at the end of a run; None if the strategy has none."""
         return self.strategy.global_weights()
 
     # -----------------------------------------------------------------------------------------------
     # The run
 
     def start(self, grid: Grid) -> None:
-        """Go on until the number of updates or the time is reached, and evaluate.
+        """Run until the number of updates or the time limit is reached, then evaluate.
 
         Raises
         ------
         ExchangeError
-            If too few clients take part.
+            Too few clients take part.
         """
         exchange = Exchange(grid, self.settings.exchange)
         nodes = exchange.wait_for_clients(self.settings.num_clients)
@@ -111,7 +111,7 @@ class Arriving:
         self._close(exchange)
 
     def dispatch(self, node: int, now: float) -> Dispatch | None:
-        """Ask an unknown node who it is; give a known one its order, the same again while it is open."""
+        """Ask an unknown node for its name; give a known node its order, repeated until it is answered."""
         client = self.participants.at(node)
         if client is None and self.participants.named(node):
             return None
@@ -133,7 +133,7 @@ class Arriving:
         return Dispatch(message, (label, node), client.speed, client.sent if again else None)
 
     def arrived(self, reply: Reply, now: float) -> bool:
-        """Take a report, or reject it by name; write the line and the checkpoint before anything is sent."""
+        """Accept or reject a report; write history line and checkpoint before anything is sent."""
         client = self.participants.at(reply.node_id)
         if client is None:
             assert self._grid is not None
@@ -145,13 +145,13 @@ class Arriving:
         line |= {"update": client.update, "clock": now} | extra
         if report is None:
             logger.warning("arrival %d: %s rejected: %s", self.arrivals, client.name, reason)
-        if reply.content is not None:  # bad or good, it is done: the client would only repeat it
+        if reply.content is not None:  # even if rejected: a resend would be identical
             client.under_way, client.update = False, client.update + 1
         self._save([line])
         return report is not None
 
     def over(self, now: float) -> bool:
-        """Whether the number of reports or the time is reached, and nothing waits to be sent again."""
+        """Return whether the report or time limit is reached and no order must be resent."""
         waiting = self._again & self.participants.reachable()
         return self._enough(now) and self.participants.complete and not waiting
 
@@ -159,7 +159,7 @@ class Arriving:
     # Resume
 
     def checkpoint(self) -> tuple[dict[str, Any], Arrays]:
-        """Everything that :meth:`restore` needs, the orders under way included."""
+        """Return the state for :meth:`restore`, orders in flight included."""
         meta, arrays = self.strategy.state()
         return {
             "run": self.run,
@@ -173,7 +173,7 @@ class Arriving:
         }, arrays
 
     def restore(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Continue a run from what :meth:`checkpoint` gave."""
+        """Continue a run from the result of :meth:`checkpoint`."""
         self.run, self.arrivals, self.delivered = meta["run"], meta["round"], meta["delivered"]
         self._now, self._expected = meta["clock"], meta["expected"]
         self._history = History(meta["last"])
@@ -206,7 +206,7 @@ class Arriving:
         if report is None:
             return None, reason, {}
         try:
-            if late:  # under way when the run was over: measured, but not learned from
+            if late:  # in flight when the run ended: recorded, but not used
                 return report, "", {"late": True}
             extra = self.strategy.take(client.name, report, self._delivered)
         except Exception as error:  # what a report makes of the strategy must not end the run either
@@ -223,18 +223,18 @@ class Arriving:
 
     @property
     def _delivered(self) -> dict[str, int]:
-        """Accepted reports of each client."""
+        """Return the number of accepted reports per client."""
         return {name: client.delivered for name, client in self.participants.by_name.items()}
 
     def _order(self, client: Participant) -> Order:
         return self.strategy.order(client.name, self._base(client))
 
     def _close(self, exchange: Exchange) -> None:
-        """The closing order to everyone, all at once: there is nothing more to be late for."""
+        """Send the closing order to all clients at once."""
         asked = self.participants.nodes(sorted(exchange.grid.get_node_ids()))
         delivered, closing_order = self._delivered, self.strategy.closing_order
         orders = {n: closing_order(c.name, self._base(c), delivered) for n, c in asked.items()}
-        # an order that is still under way has this client's number: the closing one comes after it
+        # an open order already has this update number: the closing order gets a later one
         numbers = {n: client.update + client.under_way for n, client in asked.items()}
         orders = {node: replace(order, round=numbers[node], closing=True) for node, order in orders.items()}
         contents = {node: order_record(order) for node, order in orders.items()}
@@ -268,7 +268,7 @@ class Arriving:
             self.journal.save_checkpoint(*self.checkpoint())
 
     def _base(self, client: Participant) -> Order:
-        """An order that asks for nothing yet."""
+        """Return a basic order, to which the strategy adds its work."""
         return Order(
             run=self.run,
             round=client.update,
@@ -282,7 +282,7 @@ class Arriving:
         )
 
     def _report_to(self, order: Order) -> Expected:
-        """What the report to an order must look like."""
+        """Return the expected form of the report to an order."""
         unseen = self.shared.unseen
         return Expected(
             round=order.round,

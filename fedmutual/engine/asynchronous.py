@@ -1,8 +1,8 @@
-"""The asynchronous loop: a message to every idle node, replies handed over as they arrive; no rounds.
+"""The asynchronous loop: send a message to every idle node, process replies as they arrive; no rounds.
 
-At most one message is under way to a node. What is sent and what a reply means is the business of a
-:class:`Source`, and when a reply counts that of a :class:`fedmutual.engine.timing.Timing`; here are only
-transport and nodes that fail.
+At most one message is in flight per node. A :class:`Source` decides what is sent and what a reply means, a
+:class:`fedmutual.engine.timing.Timing` decides when a reply counts. This module handles transport and failing
+nodes.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from fedmutual.wire.records import payload_bytes
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0  # between two questions for the connected nodes: in deployment each is a request
+LOOK_SECONDS = 1.0  # between two queries of the connected nodes: each is a request in deployment
 FIRST_PAUSE, LONGEST_PAUSE = (
     1.0,
     60.0,
-)  # seconds before a node that failed gets another message; doubled each time
-FAILURES = 3  # in a row, after which a node no longer counts as taking part, until it answers
+)  # seconds before a failed node gets another message; doubled each time
+FAILURES = 3  # in a row; the node then does not count as participating until it answers
 
 
 class Source(Protocol):
-    """What decides about messages and takes replies."""
+    """Decides which messages are sent, and processes replies."""
 
     def dispatch(self, node: int, now: float) -> Dispatch | None:
-        """The next message of a node; None: there is nothing for it now."""
+        """Return the next message for a node; None: nothing to send now."""
 
     def arrived(self, reply: Reply, now: float) -> bool:
-        """Take a reply; False: it was of no use, the node waits before it gets another message."""
+        """Process a reply; return False if it was useless and the node must pause."""
 
     def over(self, now: float) -> bool:
-        """Whether nothing more is to be sent."""
+        """Return whether nothing more is to be sent."""
 
 
 @dataclass
 class _Node:
-    """What is known of a node that failed, or was there before."""
+    """The state of a node that failed or was connected before."""
 
     failures: int = 0
     not_before: float = 0.0
@@ -56,20 +56,20 @@ class _Node:
 
 @dataclass
 class AsynchronousLoop:
-    """Send, wait, hand over, send again.
+    """Send messages, wait for replies, pass them to the source, repeat.
 
     Parameters
     ----------
     grid : Grid
     settings : ExchangeSettings
-        ``min_clients`` must take part, ``return_timeout`` is how long fewer may, ``round_timeout`` is how
-        long one reply may take; all on the machine's clock.
+        ``min_clients`` must participate; fewer are tolerated for ``return_timeout``; a reply may take
+        ``round_timeout``. All times are on the machine's clock.
     source : Source
     timing : Timing
     expected : int
-        Clients of the start: half of them must take part where ``min_clients`` is not set.
+        Clients at the start; without ``min_clients``, half of them must participate.
     clock, sleep
-        The machine's; injected by tests.
+        The machine's clock and sleep; injected by tests.
     """
 
     grid: Grid
@@ -80,19 +80,20 @@ class AsynchronousLoop:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _flights: dict[int, Flight] = field(default_factory=dict)
-    _late: dict[str, int] = field(default_factory=dict)  # given up, but their nodes may still be at it
+    _late: dict[str, int] = field(default_factory=dict)  # timed out, but their nodes may still work on them
     _nodes: dict[int, _Node] = field(default_factory=dict)
     _online: set[int] = field(default_factory=set)
     _looked: float | None = None
     _few_since: float | None = None
 
     def run(self) -> None:
-        """Go on until the source says that it is over; then wait for what is under way.
+        """Run until the source is over, then wait for the messages in flight.
 
         Raises
         ------
         ExchangeError
-            Where too few nodes take part for longer than ``exchange.return_timeout``: who, and why.
+            Too few nodes participate for longer than ``exchange.return_timeout``; names the nodes and
+            reasons.
         """
         while not self.source.over(self.timing.now):
             self._look()
@@ -105,7 +106,7 @@ class AsynchronousLoop:
     # -----------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Who is connected; a node that comes back after an absence starts afresh."""
+        """Update the connected nodes; reset a node that returns after an absence."""
         if self._looked is not None and self.clock() - self._looked < LOOK_SECONDS:
             return
         online, self._looked = set(self.grid.get_node_ids()), self.clock()
@@ -126,7 +127,7 @@ class AsynchronousLoop:
                 self._push(node, dispatch)
 
     def _push(self, node: int, dispatch: Dispatch) -> None:
-        # one at a time: a rejected message is an empty id in deployment, but is left out in simulation
+        # one at a time: a rejected message has an empty id in deployment, but no id in simulation
         size = payload_bytes(dispatch.message.content)
         sent = self.timing.now if dispatch.sent is None else dispatch.sent
         ids = list(self.grid.push_messages([dispatch.message]))
@@ -140,12 +141,12 @@ class AsynchronousLoop:
         self._flights[node] = flight
 
     def _step(self) -> None:
-        """Hand over the next reply, or let time pass."""
+        """Process the next reply, or let time pass."""
         first = self.timing.next(list(self._flights.values()))
         if first is not None and first.reply is not None:
             self._hand_over(first)
             return
-        # on the virtual clock only the first is asked for: whoever plays the clients may play them one by one
+        # with a virtual clock, pull only the first reply: an in-process grid may run one client at a time
         names = {f.name: f for f in ([first] if first else self._flights.values()) if f.reply is None}
         arrived = self._pull(names)
         if not arrived and not (first is None and self._skip_pause()):
@@ -157,7 +158,7 @@ class AsynchronousLoop:
         for message in messages:
             name = message.metadata.reply_to_message_id
             if name in self._late:
-                logger.info("node %d: its report came too late", self._late.pop(name))
+                logger.info("node %d: its report arrived too late", self._late.pop(name))
             elif name in waiting:
                 self._receive(waiting[name], message)
         for flight in waiting.values():
@@ -192,7 +193,7 @@ class AsynchronousLoop:
             self._failed(flight.node, reply.error or "its report was rejected")
 
     def _failed(self, node: int, error: str) -> None:
-        """No more messages for a while: a node that is gone, or fails at once, is not spun on."""
+        """Pause a failed node, so that a missing or failing node is not polled in a busy loop."""
         known = self._nodes.setdefault(node, _Node())
         pause = min(FIRST_PAUSE * 2**known.failures, LONGEST_PAUSE)
         self._nodes[node] = _Node(known.failures + 1, self.timing.now + pause, error)
@@ -200,13 +201,13 @@ class AsynchronousLoop:
             logger.warning("node %d has failed %d times in a row: %s", node, FAILURES, error)
 
     def _skip_pause(self) -> bool:
-        """Where all nodes are pausing, a virtual clock goes to the end of the first pause."""
+        """Advance a virtual clock to the end of the first pause if all nodes pause."""
         if self._flights or self.source.over(self.timing.now):
             return False
         pauses = [self._nodes[node].not_before for node in self._online - set(self._late.values())]
         later = [moment for moment in pauses if moment > self.timing.now]
         skipped = bool(later) and self.timing.wait_until(min(later))
-        # a virtual second is over at once: nodes that fail again and again must not keep the machine busy
+        # virtual time passes instantly: sleep, so that repeatedly failing nodes do not keep the machine busy
         return skipped and any(self._nodes[node].failures < FAILURES for node in self._online)
 
     def _require_enough(self) -> None:
@@ -221,6 +222,6 @@ class AsynchronousLoop:
         reasons = [f"node {node}: {known.error}" for node, known in self._nodes.items() if known.error]
         raise ExchangeError(
             f"{len(taking_part)} clients take part, {needed} are needed (exchange.min_clients), and no "
-            f"others came within exchange.return_timeout={self.settings.return_timeout:g} s. "
+            f"others joined within exchange.return_timeout={self.settings.return_timeout:g} s. "
             + " | ".join(reasons)
         )

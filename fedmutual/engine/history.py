@@ -1,4 +1,4 @@
-"""What is written down of every reply: one line of ``history.jsonl``."""
+"""The line of ``history.jsonl`` that records a reply."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Line = dict[str, Any]
 
 
 class History:
-    """Turns replies into lines, and remembers each client's last validation.
+    """Turns replies into lines, and keeps each client's last validation metrics.
 
-    A mutual step is judged against the validation that its client measured at the end of the round
-    before, so that figure need not travel twice.
+    A mutual step is compared with the client's validation at the end of the previous round, which the server
+    keeps, so it is not sent twice.
     """
 
     def __init__(self, last: Mapping[str, Line] | None = None) -> None:
@@ -27,7 +27,7 @@ class History:
     def line(
         self, reply: Reply, name: str | None, report: Report | None, reason: str, round: int, closing: bool
     ) -> Line:
-        """One reply as a line; a rejected one has its reason and no figures."""
+        """Return the line of a reply; a rejected one has the reason and no figures."""
         line: Line = {
             "round": round,
             "closing": closing,
@@ -39,11 +39,11 @@ class History:
         }
         if report is None:
             return line | {"rejected": reason}
-        # what the server knows itself is not overwritten by a client's figures
+        # a client's figures never overwrite the server's own
         line = {**line, "model": report.architecture} | _figures(report) | line
         if report.unseen_predictions is not None:
             line["unseen_num_examples"] = len(report.unseen_predictions)
-            # measuring the ensemble is no part of learning: its bytes are counted apart
+            # evaluation of the ensemble is not learning: count its bytes separately
             line["evaluation_bytes"] = unseen_payload_bytes(report)
             line["uplink_bytes"] -= line["evaluation_bytes"]
         before = self.last.get(report.client, {})
@@ -55,7 +55,7 @@ class History:
 
 
 def figures(metrics: Metrics) -> Line:
-    """Measurements under the names of the history."""
+    """Return metrics with the names of the history."""
     line: Line = {key.replace("-", "_"): value for key, value in metrics.items()}
     for split in ("validation", "unseen"):
         recall = line.get(f"{split}_recall")

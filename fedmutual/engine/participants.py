@@ -1,4 +1,4 @@
-"""Who takes part in a run without rounds: nodes by name, each client's own count, and its emulated speed."""
+"""The clients of a run without rounds: node, name, update count and emulated speed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Participant:
     Attributes
     ----------
     speed : float
-        How many times as long as others it takes, emulated.
+        Emulated slowness: factor on the duration of an update.
     update : int
-        Number of its present or next order, from 1.
+        Number of its current or next order, from 1.
     delivered : int
-        Reports that were taken.
+        Number of accepted reports.
     under_way : bool
-        The order stands: it is repeated as it is until there is an answer.
+        The order is open: it is resent unchanged until it is answered.
     sent : float
-        When it was sent first, in seconds of the run's clock.
+        When the order was first sent, in seconds of the run's clock.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Participant:
 
 
 class Participants:
-    """The clients, found by node.
+    """The clients by node.
 
     Parameters
     ----------
     speeds : Sequence[float]
-        Dealt out in order of the names to the clients of the start, then to others as they come.
+        Assigned to the initial clients in order of their names, then to others as they join.
     """
 
     def __init__(self, speeds: Sequence[float]) -> None:
@@ -56,54 +56,54 @@ class Participants:
         self._unnamed: set[int] = set()
 
     def expect(self, nodes: Iterable[int]) -> None:
-        """The nodes of the start: the run begins when all of them have said who they are, or failed to."""
+        """Set the initial nodes; the run starts when each has named itself or failed to."""
         self._unnamed = set(nodes)
 
     @property
     def complete(self) -> bool:
-        """Whether all nodes of the start have been asked."""
+        """Whether all initial nodes have been asked."""
         return not self._unnamed
 
     def at(self, node: int) -> Participant | None:
-        """The client at a node, once that has said who it is."""
+        """Return the client at a node; None until the node has named itself."""
         return self.by_name.get(self._names.get(node, ""))
 
     def named(self, node: int) -> bool:
-        """Whether a node has said who it is; until the start is complete it is no client yet."""
+        """Return whether a node has named itself; it is a client only once the start is complete."""
         return node in self._names
 
     def reachable(self) -> set[str]:
-        """Names that a node has claimed since the server started."""
+        """Return the names claimed by nodes since the server started."""
         return set(self._names.values())
 
     def nodes(self, online: Iterable[int]) -> dict[int, Participant]:
-        """The clients at these nodes."""
+        """Return the clients at these nodes."""
         return {node: client for node in online if (client := self.at(node)) is not None}
 
     def identified(self, reply: Reply, online: set[int]) -> bool:
-        """A node has answered the question who it is; False where it cannot take part (now).
+        """Process a node's answer about its name; return False if it cannot participate (now).
 
-        A restarted SuperNode has a new id, but is its client again; while its old node is still connected
-        it has to wait: Flower takes up to a minute to see that one is dead.
+        A restarted SuperNode has a new id but keeps its client. While its old node is still connected, it
+        must wait: Flower takes up to a minute to notice a dead node.
         """
         node, name = reply.node_id, None if reply.content is None else claimed_client(reply.content)
         at_start = node in self._unnamed
         if name is None:
-            logger.warning("node %d does not say who it is: %s", node, reply.error or "no client-name")
+            logger.warning("node %d did not give its name: %s", node, reply.error or "no client-name")
         else:
             self._meet(node, name, at_start, online)
         self._unnamed.discard(node)
-        if at_start and self.complete:  # in order of the names: node ids are random
+        if at_start and self.complete:  # in name order, since node ids are random
             for known in sorted(self.reachable(), key=natural_key):
                 self._admit(known)
         return node in self._names
 
     def as_list(self) -> list[dict[str, Any]]:
-        """For the checkpoint, as JSON. Node ids are not kept: after a restart they mean nothing."""
+        """Return the JSON state for the checkpoint, without node ids, which a restart invalidates."""
         return [asdict(client) for client in self.by_name.values()]
 
     def restore(self, saved: Sequence[dict[str, Any]]) -> None:
-        """Take up a checkpoint's clients."""
+        """Restore the clients from a checkpoint."""
         self.by_name = {entry["name"]: Participant(**entry) for entry in saved}
 
     def _meet(self, node: int, name: str, at_start: bool, online: set[int]) -> None:
@@ -113,7 +113,7 @@ class Participants:
                 f"nodes {holders[0]} and {node} are both named {name}: give every node its own client-name "
                 "(or partition-id) in its --node-config"
             )
-            logger.error("%s; node %d waits until the other one is gone", problem, node)
+            logger.error("%s; node %d waits until the other node is gone", problem, node)
             return
         for holder in holders:
             del self._names[holder]

@@ -1,4 +1,4 @@
-"""Who takes part: nodes by name, what each one reported, and whether enough of them did."""
+"""The clients of a run with rounds: names of nodes, their reports, and the quorum."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Roster:
     Parameters
     ----------
     min_clients : int or None
-        Good reports that a round needs; None: half of those that take part of the clients of the start, at
-        least one.
+        Quorum: good reports needed per round; None: half of the initial clients that participate, at least
+        one.
     participation : ParticipationSettings or None
-        Who takes part in a round; None: everyone.
+        Selects the participants of a round; None: all clients.
     seed : int
-        Of the choice.
+        Seed of the selection.
     """
 
     def __init__(
@@ -49,22 +49,22 @@ class Roster:
         self._history = History()
         self._lines: list[dict[str, Any]] = []
         self.good = 0
-        self._begun = False  # a round is over: there are predictions of clients by name
+        self._begun = False  # the first round is over: clients have names
 
     def expect(self, clients: int) -> None:
-        """Set how many clients the run starts with."""
+        """Set the number of initial clients."""
         self.expected = clients
 
     def name(self, node: int) -> str | None:
-        """Name of a node, once it has reported."""
+        """Return the name of a node; None until it has reported."""
         return self._names.get(node)
 
     def nodes(self, grid: Grid) -> list[int]:
-        """Connected nodes that take part."""
+        """Return the connected nodes that participate."""
         return [node for node in sorted(grid.get_node_ids()) if node not in self._refused]
 
     def taking_part(self, round: int, nodes: list[int]) -> list[int]:
-        """Those of the nodes that take part in a round: the same clients whatever their node ids are."""
+        """Return the participants of a round, selected by client name and not by node id."""
         chosen = self._participation
         if chosen is None or chosen.is_full:
             return nodes
@@ -81,13 +81,13 @@ class Roster:
         return max(1, math.ceil(fraction * clients - 1e-9))
 
     def identify(self, exchange: Exchange) -> None:
-        """Ask nodes that appeared after the first round, or since the server was restarted, who they are.
+        """Ask unknown nodes for their names: those that joined after the first round or a server restart.
 
-        Before the first round as well where clients are chosen by name.
+        If clients are selected by name, nodes are also asked before the first round.
 
-        A restarted SuperNode has a new id, but must get its own client's target. A second node with the
-        name of one that is still connected is refused for this round, and asked again in the next: Flower
-        takes up to a minute to see that the first one is dead.
+        A restarted SuperNode has a new id but must get its own client's target. A second node with the name
+        of a connected node is rejected for this round and asked again in the next: Flower takes up to a
+        minute to notice a dead node.
         """
         self._refused.clear()
         online = self.nodes(exchange.grid)
@@ -100,12 +100,12 @@ class Roster:
         for reply in exchange.send_and_collect(questions, everyone=True):
             name = claimed_client(reply.content) if reply.content is not None else None
             if name is None:
-                continue  # it is ordered as a newcomer, and its report names it
+                continue  # treat it as a new node: its report gives its name
             holders = [node for node, known in self._names.items() if known == name]
             if any(node in online for node in holders):
                 self._refused.add(reply.node_id)
                 logger.error(
-                    "node %d waits: client %s is still connected as node %d; if that one is not dead, give "
+                    "node %d waits: client %s is still connected as node %d; if that node is alive, give "
                     "every node its own client-name", reply.node_id, name, holders[0],
                 )  # fmt: skip
                 continue
@@ -116,7 +116,7 @@ class Roster:
     def receive(
         self, replies: list[Reply], read: Callable[[RecordDict], Report], round: int, closing: bool
     ) -> dict[str, Report]:
-        """Check the replies of a round; return the good reports by client.
+        """Check the replies of a round; return the valid reports by client.
 
         Of two nodes with one name, the second is rejected.
         """
@@ -139,16 +139,16 @@ class Roster:
         return reports
 
     def lines(self) -> list[dict[str, Any]]:
-        """History of the round received last, a line a client."""
+        """Return the history of the last received round, one line per client."""
         return self._lines
 
     def require_quorum(self, round: int) -> None:
-        """Refuse to go on with too few reports.
+        """Raise if the round has too few reports.
 
         Raises
         ------
         ExchangeError
-            Naming every client that failed, and why.
+            The message names every failed client and the reason.
         """
         needed = self._min_clients or max(1, (self._part_of(self.expected) + 1) // 2)
         if self.good >= needed:
@@ -162,17 +162,17 @@ class Roster:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For the checkpoint, as JSON. Node ids are not kept: after a restart they mean nothing."""
+        """Return the JSON state for the checkpoint, without node ids, which a restart invalidates."""
         return {"expected": self.expected, "last": self._history.last}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take up a checkpoint's clients."""
+        """Restore the clients from a checkpoint."""
         self.expected = saved["expected"]
         self._history = History(saved["last"])
         self._begun = True
 
     def _conflict(self, report: Report, node: int, asked: list[int]) -> str:
-        """Why a node may not report under a name; empty where it may."""
+        """Return why a node may not report under a name; empty if it may."""
         known = self._names.get(node)
         if known is not None and known != report.client:
             return f"client: the report is {report.client}'s, but this node is {known}"
@@ -192,7 +192,7 @@ def _twins(first: int, second: int, name: str) -> str:
 
 def _blame(line: Mapping[str, Any]) -> str:
     name, reason = line["client"] or f"node {line['node_id']}", str(line["rejected"])
-    return reason if reason.startswith(f"{name}: ") else f"{name}: {reason}"  # a client's error has its name
+    return reason if reason.startswith(f"{name}: ") else f"{name}: {reason}"  # a client's error names it
 
 
 def _checked(reply: Reply, read: Callable[[RecordDict], Report]) -> tuple[Report | None, str]:

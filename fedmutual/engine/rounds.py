@@ -1,7 +1,7 @@
 """A run with rounds: orders out, reports in, quorum, history, checkpoint, the closing round.
 
-The engine drives a :class:`fedmutual.strategies.base.RoundStrategy`. Beside Flower's own loop it adds names,
-deadlines, resending, resume and the byte ledger.
+The engine drives a :class:`fedmutual.strategies.base.RoundStrategy`. It extends Flower's own loop with client
+names, deadlines, resending, resume and byte counts.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Rounds:
     strategy : RoundStrategy
     settings : Settings
     shared : SharedData
-        The classes, the public set and, where there is one, the unseen set.
+        The classes, the public set and, if there is one, the unseen set.
     run : str
         Unique name of the run.
     journal : RunDirectory or None
-        Where history and checkpoints go; None keeps nothing.
+        Stores history and checkpoints; None: keep nothing.
 
     Attributes
     ----------
@@ -71,12 +71,12 @@ class Rounds:
         self._clock = VirtualRounds.of(settings.emulation)
 
     def start(self, grid: Grid) -> None:
-        """Run all rounds and the closing one; continue after the last one done when restored.
+        """Run all rounds and the closing one; a restored run continues after its last round.
 
         Raises
         ------
         ExchangeError
-            If too few clients connect or answer.
+            Too few clients connect or answer.
         """
         exchange = Exchange(grid, self.settings.exchange)
         connected = len(self._participants(exchange.wait_for_clients(self.settings.num_clients)))
@@ -93,14 +93,14 @@ class Rounds:
         self._gather(rounds + 1, exchange.send_and_collect(orders, everyone=True), closing=True)
 
     def global_weights(self) -> Arrays | None:
-        """Weights of the global model at the end of a run; None: the strategy has none."""
+        """The global model's weights at the end of a run; None if the strategy has none."""
         return self.strategy.global_weights()
 
     # -----------------------------------------------------------------------------------------------
     # Resume
 
     def checkpoint(self) -> tuple[dict[str, Any], Arrays]:
-        """Everything that :meth:`restore` needs to continue after the last round done."""
+        """Return the state with which :meth:`restore` continues after the last completed round."""
         meta, arrays = self.strategy.state()
         head = {"run": self.run, "round": self._rounds_done, "roster": self.roster.as_dict()}
         if self._clock is not None:
@@ -108,7 +108,7 @@ class Rounds:
         return head | meta, arrays
 
     def restore(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
-        """Continue a run from what :meth:`checkpoint` gave."""
+        """Continue a run from the result of :meth:`checkpoint`."""
         self.run, self._rounds_done = meta["run"], meta["round"]
         self.roster.restore(meta["roster"])
         if self._clock is not None:
@@ -142,7 +142,7 @@ class Rounds:
         return self.strategy.participants({node: self.roster.name(node) for node in nodes})
 
     def _gather(self, current: int, replies: list[Reply], *, closing: bool) -> None:
-        """Accept the good reports, reject the bad ones by name, and record both."""
+        """Accept valid reports, reject invalid ones, and record both."""
         unseen, strategy = self.shared.unseen, self.strategy
         expected = Expected(
             round=current,

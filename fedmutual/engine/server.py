@@ -29,12 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def run(grid: Grid, context: Context) -> None:
-    """Do a whole run: its results directory says how it went, whatever happens.
+    """Do a whole run, and record its outcome in the results directory in every case.
 
     Raises
     ------
     Exception
-        Whatever ended the run, after ``summary.json`` has its reason, so that Flower marks it as failed.
+        The error that ended the run, re-raised after ``summary.json`` is written, so that Flower marks the
+        run as failed.
     """
     start = time.time()
     settings = from_contexts(context.run_config)
@@ -93,12 +94,12 @@ def _open_results(
 
 
 def _run_name(path: Path) -> str:
-    """Unique for ever: clients keep their states by it, and must never take an old run's for this one's."""
+    """Return a globally unique name: clients store their states under it, so runs must never share one."""
     return f"{path.name}-{secrets.token_hex(4)}"
 
 
 def _ensemble(engine: Rounds | Arriving, shared: SharedData, settings: Settings) -> dict[str, Any] | None:
-    """Measure the mean-logit ensemble of the (honest) clients that answered the closing order."""
+    """Evaluate the mean-logit ensemble of the honest clients that answered the closing order."""
     hostile = settings.attack.clients
     said = [values for name, values in engine.unseen_predictions.items() if name not in hostile]
     if not said or shared.unseen is None:
@@ -114,7 +115,7 @@ def _ensemble(engine: Rounds | Arriving, shared: SharedData, settings: Settings)
 def _global_model(
     engine: Rounds | Arriving, settings: Settings, shared: SharedData, journal: RunDirectory
 ) -> dict[str, Any] | None:
-    """Measure and leave the global model, where the strategy has one."""
+    """Evaluate and save the global model, if the strategy has one."""
     weights = engine.global_weights()
     if weights is None:
         return None
@@ -131,7 +132,7 @@ def _finish(
     classes: int,
     tracking: Tracking,
 ) -> None:
-    """The summary comes last, since it says that the run is over, but whatever a plot may do, it comes."""
+    """Write plots, then the summary, which marks the end of the run and is written even if a plot fails."""
     history = journal.history()
     warnings = diagnose(history, classes, getattr(settings.strategy, "kl_weight", 0.0))
     for warning in warnings:

@@ -1,4 +1,4 @@
-"""The server's own model: for strategies that have a global one. Started as the clients' are."""
+"""The server's own model, for strategies with a global model; initialised like the clients' models."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ NAME = "server"
 
 
 class ServerModel:
-    """A model at the server, which can be trained on the public set and measured on the unseen one.
+    """A model at the server, trained on the public set and evaluated on the unseen set.
 
     Parameters
     ----------
     settings : Settings
-        Its ``model`` without ``per_client``, and its ``device``.
+        Uses ``model`` (without ``per_client``) and ``device``.
     shared : SharedData
     weights : Mapping[str, np.ndarray] or None
         None: the common start.
@@ -64,11 +64,11 @@ class ServerModel:
             self.load(weights)
 
     def weights(self) -> Arrays:
-        """Its weights, by name."""
+        """Return the weights by name."""
         return {name: value.detach().cpu().numpy().copy() for name, value in self.model.state_dict().items()}
 
     def load(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Take over weights."""
+        """Load weights."""
         import torch
 
         from fedmutual.models.build import load_weights
@@ -83,7 +83,7 @@ class ServerModel:
         return Learner(self.settings, self._site, self.model, optimizer, order, NAME)
 
     def order(self, round: int, indices: IndexArray, closing: bool = False) -> Order:
-        """What the server orders itself to do with its own model."""
+        """Return the server's order to itself, for its own model."""
         return Order(
             run="server",
             round=round,
@@ -96,9 +96,9 @@ class ServerModel:
         )
 
     def measure(self, round: int) -> Line:
-        """Quality on the unseen set (or the run's subset of it), in the names of a history line.
+        """Return metrics on the unseen set (or the run's subset of it), named as in the history.
 
-        Nothing in rounds in which the unseen set is not measured (``evaluation.unseen_every``).
+        Empty in rounds without evaluation on the unseen set (``evaluation.unseen_every``).
         """
         if not self.settings.evaluation.unseen_in(round):
             return {}
@@ -107,28 +107,28 @@ class ServerModel:
         return figures(learner.metrics)
 
     def measured(self, round: int) -> Line:
-        """The same where clients have other models: its names begin with ``global_``."""
+        """Return the same metrics with the prefix ``global_``, for clients with other models."""
         return {f"global_{name}": value for name, value in self.measure(round).items()}
 
     def measure_weights(self, round: int, weights: Mapping[str, np.ndarray[Any, Any]]) -> Line:
-        """:meth:`measure` of weights, which it takes over."""
+        """Load weights and :meth:`measure` them."""
         if not self.settings.evaluation.unseen_in(round):
             return {}
         self.load(weights)
         return self.measure(round)
 
     def measure_apart(self, round: int, weights: Mapping[str, np.ndarray[Any, Any]]) -> Line:
-        """:meth:`measured` of weights, which it takes over."""
+        """Load weights and return them :meth:`measured`."""
         self.load(weights)
         return self.measured(round)
 
     def leave(self, journal: RunDirectory) -> dict[str, Any]:
-        """Measure it on the whole unseen set, and write it into a run's results.
+        """Evaluate the model on the whole unseen set, and save it in a run's results.
 
         Returns
         -------
         dict
-            ``global_model`` of ``summary.json``.
+            The entry ``global_model`` of ``summary.json``.
         """
         order = self.order(self.settings.rounds + 1, NO_SAMPLES, closing=True)
         learner = self.learner(order)
@@ -149,7 +149,7 @@ class ServerModel:
 
 
 def initial_weights(settings: Settings, shared: SharedData) -> Arrays:
-    """The common start of the run's clients, made from its seed (and the warm-start fold, if any)."""
+    """Return the clients' common start, from the run's seed (and the warm-start fold, if any)."""
     from fedmutual.client.learner import derived_seed, warm_start
     from fedmutual.models.build import build_model
 

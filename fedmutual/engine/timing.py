@@ -1,9 +1,8 @@
-"""When a reply counts: a run's own time, in seconds since its start.
+"""The clock of a run: when a reply counts, in seconds since the start.
 
-On the wall clock a reply counts when it is there; a client whose emulated speed is s is given another (s - 1)
-times the seconds that it learned. On the virtual clock a message takes its given duration whatever the
-machine does, and replies count in the order of that clock: a run is then the same on every machine, whether
-clients learn side by side or take turns.
+On the wall clock, a reply counts when it arrives; for a client of emulated speed s, it is delayed by (s - 1)
+times its training time. On the virtual clock, a message takes its nominal duration, and replies count in the
+order of that clock. A run is then the same on every machine, whether clients train in parallel or take turns.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ class Dispatch:
     ----------
     message : Message
     label : tuple
-        Orders replies of one virtual moment: of the client, since node ids are random.
+        Sort key of the client, which orders simultaneous replies (node ids are random).
     speed : float
-        Emulated slowness: 8 is a client that takes eight times as long; 0 takes no time at all.
+        Emulated slowness: 8 takes eight times as long; 0 takes no time.
     sent : float or None
-        When a message was sent that a resumed run sends again; None: now.
+        Original send time of a message that a resumed run resends; None: now.
     """
 
     message: Message
@@ -42,7 +41,7 @@ class Dispatch:
 
 @dataclass
 class Flight:
-    """A message under way, and what has come of it."""
+    """A message in flight, and its reply."""
 
     node: int
     name: str
@@ -50,34 +49,34 @@ class Flight:
     size: int
     sent: float
     deadline: float  # on the machine's clock
-    due: float | None = None  # when its reply counts
+    due: float | None = None  # when the reply counts
     reply: Reply | None = None
 
 
 class Timing(Protocol):
-    """A run's time, in seconds since its start (of the first start, where it was resumed)."""
+    """A run's clock, in seconds since its start (for a resumed run, its first start)."""
 
     name: str
     now: float
 
     def send(self, flight: Flight) -> None:
-        """A message was sent."""
+        """Record that a message was sent."""
 
     def receive(self, flight: Flight) -> None:
-        """Its reply is there."""
+        """Record that the reply has arrived."""
 
     def tick(self) -> None:
-        """The machine's clock went on."""
+        """Update from the machine's clock."""
 
     def next(self, flights: list[Flight]) -> Flight | None:
-        """Whose reply comes next: it may have to be waited for; None: nobody's yet."""
+        """Return the flight that counts next, whose reply may still be missing; None: none yet."""
 
     def wait_until(self, moment: float) -> bool:
-        """Nothing is under way before this moment; True where it is reached without waiting."""
+        """Skip to a moment before which nothing is in flight; return False if the caller must wait."""
 
 
 class WallTiming:
-    """Time as it passes."""
+    """The machine's clock."""
 
     name = "wall"
 
@@ -87,10 +86,10 @@ class WallTiming:
         self.now = start
 
     def send(self, flight: Flight) -> None:
-        """Nothing is known yet of when the reply will come."""
+        """No-op: the arrival time is not known yet."""
 
     def receive(self, flight: Flight) -> None:
-        """A slow client is given more of the time that it learned; one that failed is not slow."""
+        """Delay the reply in proportion to the client's training time; failed replies are not delayed."""
         assert flight.reply is not None
         self.tick()
         content = flight.reply.content
@@ -98,22 +97,22 @@ class WallTiming:
         flight.due = self.now + max(flight.dispatch.speed - 1, 0.0) * learned
 
     def tick(self) -> None:
-        """Never backwards."""
+        """Advance the clock; it never goes backwards."""
         self.now = max(self.now, self._clock() - self._origin)
 
     def next(self, flights: list[Flight]) -> Flight | None:
-        """The one that has been there longest."""
+        """Return the flight whose reply became due first; None if none is due."""
         self.tick()
         there = [flight for flight in flights if flight.due is not None and flight.due <= self.now]
         return min(there, key=_when, default=None)
 
     def wait_until(self, moment: float) -> bool:
-        """Time passes by itself."""
+        """Return False: time passes by itself."""
         return False
 
 
 class VirtualTiming:
-    """Time as it would pass if a message took ``speed * nominal`` seconds."""
+    """A virtual clock on which a message takes ``speed * nominal`` seconds."""
 
     name = "virtual"
 
@@ -122,24 +121,24 @@ class VirtualTiming:
         self.now = start
 
     def send(self, flight: Flight) -> None:
-        """When the reply counts is known beforehand."""
+        """Fix the time at which the reply counts."""
         flight.due = flight.sent + flight.dispatch.speed * self._nominal
 
     def receive(self, flight: Flight) -> None:
-        """Too early for the machine is early enough here."""
+        """No-op: arrival times are fixed at send time."""
 
     def tick(self) -> None:
-        """The machine's clock means nothing."""
+        """No-op: the machine's clock is ignored."""
 
     def next(self, flights: list[Flight]) -> Flight | None:
-        """The one that is due first, there or not."""
+        """Return the flight that is due first, whether its reply has arrived or not."""
         first = min(flights, key=_when, default=None)
         if first is not None and first.reply is not None:
             self.now = max(self.now, first.due or 0.0)
         return first
 
     def wait_until(self, moment: float) -> bool:
-        """Go there at once."""
+        """Advance the clock to the moment."""
         self.now = max(self.now, moment)
         return True
 

@@ -1,4 +1,4 @@
-"""The virtual clock of strategies with rounds: nobody is faster than the slowest client of the round."""
+"""The virtual clock of strategies with rounds: a round takes as long as its slowest client."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fedmutual.settings import EmulationSettings
 
 
 class VirtualRounds:
-    """Time as it would pass if an update took ``speed * nominal_seconds`` (``emulation``).
+    """A virtual clock on which an update takes ``speed * nominal_seconds`` (``emulation``).
 
-    Speeds are dealt out as in runs without rounds: in order of the names to the clients of the first round,
-    then to others as they come.
+    Speeds are assigned as in runs without rounds: to the clients of the first round in order of their names,
+    then to others as they join.
 
     Attributes
     ----------
@@ -36,12 +36,12 @@ class VirtualRounds:
 
     @classmethod
     def of(cls, emulation: EmulationSettings) -> VirtualRounds | None:
-        """The clock of a run; None where time is the machine's."""
+        """Return the virtual clock of a run; None with the wall clock."""
         unequal = emulation.clock == "auto" and set(emulation.speeds) != {1}
         return cls(emulation) if unequal or emulation.clock == "virtual" else None
 
     def pass_round(self, clients: Collection[str]) -> None:
-        """A round is over to which these clients have reported."""
+        """Advance the clock by a round in which these clients reported."""
         dealt = self._emulation.speeds
         for name in sorted(clients, key=natural_key):
             self._speeds.setdefault(name, float(dealt[len(self._speeds) % len(dealt)]))
@@ -49,9 +49,9 @@ class VirtualRounds:
         self.now += slowest * self._emulation.nominal_seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the state for the checkpoint."""
         return {"now": self.now, "speeds": self._speeds}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Take up a checkpoint's time."""
+        """Restore the clock from a checkpoint."""
         self.now, self._speeds = saved["now"], dict(saved["speeds"])
