@@ -139,5 +139,5 @@ def test_the_command_prints_what_differs(
     assert main(["config", "--meaning", "seed=3", "--node-config", 'device="cpu"']) == 0
     table = capsys.readouterr().out
     line = next(row for row in table.splitlines() if row.startswith("seed "))
-    assert line.split() == ["seed", "3", "command", "line", "seed", "of", "everything", "random"]
+    assert line.split() == ["seed", "3", "command", "line", "seed", "of", "all", "randomness"]
     assert list(tmp_path.iterdir()) == []

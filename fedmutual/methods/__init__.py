@@ -1,1 +1,1 @@
-"""The strategies in the image application: their settings, and what a client does with an order."""
+"""The strategies in the image application: their settings and the client's side."""

@@ -1,4 +1,4 @@
-"""What the strategies without rounds share in the image application."""
+"""The common part of strategies without rounds in the image application."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 class ArrivalSettings(Method):
     """Settings of a run without rounds."""
 
-    updates: int | None = setting("ends after so many reports; null: rounds times clients", minimum=1)
-    seconds: float | None = setting("ends after so many seconds of its clock; null: no limit", above=0)
+    updates: int | None = setting(
+        "the run ends after this many reports; null: rounds times clients", minimum=1
+    )
+    seconds: float | None = setting(
+        "the run ends after this many seconds of its clock; null: no limit", above=0
+    )
 
     def engine(
         self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None
     ) -> Arriving:
-        """Make what drives the strategy: the server's side of a run."""
+        """Return the engine that drives the strategy: the server's side of a run."""
         strategy = self.strategy(settings, shared)
         return Arriving(strategy, settings, shared, run, journal, updates=self.updates, seconds=self.seconds)

@@ -1,4 +1,4 @@
-"""What a strategy is in the image application."""
+"""Base class of a strategy's image-application half: settings, engine, client side."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
 class Method(StrategySettings):
     """A strategy's settings; ``_target_`` in ``conf/strategy/*.yaml`` names the subclass."""
 
-    whole_pool: ClassVar[bool] = False  # a client gets the private images of all
-    part_of_model: ClassVar[bool] = False  # an order's model is some layers only; the client keeps the rest
+    whole_pool: ClassVar[bool] = False  # a client gets the private images of all clients
+    part_of_model: ClassVar[bool] = False  # orders contain only some layers; the client keeps the others
 
     @abstractmethod
     def strategy(self, settings: Settings, shared: SharedData) -> Any:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
 
     def engine(
         self, settings: Settings, shared: SharedData, run: str, journal: RunDirectory | None
     ) -> Rounds | Arriving:
-        """Make what drives the strategy: the server's side of a run."""
+        """Return the engine that drives the strategy: the server's side of a run."""
         strategy: RoundStrategy = self.strategy(settings, shared)
         return Rounds(strategy, settings, shared, run, journal)
 
     @abstractmethod
     def learn(self, learner: Learner) -> Answer:
-        """Do what the learner's order asks: the client's side."""
+        """Carry out the learner's order: the client's side."""
 
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Those of the client's weights that its report takes along; none unless a strategy says so."""
+        """Return the weights to send with the report; by default none."""
         return {}
 
 
 def nothing_predicted(learner: Learner) -> Answer:
-    """An answer without predictions."""
+    """Return an answer without predictions."""
     from fedmutual.client.learner import Answer
 
     return Answer(np.zeros((0, learner.order.num_classes), np.float32))

@@ -1,7 +1,7 @@
-"""``strategy=centralised`` in the image application: all data in one place, the reference line.
+"""``strategy=centralised`` in the image application: all data in one place, as a reference.
 
-One node trains one model on the private images of all clients. Only where all of them come out of one pool
-(``partition-id``) can a node read them.
+One node trains one model on the private images of all clients. This is possible only if all of them are
+shares of one pool (``partition-id``).
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ class CentralisedSettings(LocalSettings):
     whole_pool: ClassVar[bool] = True
 
     def strategy(self, settings: Settings, shared: SharedData) -> Centralised:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         return Centralised(len(shared.classes), labelled=self.labelled(settings, shared))

@@ -18,5 +18,5 @@ class CFDSettings(DigestSettings):
     """Settings of ``strategy=cfd``."""
 
     def strategy(self, settings: Settings, shared: SharedData) -> CFD:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         return CFD(**self.options(settings, shared))

@@ -1,4 +1,4 @@
-"""The choices of the settings group ``consensus``; what each one computes is in its strategy's rule."""
+"""The choices of the settings group ``consensus``; :mod:`fedmutual.strategies.consensus` has the rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedmutual.settings import ConsensusSettings, StrategySettings, setting
 from fedmutual.strategies import consensus
 from fedmutual.strategies.consensus import Rule
 
-OWN = "a client's own prediction counts as one of its peers'"
+OWN = "include a client's own prediction in its consensus"
 
 
 @dataclass(kw_only=True)
@@ -19,14 +19,14 @@ class RuleSettings(ConsensusSettings):
     kind: ClassVar[type[Rule]]
 
     def rule(self) -> Rule:
-        """Make the rule from the settings: its parameters have their names."""
+        """Return the rule, whose parameters have the names of these settings."""
         made: Rule = self.kind(**asdict(self))
         return made
 
     def misfit(self, strategy: StrategySettings) -> str | None:
-        """Say which setting of the strategy this consensus does not go with, key first."""
+        """Return the strategy setting that this consensus does not support, key first."""
         if not strategy.takes_consensus:
-            return f"consensus: strategy={strategy.name} has no use for it: leave it at consensus=mean"
+            return f"consensus: strategy={strategy.name} does not use it: leave it at consensus=mean"
         if getattr(strategy, "divergence", "") == "published_code" and not self.kind.is_mean:
             return "strategy.divergence: published_code is defined for a mean of the peers only"
         return None
@@ -34,14 +34,14 @@ class RuleSettings(ConsensusSettings):
 
 @dataclass(kw_only=True)
 class MeanSettings(RuleSettings):
-    """Settings of ``consensus=mean``, and what all kinds of mean have."""
+    """Settings of ``consensus=mean``, shared by all weighted means."""
 
     kind: ClassVar[type[Rule]] = consensus.Mean
 
     include_own: bool = setting(OWN)
 
     def misfit(self, strategy: StrategySettings) -> str | None:
-        """The plain mean goes with every strategy: it is the value where there is nothing to choose."""
+        """Accept the plain mean for every strategy, since it is the default."""
         return None if type(self) is MeanSettings else super().misfit(strategy)
 
 
@@ -63,7 +63,7 @@ class ConfidenceSettings(MeanSettings):
 
 @dataclass(kw_only=True)
 class MedianSettings(RuleSettings):
-    """Settings of ``consensus=median``: there are none."""
+    """``consensus=median``, which has no settings."""
 
     kind: ClassVar[type[Rule]] = consensus.Median
 
@@ -85,11 +85,11 @@ class ReputationSettings(RuleSettings):
 
     kind: ClassVar[type[Rule]] = consensus.Reputation
 
-    tolerance: float = setting("a distance of up to so many median distances raises no suspicion", minimum=0)
+    tolerance: float = setting("multiple of the median distance that raises no suspicion", minimum=0)
     margin: float = setting(
-        "nor, on top, this total variation distance, for a client that has had a target before",
+        "further total variation distance that raises no suspicion, for clients that had a target before",
         minimum=0,
         maximum=1,
     )
-    memory: float = setting("share of a client's suspicion that is left a round later", minimum=0, maximum=1)
+    memory: float = setting("decay of a client's suspicion per round", minimum=0, maximum=1)
     severity: float = setting("a client's weight is exp(-severity * suspicion)", above=0)

@@ -1,4 +1,4 @@
-"""What ``strategy=fedmd``, ``dsfl`` and ``cfd`` share in the image application."""
+"""The common part of ``strategy=fedmd``, ``dsfl`` and ``cfd`` in the image application."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DigestSettings(Method):
-    """Settings that these methods share."""
+    """Settings shared by these strategies."""
 
-    digest_epochs: int = setting("passes over the public samples a round, towards the consensus", minimum=1)
-    probability_floor: float = setting("shared probabilities are raised to this", above=0, maximum=0.1)
-    wire_dtype: str = setting("type in which predictions travel", choices=WIRE_DTYPES)
+    digest_epochs: int = setting(
+        "passes per round over the public samples, with the consensus as target", minimum=1
+    )
+    probability_floor: float = setting("minimum of shared probabilities", above=0, maximum=0.1)
+    wire_dtype: str = setting("number format of predictions in messages", choices=WIRE_DTYPES)
 
-    revisits_last: ClassVar[bool] = False  # a round ends with local training; else with the consensus
+    revisits_last: ClassVar[bool] = False  # true: a round ends with local training; false: with the consensus
 
     def options(self, settings: Settings, shared: SharedData) -> dict[str, Any]:
-        """What all these strategies are made from."""
+        """Return the arguments that these strategies share."""
         return {
             **predictions(settings, shared),
             "wire_dtype": self.wire_dtype,
@@ -34,7 +36,7 @@ class DigestSettings(Method):
         }
 
     def learn(self, learner: Learner) -> Answer:
-        """Digest the consensus of the round before, learn from the private images, predict."""
+        """Train on the previous round's consensus, train on the private images, predict."""
         if len(learner.order.target_indices):
             learner.separate_mutual_step(learner.public(), self.digest_epochs)
         if learner.order.closing:

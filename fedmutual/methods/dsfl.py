@@ -20,5 +20,5 @@ class DSFLSettings(DigestSettings):
     era_temperature: float = setting("T of the entropy reduction; the paper: 0.1", above=0)
 
     def strategy(self, settings: Settings, shared: SharedData) -> DSFL:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         return DSFL(era_temperature=self.era_temperature, **self.options(settings, shared))

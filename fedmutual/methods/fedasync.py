@@ -27,20 +27,22 @@ class FedAsyncSettings(ArrivalSettings):
     """Settings of ``strategy=fedasync`` and ``strategy=fedbuff``."""
 
     alpha: float = setting(
-        "weight of a fresh model that arrives; buffer_size > 1: the server's step size", above=0, maximum=1
+        "weight of an arriving model without staleness; buffer_size > 1: the server's step size",
+        above=0,
+        maximum=1,
     )
-    staleness: str = setting("how much a stale model counts, s(t - tau)", choices=STALENESS)
+    staleness: str = setting("weight of a stale model, s(t - tau)", choices=STALENESS)
     staleness_a: float = setting("a of polynomial and hinge", above=0)
-    staleness_b: float = setting("b of hinge: up to this staleness a model counts fully", minimum=0)
-    proximal: float = setting("rho, the pull of a client's weights towards those it was sent", minimum=0)
-    buffer_size: int = setting("1: FedAsync; more: FedBuff, with so many deltas a version", minimum=1)
+    staleness_b: float = setting("b of hinge: up to this staleness a model has full weight", minimum=0)
+    proximal: float = setting("rho, weight of the proximal term towards the received weights", minimum=0)
+    buffer_size: int = setting("1: FedAsync; more: FedBuff with this many deltas per version", minimum=1)
 
     def misfit(self, settings: Settings) -> str | None:
-        """Weights can only be mixed between equal models."""
+        """Reject clients with different models, whose weights cannot be mixed."""
         return one_architecture(settings)
 
     def strategy(self, settings: Settings, shared: SharedData) -> FedAsync:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         from fedmutual.engine.server_model import initial_weights
 
         return FedAsync(
@@ -51,7 +53,7 @@ class FedAsyncSettings(ArrivalSettings):
         )
 
     def learn(self, learner: Learner) -> Answer:
-        """Measure the global model as it came, then train it on the private images."""
+        """Evaluate the received global model, then train it on the private images."""
         from fedmutual.learning.proximal import proximal
 
         if learner.order.closing:
@@ -64,5 +66,5 @@ class FedAsyncSettings(ArrivalSettings):
         return nothing_predicted(learner)
 
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """All of them, where they were trained: at the end they are the server's own."""
+        """Return all weights after training; none in the closing round, where they are the server's own."""
         return {} if order.closing else weights

@@ -27,15 +27,15 @@ class FedAvgSettings(PrivateTrainingSettings):
     """Settings of ``strategy=fedavg`` and ``strategy=fedprox``."""
 
     proximal: float = setting(
-        "mu of FedProx: the pull of a client's weights, in its private steps, to those it was sent", minimum=0
+        "mu of FedProx: weight of the proximal term towards the received weights, in private steps", minimum=0
     )
 
     def misfit(self, settings: Settings) -> str | None:
-        """Weights can only be averaged between equal models."""
+        """Reject clients with different models, whose weights cannot be averaged."""
         return one_architecture(settings) or super().misfit(settings)
 
     def strategy(self, settings: Settings, shared: SharedData) -> FedAvg:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         server = ServerModel(settings, shared)
         return FedAvg(
             len(shared.classes),
@@ -45,7 +45,7 @@ class FedAvgSettings(PrivateTrainingSettings):
         )
 
     def learn(self, learner: Learner) -> Answer:
-        """Measure the global model on the client's own held-out images as it came, then train it."""
+        """Evaluate the received global model on the client's own held-out images, then train it."""
         from fedmutual.learning.proximal import proximal
 
         if learner.order.closing:
@@ -56,5 +56,5 @@ class FedAvgSettings(PrivateTrainingSettings):
         return nothing_predicted(learner)
 
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """All of them, where they were trained: at the end they are the server's own."""
+        """Return all weights after training; none in the closing round, where they are the server's own."""
         return {} if order.closing else weights

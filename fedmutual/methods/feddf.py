@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 class FedDFSettings(DigestSettings):
     """Settings of ``strategy=feddf``."""
 
-    student_epochs: int = setting("passes of the student over the round's public samples", minimum=1)
+    student_epochs: int = setting("passes of the server's student over the round's public samples", minimum=1)
     teacher: str = setting(
-        "what clients digest: student: its predictions, as in CFD; consensus: what it learnt from itself",
+        "the clients' target: student: the student's predictions, as in CFD; consensus: the student's target",
         choices=("student", "consensus"),
     )
 
     def strategy(self, settings: Settings, shared: SharedData) -> FedDF:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         student = ImageStudent(ServerModel(settings, shared), self.student_epochs)
         return FedDF(student=student, teacher=self.teacher, **self.options(settings, shared))
 
@@ -43,7 +43,7 @@ class ImageStudent:
     ----------
     model : ServerModel
     epochs : int
-        Passes over the round's public samples.
+        Number of passes over the round's public samples.
     """
 
     def __init__(self, model: ServerModel, epochs: int) -> None:
@@ -51,20 +51,20 @@ class ImageStudent:
         self.epochs = epochs
 
     def distil(self, round: int, indices: IndexArray, log_probabilities: FloatArray) -> FloatArray:
-        """Learn the consensus, and no label; return the log-probabilities [n, C] predicted afterwards."""
+        """Train on the consensus, without labels; return log-probabilities [n, C] after training."""
         order = taught_to_all(self.model.order(round, indices), indices, log_probabilities)
         learner = self.model.learner(order)
         learner.separate_mutual_step(replace(learner.public(), labels=None), self.epochs)
         return learner.predictions()
 
     def figures(self, round: int) -> dict[str, Any]:
-        """The student's quality on the unseen set."""
+        """Return the student's metrics on the unseen set."""
         return self.model.measured(round)
 
     def weights(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Its weights, by name."""
+        """Return the weights by name."""
         return self.model.weights()
 
     def load(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Take over weights."""
+        """Load weights."""
         self.model.load(weights)

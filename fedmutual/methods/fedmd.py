@@ -20,5 +20,5 @@ class FedMDSettings(DigestSettings):
     revisits_last: ClassVar[bool] = True
 
     def strategy(self, settings: Settings, shared: SharedData) -> FedMD:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         return FedMD(**self.options(settings, shared))

@@ -31,29 +31,29 @@ class LayerwiseSettings(Method):
     """Settings of ``strategy=layerwise``."""
 
     deep_every: int = setting(
-        "deep layers (dense ones) travel in rounds divisible by this, shallow ones in all others", minimum=2
+        "deep (dense) layers are sent in rounds divisible by this, shallow layers in all others", minimum=2
     )
     normalise: bool = setting(
-        "true: layers are weighted by validation accuracy over the sum of accuracies; false: over the number "
-        "of clients, as the paper's code does, so that they shrink"
+        "true: layer weights are validation accuracies divided by their sum; false: divided by the number of "
+        "clients, as in the paper's code, which shrinks the layers"
     )
     server_epochs: int = setting(
-        "passes of the server over the round's public samples (public.labelled=true; else none)", minimum=0
+        "passes of the server over the round's public samples (only with public.labelled=true)", minimum=0
     )
 
     part_of_model: ClassVar[bool] = True
 
     def misfit(self, settings: Settings) -> str | None:
-        """Layers can only be averaged between equal models that have one start."""
+        """Reject different models or initial weights, whose layers cannot be averaged."""
         if not settings.train.common_start:
             return (
-                "train.common_start: false, but strategy=layerwise averages layers of clients that keep the "
-                "rest of their models: they need one start; set train.common_start=true"
+                "train.common_start: false, but strategy=layerwise averages some layers and clients keep the "
+                "others, which needs equal initial weights: set train.common_start=true"
             )
         return one_architecture(settings)
 
     def strategy(self, settings: Settings, shared: SharedData) -> Layerwise:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         server, samples = ServerModel(settings, shared), public_schedule(settings, shared)
         trains = settings.public.labelled and self.server_epochs > 0
         if self.server_epochs and not trains:
@@ -78,7 +78,7 @@ class LayerwiseSettings(Method):
         )
 
     def learn(self, learner: Learner) -> Answer:
-        """Train all layers, and measure."""
+        """Train all layers, and evaluate."""
         if learner.order.closing:
             return learner.close()
         learner.local_training()
@@ -86,7 +86,7 @@ class LayerwiseSettings(Method):
         return nothing_predicted(learner)
 
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The layers whose round it is, where they were trained."""
+        """Return the layers due in this round, after training."""
         if order.closing:
             return {}
         dimensions = {name: values.ndim for name, values in weights.items()}

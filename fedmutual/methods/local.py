@@ -1,4 +1,4 @@
-"""``strategy=local`` in the image application: no exchange, what collaboration has to beat."""
+"""``strategy=local`` in the image application: no exchange, the baseline for collaboration."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class LocalSettings(PrivateTrainingSettings):
     """Settings of ``strategy=local``."""
 
     def strategy(self, settings: Settings, shared: SharedData) -> Local:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         return Local(len(shared.classes), labelled=self.labelled(settings, shared))
 
     def learn(self, learner: Learner) -> Answer:
-        """Train, and measure."""
+        """Train, and evaluate."""
         if learner.order.closing:
             return learner.close()
         self.train(learner)

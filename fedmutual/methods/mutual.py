@@ -27,45 +27,43 @@ class MutualSettings(Method):
     """Settings of ``strategy=mutual``."""
 
     phase: str = setting(
-        "mixed: every step takes a private and a public batch; separate: the public samples after the "
-        "private ones, as in the paper",
+        "mixed: every step uses a private and a public batch; separate: public samples after the private "
+        "ones, as in the paper",
         choices=("mixed", "separate"),
     )
     divergence: str = setting(
         "own_peer: KL(own || peer), the paper; peer_own: KL(peer || own), arXiv:1706.00384; "
-        "published_code: what the paper's code computes, no divergence, two classes only",
+        "published_code: the expression in the paper's code, not a divergence, two classes only",
         choices=DIVERGENCES,
     )
     temperature: float = setting("softens every distribution in the mutual loss", above=0)
-    kl_weight: float = setting("lambda, the weight of the mean KL; 0: no mutual learning", minimum=0)
-    burn_in: int = setting("first rounds whose mutual step is left out", minimum=0)
-    ramp: int = setting("rounds over which lambda then grows to kl_weight", minimum=0)
-    public_epochs: int = setting(
-        "phase=mixed: a round takes at least so many passes over the public samples", minimum=1
-    )
+    kl_weight: float = setting("lambda, weight of the mean KL; 0: no mutual learning", minimum=0)
+    burn_in: int = setting("number of first rounds without a mutual step", minimum=0)
+    ramp: int = setting("number of rounds after burn_in over which lambda grows to kl_weight", minimum=0)
+    public_epochs: int = setting("phase=mixed: minimum passes per round over the public samples", minimum=1)
     mutual_epochs: int = setting("phase=separate: passes over the public samples", minimum=1)
     probability_floor: float = setting(
-        "shared probabilities are raised to this: bounds what one peer can pull", above=0, maximum=0.1
+        "minimum of shared probabilities; bounds the influence of one peer", above=0, maximum=0.1
     )
-    wire_dtype: str = setting("type in which predictions travel", choices=WIRE_DTYPES)
+    wire_dtype: str = setting("number format of predictions in messages", choices=WIRE_DTYPES)
     staleness_limit: int | None = setting(
-        "a peer that did not report goes on teaching with its newest predictions for so many rounds "
-        "(public=static public.views=plain; else they are of other images); null: for ever",
+        "number of rounds for which a missing peer's stale predictions are used (with public=static "
+        "public.views=plain; otherwise they refer to other images and are discarded); null: no limit",
         minimum=0,
     )
-    average_weights: bool = setting("ablation: also send and average all weights every round")
+    average_weights: bool = setting("ablation: also average all weights every round")
 
     takes_consensus: ClassVar[bool] = True
     takes_views: ClassVar[bool] = True
 
     def check(self) -> str | None:
-        """The published code's divergence has no temperature."""
+        """Reject a temperature for the published code's expression, which has none."""
         if self.divergence == "published_code" and self.temperature != 1:
-            return f"temperature: {self.temperature:g}, but divergence=published_code is defined at 1 only"
+            return f"temperature: {self.temperature:g}, but divergence=published_code is only defined for 1"
         return None
 
     def strategy(self, settings: Settings, shared: SharedData) -> MutualLearning:
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         return MutualLearning(
             **self.options(settings),
             **predictions(settings, shared),
@@ -74,7 +72,7 @@ class MutualSettings(Method):
         )
 
     def options(self, settings: Settings) -> dict[str, Any]:
-        """What the strategy and its twin without rounds share."""
+        """Return the arguments shared by the strategies with and without rounds."""
         return {
             "consensus": settings.consensus.rule(),
             "divergence": self.divergence,
@@ -89,12 +87,12 @@ class MutualSettings(Method):
         }
 
     def learn(self, learner: Learner) -> Answer:
-        """In the paper's order: mutual step of the round before, local training, predictions."""
+        """Do the mutual step of the previous round, local training and predictions, as in the paper."""
         order = learner.order
-        public = learner.public() if len(order.target_indices) else None  # with a target, or labels at least
+        public = learner.public() if len(order.target_indices) else None  # with a target, or only labels
         if public and self.phase == "separate":
             learner.separate_mutual_step(public, self.mutual_epochs)
-        elif public and order.closing:  # no private training follows that a public phase could harm
+        elif public and order.closing:  # a public phase is safe: no private training follows
             learner.separate_mutual_step(public, self.public_epochs)
         if order.closing:
             return learner.close()
@@ -105,5 +103,5 @@ class MutualSettings(Method):
         return learner.report()
 
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """All of them for the ablation, else none."""
+        """Return all weights for the ablation, else none."""
         return weights if self.average_weights else {}

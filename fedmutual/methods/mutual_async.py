@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class MutualAsyncSettings(ArrivalSettings, MutualSettings):
-    """Settings of ``strategy=mutual_async``: those of ``mutual``, and those of a run without rounds."""
+    """Settings of ``strategy=mutual_async``: those of ``mutual`` and of runs without rounds."""
 
-    takes_views: ClassVar[bool] = False  # without rounds there is no view that all see at a time
+    takes_views: ClassVar[bool] = False  # without rounds, clients have no common view at a time
 
     staleness_limit: int | None = setting(
-        "a peer's predictions teach a client for so many of that client's own reports; null: for ever",
+        "number of a client's own reports for which a peer's predictions are used; null: no limit",
         minimum=1,
     )
 
@@ -32,7 +32,7 @@ class MutualAsyncSettings(ArrivalSettings, MutualSettings):
         return super().check()
 
     def misfit(self, settings: Settings) -> str | None:
-        """Predictions of different samples cannot be averaged."""
+        """Reject public schedules whose predictions are of different samples."""
         schedule = settings.public.schedule
         if schedule != "static":
             return (
@@ -42,5 +42,5 @@ class MutualAsyncSettings(ArrivalSettings, MutualSettings):
         return None
 
     def strategy(self, settings: Settings, shared: SharedData) -> MutualAsync:  # type: ignore[override]
-        """Make the strategy from the settings."""
+        """Return the strategy of these settings."""
         return MutualAsync(len(shared.public), len(shared.classes), **self.options(settings))

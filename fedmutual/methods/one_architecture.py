@@ -1,4 +1,4 @@
-"""Where weights are exchanged, all clients have one architecture."""
+"""Check that all clients have the same architecture, for strategies that exchange weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fedmutual.settings import Settings
 
 
 def one_architecture(settings: Settings) -> str | None:
-    """Say why weights cannot be exchanged; None: they can."""
+    """Return why weights cannot be exchanged; None if they can."""
     if settings.model.per_client:
         return (
             f"model.per_client: {len(settings.model.per_client)} models, but "

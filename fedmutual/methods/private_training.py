@@ -1,4 +1,4 @@
-"""What clients of the baselines train on: their own images, and public labels if asked."""
+"""Local training of the baselines: own images, and optionally public labels."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class PrivateTrainingSettings(Method):
         "(public.labelled=true)"
     )
     phase: str = setting(
-        "equal_data: mixed: every step takes a private and a public batch; separate: the public samples "
-        "after the private ones, as in the paper",
+        "equal_data: mixed: every step uses a private and a public batch; separate: public samples after the "
+        "private ones, as in the paper",
         choices=("mixed", "separate"),
     )
-    public_epochs: int = setting("equal_data: passes over the public samples a round, at least", minimum=1)
+    public_epochs: int = setting("equal_data: minimum passes per round over the public samples", minimum=1)
 
     def misfit(self, settings: Settings) -> str | None:
-        """Equal data means known labels."""
+        """Reject equal data without public labels."""
         if self.equal_data and not settings.public.labelled:
             return (
                 "strategy.equal_data: true, but public.labelled=false: mutual clients then see no public "
@@ -40,11 +40,11 @@ class PrivateTrainingSettings(Method):
         return None
 
     def labelled(self, settings: Settings, shared: SharedData) -> Schedule | None:
-        """The labelled public samples of a round that clients also train on; None: none."""
+        """Return the schedule of labelled public samples for training; None without equal data."""
         return public_schedule(settings, shared) if self.equal_data else None
 
     def train(self, learner: Learner) -> None:
-        """Train on the private images, and on the public labels that the order names."""
+        """Train on the private images, and on the order's labelled public samples."""
         if len(learner.order.target_indices) == 0:
             learner.local_training()
             return

@@ -1,4 +1,4 @@
-"""The public samples of each round, as the settings of the application choose them."""
+"""The public samples of each round, from the settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def public_schedule(settings: Settings, shared: SharedData) -> Schedule:
-    """The function from a round to its public samples."""
+    """Return the function from a round to its public samples."""
 
     @cache
     def indices(round: int) -> IndexArray:
@@ -24,7 +24,7 @@ def public_schedule(settings: Settings, shared: SharedData) -> Schedule:
 
 
 def predictions(settings: Settings, shared: SharedData) -> dict[str, Any]:
-    """What every strategy that exchanges predictions is told of the public set."""
+    """Return the arguments about the public set for strategies that exchange predictions."""
     return {
         "num_samples": len(shared.public),
         "num_classes": len(shared.classes),

@@ -26,7 +26,7 @@ def setting(
     maximum: float | None = None,
     above: float | None = None,
 ) -> Any:
-    """Declare a setting: what it means and which values it takes. Its value lives in ``conf/``."""
+    """Declare a setting: its meaning and valid values. Its value is in ``conf/``."""
     return field(
         metadata={
             "help": help,
@@ -42,26 +42,22 @@ def setting(
 class TrainSettings:
     """Local training of one client."""
 
-    local_epochs: int = setting("passes over the private training images a round", minimum=1)
-    batch_size: int = setting("images a step", minimum=1)
+    local_epochs: int = setting("passes over the private training images per round", minimum=1)
+    batch_size: int = setting("images per step", minimum=1)
     validation_fraction: float = setting(
-        "share of the private images held out to validate", minimum=0, maximum=0.9
+        "share of the private images held out for validation", minimum=0, maximum=0.9
     )
     prior_correction: bool = setting(
         "train on logits + log(own class prior), share and predict plain logits (arXiv:2007.07314)"
     )
-    recompute_norm: bool = setting(
-        "before predicting, measure the statistics of batch normalisation anew (arXiv:2105.07576)"
-    )
+    recompute_norm: bool = setting("recompute the batch-norm statistics before predicting (arXiv:2105.07576)")
     ema_decay: float = setting(
-        "what a step leaves of the moving average of a client's own weights, which predicts, is measured and "
-        "is kept at the end (arXiv:1703.01780); 0: the newest weights do. Not where weights are exchanged",
+        "EMA decay of the client's weights (0 = off); the averaged weights predict, are evaluated and are "
+        "saved (arXiv:1703.01780). Off if the strategy exchanges weights",
         minimum=0,
         maximum=0.9999,
     )
-    common_start: bool = setting(
-        "every client of one architecture starts from the same seeded initial weights"
-    )
+    common_start: bool = setting("all clients of an architecture start from the same seeded initial weights")
     warm_start_epochs: int = setting(
         "epochs on the shared labelled warm-start fold before round 1", minimum=0
     )
@@ -74,7 +70,7 @@ class OptimizerSettings:
     name: str = setting("optimiser", choices=("adam", "adamw", "sgd"))
     learning_rate: float = setting("step size", above=0)
     schedule: str = setting(
-        "constant; cosine: from learning_rate in the first round down to a tenth of it in the last",
+        "constant; cosine: from learning_rate in the first round to a tenth of it in the last",
         choices=("constant", "cosine"),
     )
     momentum: float = setting("momentum (sgd)", minimum=0, maximum=1)
@@ -87,26 +83,27 @@ class PublicSettings:
     """The public images that every client predicts."""
 
     schedule: str = setting(
-        "static: the whole public set every round; kfold: a fresh class-stratified fold a round; "
-        "sample: a fresh seeded random subset a round",
+        "static: the whole public set every round; kfold: a new class-stratified fold per round; "
+        "sample: a new seeded random subset per round",
         choices=("static", "kfold", "sample"),
     )
     size: int | None = setting(
-        "images drawn from the pool; null: 15 % of it, or all of the data's own", minimum=1
+        "number of images drawn from the pool; null: 15 % of it, or all of the data's own public images",
+        minimum=1,
     )
     per_round: int | None = setting(
-        "images a round for schedule=sample; null: a quarter of the set", minimum=1
+        "images per round for schedule=sample; null: a quarter of the set", minimum=1
     )
     views: str = setting(
-        "plain: as they are; mixed: every round half of them mirrored and half mixed with another one, the "
-        "same at all clients (strategy=mutual)",
+        "plain: unchanged images; mixed: every round, half of them mirrored and half mixed with another "
+        "image, identical at all clients (strategy=mutual)",
         choices=("plain", "mixed"),
     )
-    labelled: bool = setting("the public labels are known and trained on")
-    distribute: bool = setting("the server sends the public images to sites that lack them, once")
+    labelled: bool = setting("the public labels are known and used for training")
+    distribute: bool = setting("the server sends the public images once to sites that lack them")
 
     def check(self) -> str | None:
-        """The size of a sample means something for samples only, and a label for one image only."""
+        """Reject ``per_round`` without schedule=sample, and labels of mixed images."""
         if self.per_round is not None and self.schedule != "sample":
             return f"per_round: {self.per_round}, but schedule={self.schedule}: use public=sample"
         if self.views == "mixed" and self.labelled:
@@ -114,48 +111,50 @@ class PublicSettings:
         return None
 
     def misfit(self, strategy: StrategySettings) -> str | None:
-        """Say which of these settings a strategy does not go with, key first."""
+        """Return which of these settings a strategy does not support, key first."""
         if self.views != "plain" and not strategy.takes_views:
-            return f"public.views: strategy={strategy.name} knows plain only"
+            return f"public.views: strategy={strategy.name} supports only plain"
         return None
 
 
 @dataclass(kw_only=True)
 class EvaluationSettings:
-    """What is measured on the unseen set besides the final evaluation, which always sees all of it."""
+    """Evaluation during the run; the final evaluation always uses the whole unseen set."""
 
-    unseen_every: int = setting("evaluate the unseen set every n rounds; 0: only at the end", minimum=0)
-    unseen_limit: int | None = setting("images of it used before the end (seeded); null: all", minimum=1)
-    batch_size: int = setting("images a forward pass", minimum=1)
+    unseen_every: int = setting("evaluate on the unseen set every n rounds; 0: only at the end", minimum=0)
+    unseen_limit: int | None = setting(
+        "unseen images used before the end (seeded subset); null: all", minimum=1
+    )
+    batch_size: int = setting("images per forward pass", minimum=1)
 
     def unseen_in(self, round: int) -> bool:
-        """Whether the unseen set is measured in a round."""
+        """Return whether a round evaluates on the unseen set."""
         return self.unseen_every > 0 and round % self.unseen_every == 0
 
 
 @dataclass(kw_only=True)
 class ExchangeSettings:
-    """Sending orders and collecting reports."""
+    """How orders are sent and reports collected."""
 
     min_clients: int | None = setting(
-        "reports that a round needs; null: half of the clients, at least one", minimum=1
+        "quorum of reports per round; null: half of the clients, at least one", minimum=1
     )
     enough_clients: int | None = setting(
-        "reports with which a round goes on without waiting for the others, which join again when they have "
-        "answered; null: wait for all",
+        "number of reports after which a round does not wait for the others, which rejoin after their "
+        "answer; null: wait for all",
         minimum=1,
     )
     join_timeout: float = setting("seconds to wait for the clients to connect", above=0)
-    round_timeout: float = setting("seconds after which a round goes on with the reports it has", above=0)
+    round_timeout: float = setting("seconds after which a round ends with the reports received", above=0)
     return_timeout: float = setting(
-        "seconds that a round waits for a client whose process or SuperNode died, to send its order again; "
-        "0: it is out for that round",
+        "seconds that a round waits for a crashed client process or SuperNode to return, and then resends "
+        "its order; 0: the client misses that round",
         minimum=0,
     )
-    poll_interval: float = setting("seconds between two looks for reports", above=0)
+    poll_interval: float = setting("seconds between two polls for reports", above=0)
 
     def check(self) -> str | None:
-        """A round cannot go on with fewer reports than it needs."""
+        """Reject ``enough_clients`` below the quorum."""
         if self.enough_clients is not None and self.enough_clients < (self.min_clients or 1):
             return (
                 f"enough_clients: {self.enough_clients} is below exchange.min_clients={self.min_clients}: "
@@ -166,24 +165,24 @@ class ExchangeSettings:
 
 @dataclass(kw_only=True)
 class ParticipationSettings:
-    """Which clients get an order in a round; everyone gets the closing one."""
+    """Which clients get an order in a round; all get the closing order."""
 
     fraction: float = setting(
-        "share of the clients that take part in a round (seeded); 1: all that are connected",
+        "share of clients that participate in a round (seeded); 1: all connected clients",
         above=0,
         maximum=1,
     )
     absent: list[str] = setting(
-        "emulated absences, NAME:FIRST-LAST in rounds, such as [client-4:1-7, client-1:3-3]"
+        "emulated absences, NAME:FIRST-LAST (rounds), such as [client-4:1-7, client-1:3-3]"
     )
 
     def check(self) -> str | None:
-        """Every absence can be read."""
+        """Reject malformed absences."""
         wrong = [text for text in self.absent if re.fullmatch(_ABSENCE, text) is None]
-        return f"absent: {wrong[0]!r} is no NAME:FIRST-LAST, such as client-4:1-7" if wrong else None
+        return f"absent: {wrong[0]!r} is not NAME:FIRST-LAST, such as client-4:1-7" if wrong else None
 
     def misses(self, client: str | None, round: int) -> bool:
-        """Whether a client is emulated to be away."""
+        """Return whether a client is absent in a round (emulated)."""
         for text in self.absent:
             name, first, last = re.fullmatch(_ABSENCE, text).groups()  # type: ignore[union-attr]
             if name == client and int(first) <= round <= int(last):
@@ -192,29 +191,29 @@ class ParticipationSettings:
 
     @property
     def is_full(self) -> bool:
-        """Everyone takes part in every round."""
+        """Whether all clients participate in every round."""
         return self.fraction == 1 and not self.absent
 
 
 @dataclass(kw_only=True)
 class AttackSettings:
-    """Emulated hostile clients, for studies of robustness: they learn like all and report something else."""
+    """Emulated hostile clients, for robustness studies: they train normally but report other predictions."""
 
     name: str = setting(
-        "label_flip; random; constant: always class 0; one_hot: the class that is least probable to the best "
-        "of a client's knowledge (arXiv:2402.12265)",
+        "label_flip; random; constant: always class 0; one_hot: the class that the client believes least "
+        "probable (arXiv:2402.12265)",
         choices=("none", "label_flip", "random", "constant", "one_hot"),
     )
     clients: list[str] = setting(
-        "names of the hostile ones; not counted in the run's mean, worst and ensemble"
+        "names of hostile clients; excluded from the run's mean, worst client and ensemble"
     )
 
     def by(self, client: str) -> str:
-        """What a client does."""
+        """Return the attack of a client."""
         return self.name if client in self.clients else "none"
 
     def check(self) -> str | None:
-        """An attack has an attacker."""
+        """``name`` and ``clients`` must be set together."""
         if (self.name == "none") != (not self.clients):
             return f"name: {self.name}, but attack.clients={self.clients}: set both or none"
         return None
@@ -222,22 +221,20 @@ class AttackSettings:
 
 @dataclass(kw_only=True)
 class TrackingSettings:
-    """Loggers that follow the run at the server, besides the results' folder."""
+    """External loggers at the server, in addition to the results folder."""
 
     loggers: list[str] = setting("any of tensorboard, mlflow, wandb; []: none")
-    project: str = setting(
-        "MLflow's experiment, and the project at Weights & Biases, that runs are listed in"
-    )
+    project: str = setting("MLflow experiment, and Weights & Biases project, of the runs")
     mlflow_uri: str | None = setting(
-        "MLflow's tracking server; null: the environment's MLFLOW_TRACKING_URI, else mlflow.db in the results"
+        "MLflow tracking server; null: the environment's MLFLOW_TRACKING_URI, else mlflow.db in the results"
     )
     wandb_mode: str = setting(
-        "offline: files in the results, for `wandb sync`; online: sends the figures to its server",
+        "offline: files in the results, for `wandb sync`; online: send the figures to the W&B server",
         choices=("offline", "online", "disabled"),
     )
 
     def check(self) -> str | None:
-        """A logger that there is not is refused; whether it is installed, only the server can tell."""
+        """Reject unknown logger names; installation is checked on the server."""
         known = ("tensorboard", "mlflow", "wandb")
         for name in self.loggers:
             if name not in known:
@@ -249,29 +246,29 @@ class TrackingSettings:
 class SimulationSettings:
     """Resources of a simulated client (``fedmutual run``)."""
 
-    client_cpus: int = setting("CPU threads a client; as many clients run at once as fit", minimum=1)
-    client_gpus: float = setting("share of a GPU a client", minimum=0)
+    client_cpus: int = setting("CPU threads per client; as many clients run in parallel as fit", minimum=1)
+    client_gpus: float = setting("share of a GPU per client", minimum=0)
 
 
 @dataclass(kw_only=True)
 class EmulationSettings:
-    """Clients of unequal speed, emulated, and the clock by which a run's history tells the time."""
+    """Emulated client speeds, and the clock of a run's history."""
 
     clock: str = setting(
-        "wall: as time passes; virtual: as if an update took speed * nominal_seconds, and a round as long as "
-        "its slowest client, the same on every machine; auto: virtual where one process plays all clients of "
-        "a strategy without rounds (fedmutual compare), and where clients of one with rounds differ in speed",
+        "wall: the machine's clock; virtual: an update takes speed * nominal_seconds and a round as long as "
+        "its slowest client, identical on every machine; auto: virtual for strategies without rounds if one "
+        "process runs all clients (fedmutual compare), and for strategies with rounds if speeds differ",
         choices=("auto", "wall", "virtual"),
     )
     speeds: list[float] = setting(
-        "how many times as long an update takes, dealt out to the clients in order of their names"
+        "slowness factors of updates, assigned to the clients in order of their names"
     )
-    nominal_seconds: float = setting("virtual clock: what an update takes at speed 1", above=0)
+    nominal_seconds: float = setting("virtual clock: seconds of an update at speed 1", above=0)
 
     def check(self) -> str | None:
-        """There is a speed, and each one is a time."""
+        """``speeds`` must be a non-empty list of positive numbers."""
         if not self.speeds or not all(math.isfinite(speed) and speed > 0 for speed in self.speeds):
-            return f"speeds: {self.speeds} is no list of numbers above 0, such as [1] or [1,1,2,4,8]"
+            return f"speeds: {self.speeds} is not a list of numbers above 0, such as [1] or [1,1,2,4,8]"
         return None
 
 
@@ -280,11 +277,11 @@ class StrategySettings:
     """Base of every strategy's settings; ``_target_`` in ``conf/strategy/*.yaml`` names the subclass."""
 
     name: str = setting("name in results and plots")
-    takes_consensus: ClassVar[bool] = False  # the settings group `consensus` has a meaning
-    takes_views: ClassVar[bool] = False  # public.views has a meaning
+    takes_consensus: ClassVar[bool] = False  # whether the settings group `consensus` is used
+    takes_views: ClassVar[bool] = False  # whether public.views is used
 
     def misfit(self, settings: Settings) -> str | None:
-        """Say which other setting this strategy cannot run with, key first; None: they go together."""
+        """Return the setting that this strategy does not support, key first; None if there is none."""
         return None
 
 
@@ -293,7 +290,7 @@ class ConsensusSettings:
     """Base of every consensus' settings; ``_target_`` in ``conf/consensus/*.yaml`` names the subclass."""
 
     def misfit(self, strategy: StrategySettings) -> str | None:
-        """Say which setting of the strategy this consensus does not go with, key first."""
+        """Return the strategy setting that this consensus does not support, key first."""
         return None
 
 
@@ -301,17 +298,17 @@ class ConsensusSettings:
 class DataSettings:
     """Base of every data source's settings; ``_target_`` in ``conf/data/*.yaml`` names the subclass."""
 
-    image_size: int = setting("images are resized to this many pixels a side", minimum=8)
+    image_size: int = setting("side length in pixels to which images are resized", minimum=8)
 
     def count(self) -> tuple[int, int | None] | None:
-        """Images of the pool and of the public set that the data bring (None: none), without reading one.
+        """Return the numbers of pool images and of the data's public images (None: no public set).
 
-        Returns None where that cannot be known before they are loaded; unreadable images still count.
+        Images are not read, so unreadable ones count. Return None if the numbers are unknown before loading.
 
         Raises
         ------
         DataError
-            Naming the folder or setting, and the remedy.
+            The message names the folder or setting, and the remedy.
         """
         return None
 
@@ -323,7 +320,7 @@ class PartitionSettings:
 
 @dataclass(kw_only=True)
 class ModelSettings:
-    """The client's model: ``target(**arguments)``, its head fitted to the number of classes."""
+    """The client's model: ``target(**arguments)``, with a head for the number of classes."""
 
     target: str
     arguments: dict[str, Any]
@@ -335,24 +332,24 @@ class Settings:
     """Everything a run depends on."""
 
     experiment_name: str | None = setting("name of the experiment overlay")
-    seed: int = setting("seed of everything random", minimum=0)
+    seed: int = setting("seed of all randomness", minimum=0)
     rounds: int = setting("rounds of learning", minimum=1)
     num_clients: int | None = setting(
-        "clients to wait for; null: all that are connected (`fedmutual run` then starts 5)", minimum=1
+        "number of clients to wait for; null: all connected clients (`fedmutual run` starts 5)", minimum=1
     )
     output_dir: str | None = setting(
-        "folder of this run's results, absolute; null: in the user's data folder"
+        "absolute path of this run's results folder; null: in the user's data folder"
     )
     state_dir: str | None = setting(
-        "folder of the clients' states, absolute; null: in the user's data folder "
+        "absolute path of the clients' states; null: in the user's data folder "
         "(`fedmutual run`: <output_dir>/clients)"
     )
-    cache_dir: str | None = setting("folder of decoded images, absolute; null: in the user's cache folder")
-    resume: str | None = setting("results folder of an interrupted run to continue, absolute")
+    cache_dir: str | None = setting("absolute path of the decoded images; null: in the user's cache folder")
+    resume: str | None = setting("absolute path of the results folder of an interrupted run, to continue it")
     device: str = setting("auto, cpu, mps, cuda or cuda:<n>")
-    precision: str = setting("arithmetic of training", choices=("fp32", "bf16", "fp16"))
+    precision: str = setting("floating-point precision of training", choices=("fp32", "bf16", "fp16"))
     deterministic: bool = setting(
-        "deterministic algorithms where torch has them: equal seeds give equal bits on one machine"
+        "deterministic algorithms where torch has them: on one machine, equal seeds give identical bits"
     )
     train: TrainSettings
     optimizer: OptimizerSettings
@@ -371,7 +368,7 @@ class Settings:
     model: Any
 
     def check(self) -> str | None:
-        """A device that torch cannot name is refused; whether it is there, only the node can tell."""
+        """Reject unknown device names and unsupported combinations; devices are checked on the node."""
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             return f"device: {self.device!r} is none of auto, cpu, mps, cuda, cuda:<n>"
         strategy: StrategySettings = self.strategy
@@ -380,9 +377,9 @@ class Settings:
 
 
 def as_container(settings: Settings) -> dict[str, Any]:
-    """Return the settings as plain nested dicts, the form that is saved with every run.
+    """Return the settings as nested dicts, as saved with every run.
 
-    A group of which a class was chosen says which, as in ``conf/``: two classes may have the same fields.
+    Each group with a chosen class names it as in ``conf/``, since two classes can have the same fields.
     """
     container = asdict(settings)
     for group in ("strategy", "consensus", "data", "partition"):
