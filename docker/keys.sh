@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes the certificates of the server and the key of a site. Needs openssl and ssh-keygen.
+# Create the server's certificates and a site's key. Needs openssl and ssh-keygen.
 #   keys.sh ca FOLDER                  certificate authority: FOLDER/ca.key (keep it offline) and FOLDER/ca.crt
 #   keys.sh server FOLDER ADDRESS...   server.key, server.pem (signed by FOLDER/ca.key) and superexec.secret;
-#                                      ADDRESS: each DNS name or IPv4 address by which sites reach the server
+#                                      ADDRESS: each DNS name or IPv4 address at which sites reach the server
 #   keys.sh site FOLDER NAME           NAME.key, which never leaves the site, and NAME.pub for the server
-# DAYS sets how long a certificate is valid (ca: 3650, server: 365). Nothing that exists is overwritten.
+# DAYS sets the validity of a certificate (ca: 3650, server: 365). Existing files are never overwritten.
 set -eu
 usage() { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
 fresh() { for file; do [ ! -e "$file" ] || { echo "$file exists: move it away first" >&2; exit 1; }; done; }
