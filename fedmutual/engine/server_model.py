@@ -50,9 +50,9 @@ class ServerModel:
         from fedmutual.models.build import build_model
 
         self.settings = settings
-        nobody = np.zeros(0, np.int64)
-        no_images = shared.public.images.subset(nobody)
-        self._site = SiteData(shared.classes, no_images, shared.public, shared.unseen, (nobody,), (nobody,))
+        empty = np.zeros(0, np.int64)
+        no_images = shared.public.images.subset(empty)
+        self._site = SiteData(shared.classes, no_images, shared.public, shared.unseen, (empty,), (empty,))
         seed = derived_seed(settings.seed, "model", settings.model.target)
         model, self.arguments = build_model(
             settings.model, len(shared.classes), settings.data.image_size, seed
