@@ -7,7 +7,6 @@ derived from (seed, client, round), so no generator's state has to be kept.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fedmutual.files.checkpoint import (
@@ -87,15 +87,14 @@ class StateFolder:
         StateError
             If another process holds it: two nodes with one name, or a stray process.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StateError(
-                    f"{self.path} is in use by another process: this client's last order is still running, "
-                    "or two nodes have one client-name"
-                ) from error
+        try:
+            held = FileLock(self.path / ".lock", timeout=0).acquire()
+        except Timeout as error:
+            raise StateError(
+                f"{self.path} is in use by another process: this client's last order is still running, "
+                "or two nodes have one client-name"
+            ) from error
+        with held:
             for leftover in self.path.glob(".*.tmp"):  # of a write that a kill cut off, a model's size each
                 leftover.unlink()
             yield

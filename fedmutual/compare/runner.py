@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import time
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -157,10 +157,9 @@ def alone(folder: Path) -> Iterator[None]:
     SettingsError
         Another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingsError(f"output_dir: {folder} is in use by another fedmutual compare") from error
+    try:
+        held = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout as error:
+        raise SettingsError(f"output_dir: {folder} is in use by another fedmutual compare") from error
+    with held:
         yield

@@ -7,16 +7,16 @@ under a lock that the system releases when its holder dies, into a folder that i
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
 
 from fedmutual.data.images import DataError, pixel_hashes
 
@@ -34,30 +34,7 @@ class Entry:
 
 def cache_folder(cache_dir: str | None) -> Path:
     """Return ``cache_dir``, or the user's cache folder where it is None."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fedmutual"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock across the machine's processes; the system frees it if its holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file frees the lock
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    return user_cache_path("fedmutual", appauthor=False) if cache_dir is None else Path(cache_dir)
 
 
 def cached(cache_dir: Path, key: str, build: Callable[[Path], Mapping[str, NDArray[np.generic]]]) -> Entry:
@@ -79,7 +56,7 @@ def cached(cache_dir: Path, key: str, build: Callable[[Path], Mapping[str, NDArr
     """
     folder = entry_folder(cache_dir, key)
     if not folder.is_dir():
-        with locked(cache_dir / "locks" / key):
+        with FileLock(cache_dir / "locks" / key):
             if not folder.is_dir():
                 _make(folder, build)
     return _open(folder)

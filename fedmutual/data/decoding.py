@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
-from fedmutual.data.cache import FORMAT, Entry, cached, locked, new_array, write_atomically
+from fedmutual.data.cache import FORMAT, Entry, cached, new_array
 from fedmutual.data.images import DataError
+from fedmutual.files.atomic import atomic_write
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,22 +116,18 @@ def to_rgb(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
     return np.asarray(small, dtype=np.uint8)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="ascii")
-
-
 def _known_key(files: Sequence[ImageFile], image_size: int, cache_dir: Path) -> str:
     """Return the key of the files' content from the index; without an entry, read the files."""
     stamps = json.dumps([FORMAT, image_size, [(f.path, f.size, f.mtime_ns) for f in files]])
     signature = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
     pointer = cache_dir / "files" / signature
     if not pointer.is_file():
-        with locked(cache_dir / "locks" / signature):
+        with FileLock(cache_dir / "locks" / signature):
             if not pointer.is_file():
                 key, complete = _content_key([file.path for file in files], image_size)
                 if not complete:  # fixing a permission changes no stamp: check again next time
                     return key
-                write_atomically(pointer, lambda part: _write_text(part, key))
+                atomic_write(pointer, key.encode())
     return pointer.read_text(encoding="ascii")
 
 

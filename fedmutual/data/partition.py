@@ -8,6 +8,7 @@ first process imports flwr-datasets.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import warnings
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
-from fedmutual.data.cache import locked, write_atomically
 from fedmutual.data.images import DataError, ImageSet, Rows
 from fedmutual.data.stratify import Positions, generator, largest_remainder
+from fedmutual.files.atomic import atomic_write
 from fedmutual.settings import PartitionSettings, setting
 
 logger = logging.getLogger(__name__)
@@ -92,7 +94,7 @@ def split(
     require_shares(len(data), num_clients)
     path = cache_dir / "splits" / f"{_key(data, settings, num_clients, seed)}.npz"
     if not path.is_file():
-        with locked(cache_dir / "locks" / path.stem):
+        with FileLock(cache_dir / "locks" / path.stem):
             if not path.is_file():
                 parts = _checked(_split(data, settings, num_clients, seed), len(data))
                 _save(path, parts)
@@ -114,13 +116,9 @@ def require_shares(num_images: int, num_clients: int) -> None:
 
 
 def _save(path: Path, parts: list[Positions]) -> None:
-    ends = np.cumsum([len(part) for part in parts])
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:
-            np.savez(file, positions=np.concatenate(parts), ends=ends)
-
-    write_atomically(path, write)
+    content = io.BytesIO()
+    np.savez(content, positions=np.concatenate(parts), ends=np.cumsum([len(part) for part in parts]))
+    atomic_write(path, content.getvalue())
 
 
 def _key(data: Table, settings: PartitionSettings, num_clients: int, seed: int) -> str:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
-from fedmutual.data.cache import cached, entry_folder, locked, new_array
+from fedmutual.data.cache import cached, entry_folder, new_array
 from fedmutual.data.images import DataError, ImageSet, pixel_hashes
 from fedmutual.data.public import PublicSet, digest
 from fedmutual.files.atomic import atomic_write
@@ -66,7 +67,7 @@ def receive(cache_dir: Path, part: Part) -> bool:
         The complete set does not match its digest; all parts are deleted and must be sent again.
     """
     folder = _parts(cache_dir, part.digest)
-    with locked(cache_dir / "locks" / _key(part.digest).replace("public", "parts")):
+    with FileLock(cache_dir / "locks" / _key(part.digest).replace("public", "parts")):
         if has_received(cache_dir, part.digest):
             return True
         content = io.BytesIO()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from platformdirs import user_data_path
 
 from fedmutual.files import checkpoint
 from fedmutual.files.atomic import atomic_write, sync_folder
@@ -224,11 +225,8 @@ class RunDirectory:
 
 
 def user_runs_dir() -> Path:
-    """Folder of the runs that were given no ``output_dir``: ``$XDG_DATA_HOME/fedmutual/runs``."""
-    base = os.environ.get("XDG_DATA_HOME", "")
-    # the XDG specification: a relative value is invalid and must be ignored
-    home = Path(base) if Path(base).is_absolute() else Path.home() / ".local" / "share"
-    return home / "fedmutual" / "runs"
+    """Folder of the runs without ``output_dir``, in the user's data folder (on Linux ``$XDG_DATA_HOME``)."""
+    return user_data_path("fedmutual", appauthor=False) / "runs"
 
 
 def read_history(path: Path) -> list[Record]:
