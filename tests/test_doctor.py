@@ -103,7 +103,7 @@ def test_a_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 1
     assert "cannot be written: File too large" in found["disk"]["text"]
-    assert "make room" in found["disk"]["remedy"]
+    assert "free some space" in found["disk"]["remedy"]
 
 
 # ---------------------------------------------------------------------------------------------------

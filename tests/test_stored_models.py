@@ -172,7 +172,7 @@ def test_the_card_says_what_is_known(tmp_path: Path) -> None:
     ):
         assert part in body
     assert "recall of no_mask" not in body  # it does not occur
-    assert "unseen, only" not in body
+    assert "unseen, used" not in body
 
 
 def test_a_name_cannot_break_the_table() -> None:
