@@ -1,10 +1,12 @@
 """The in-process engine's grid with faults: lost, late and changed messages, nodes that come and go.
 
-:func:`play` drives a whole run on it, with three clients on 120 generated faces of 20x20 pixels.
+:func:`play` drives a whole run on it, with three clients on 120 generated faces of 20x20 pixels;
+:func:`undisturbed` keeps one to which nothing happens, for all tests of a session.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import tempfile
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -22,7 +25,7 @@ from fedmutual.results.directory import read_history
 from fedmutual.simulation.inprocess import FIRST_NODE, InProcessGrid, enter_run, node_context, over_the_wire
 from fedmutual.wire.orders import Order, read_order
 
-__all__ = ["FIRST_NODE", "LocalGrid", "enter_run", "over_the_wire", "play", "trains"]
+__all__ = ["FIRST_NODE", "LocalGrid", "enter_run", "over_the_wire", "play", "trains", "undisturbed"]
 
 Tamper = Callable[[int, Message], Message | None]
 
@@ -154,7 +157,9 @@ def trains(message: Message) -> bool:
     return message.metadata.message_type == "train.round"
 
 
-def play(path: Path, *overrides: str, clients: int = 3, resume: bool = False, **hooks: Any) -> Played:
+def play(
+    path: Path, *overrides: str, clients: int = 3, resume: bool = False, page: bool = False, **hooks: Any
+) -> Played:
     """Do a whole run, or continue one, as Flower would; what ends it is kept as ``error``.
 
     Parameters
@@ -163,6 +168,8 @@ def play(path: Path, *overrides: str, clients: int = 3, resume: bool = False, **
         Results folder.
     overrides : str
         Beside ``TINY``.
+    page : bool
+        Also write ``report.html``, which takes a sixth of such a run's time.
     hooks
         ``node_config``, ``tamper``, ``before`` of :class:`LocalGrid`; ``prepare`` gets the grid first.
     """
@@ -181,17 +188,26 @@ def play(path: Path, *overrides: str, clients: int = 3, resume: bool = False, **
     prepare(grid)
     played = Played(path, grid)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config)
-    plots = fedmutual.engine.server.write_plots
-    fedmutual.engine.server.write_plots = (
-        lambda *_: []
-    )  # drawing takes longer than everything else; tested elsewhere
-    try:
-        fedmutual.engine.server.run(grid, context)
-    except Exception as error:
-        played.error = error
-    finally:
-        fedmutual.engine.server.write_plots = plots
+    with pytest.MonkeyPatch.context() as patch:
+        # drawing takes longer than everything else, and is tested elsewhere
+        patch.setattr(fedmutual.engine.server, "write_plots", lambda *_: [])
+        if not page:
+            patch.setattr(fedmutual.engine.server, "leave_report", lambda *_: None)
+        try:
+            fedmutual.engine.server.run(grid, context)
+        except Exception as error:
+            played.error = error
     played.history = read_history(path)
     if (path / "summary.json").exists():
         played.summary = json.loads((path / "summary.json").read_text())
+    return played
+
+
+@functools.cache
+def undisturbed(*overrides: str, clients: int = 3) -> Played:
+    """A run that nothing happens to, done once in a session: nobody may write into its folder."""
+    folder = Path(tempfile.mkdtemp(prefix="undisturbed-", dir=CACHE.name))
+    # the folder's name is part of the run's, and of its bytes
+    played = play(folder / "run", *overrides, clients=clients)
+    assert played.error is None
     return played

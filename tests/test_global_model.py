@@ -38,7 +38,8 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 @pytest.fixture(scope="module", params=[*SAME_FOR_ALL, "layerwise", "feddf"])
 def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Played:
-    played = play(tmp_path_factory.mktemp(request.param) / "run", f"strategy={request.param}", *QUICK)
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    played = play(folder, f"strategy={request.param}", *QUICK, page=True)
     assert played.error is None
     return played
 

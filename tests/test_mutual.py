@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from fedmutual.client.state import ClientState, StateFolder
 from fedmutual.learning.training import Trainer
 from fedmutual.settings.compose import compose
 from fedmutual.strategies import mutual
+from fedmutual.strategies.mutual import MutualLearning
 from fedmutual.wire.codec import decode
+from fedmutual.wire.orders import Order
 from fedmutual.wire.records import payload_bytes
+from fedmutual.wire.reports import Report
 
 Event = tuple[str, str, int]
 
@@ -28,9 +32,18 @@ EAGER = "strategy.burn_in=0"  # the mutual step of round 1 is not left out
 NAMES = ("client-0", "client-1", "client-2")
 
 
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """What every client's learner did: (what, client, round of the order)."""
+@dataclass
+class Watched:
+    """A run, and what was seen of its clients."""
+
+    run: Played
+    events: list[Event]  # (what, client, round of the order)
+    frozen: list[tuple[int, bool]]  # of every training with targets: its steps, and whether they stayed equal
+    weights: list[dict[str, torch.Tensor]]  # of a client after every order
+
+
+def record_events(patch: pytest.MonkeyPatch) -> list[Event]:
+    """What every client's learner does from now on: (what, client, round of the order)."""
     done: list[Event] = []
     for name in ("local_training", "mixed_training", "separate_mutual_step", "predictions"):
         original = getattr(Learner, name)
@@ -39,8 +52,52 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
             done.append((name, self.client, self.order.round))
             return original(self, *args)
 
-        monkeypatch.setattr(Learner, name, recorded)
+        patch.setattr(Learner, name, recorded)
     return done
+
+
+def record_targets(patch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """Of every training with targets from now on: its steps, and whether the targets were constants."""
+    train, seen = Trainer.train, []
+
+    def watched(self: Trainer, steps: int, private: Any, public: Any) -> float:
+        before = None if public is None else public.log_target.clone()
+        loss = train(self, steps, private, public)
+        if public is not None:
+            same = torch.equal(public.log_target, before) and not public.log_target.requires_grad
+            seen.append((steps, same))
+        return loss
+
+    patch.setattr(Trainer, "train", watched)
+    return seen
+
+
+def record_weights(patch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """The weights of every client after every order from now on."""
+    saved: list[dict[str, torch.Tensor]] = []
+    save = StateFolder.save
+
+    def recorded(self: StateFolder, state: ClientState) -> None:
+        saved.append({key: value.clone() for key, value in state.weights.items()})
+        save(self, state)
+
+    patch.setattr(StateFolder, "save", recorded)
+    return saved
+
+
+@pytest.fixture(scope="module")
+def eager(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """Three clients, three rounds, and the mutual step from the first one on."""
+    with pytest.MonkeyPatch.context() as patch:
+        events, frozen, weights = record_events(patch), record_targets(patch), record_weights(patch)
+        run = play(tmp_path_factory.mktemp("eager"), EAGER, "rounds=3")
+    assert run.error is None
+    return Watched(run, events, frozen, weights)
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    return record_events(monkeypatch)
 
 
 def predictions(
@@ -69,17 +126,16 @@ def test_a_round_in_the_papers_order_separate(tmp_path: Path, events: list[Event
     assert_mutual_after_all_predictions(events, "separate_mutual_step")
 
 
-def test_a_round_in_the_papers_order_mixed(tmp_path: Path, events: list[Event]) -> None:
-    play(tmp_path, EAGER, "rounds=3")
+def test_a_round_in_the_papers_order_mixed(eager: Watched) -> None:
     for name in NAMES:
-        assert [(what, r) for what, who, r in events if who == name] == [
+        assert [(what, r) for what, who, r in eager.events if who == name] == [
             ("local_training", 1), ("predictions", 1),
             ("mixed_training", 2), ("predictions", 2),
             ("mixed_training", 3), ("predictions", 3),
             ("separate_mutual_step", 4),
         ]  # fmt: skip
-    assert_mutual_after_all_predictions(events, "mixed_training")
-    assert_mutual_after_all_predictions(events, "separate_mutual_step")
+    assert_mutual_after_all_predictions(eager.events, "mixed_training")
+    assert_mutual_after_all_predictions(eager.events, "separate_mutual_step")
 
 
 def assert_mutual_after_all_predictions(events: list[Event], step: str) -> None:
@@ -94,27 +150,13 @@ def assert_mutual_after_all_predictions(events: list[Event], step: str) -> None:
         assert before == set(NAMES)
 
 
-def test_targets_are_frozen_during_the_mutual_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, seen = Trainer.train, []
-
-    def watched(self: Trainer, steps: int, private: Any, public: Any) -> float:
-        before = None if public is None else public.log_target.clone()
-        loss = train(self, steps, private, public)
-        if public is not None:
-            assert not public.log_target.requires_grad
-            assert torch.equal(public.log_target, before)
-            seen.append(steps)
-        return loss
-
-    monkeypatch.setattr(Trainer, "train", watched)
-    run = play(tmp_path, EAGER)
-    assert run.error is None
-    assert len(seen) == 3 * 3
-    assert min(seen) > 0
+def test_targets_are_frozen_during_the_mutual_step(eager: Watched) -> None:
+    assert len(eager.frozen) == 3 * 3
+    assert all(steps > 0 and same for steps, same in eager.frozen)
 
 
-def test_one_message_a_client_and_round_and_one_at_the_end(tmp_path: Path) -> None:
-    run = play(tmp_path, "rounds=3")
+def test_one_message_a_client_and_round_and_one_at_the_end(eager: Watched) -> None:
+    run = eager.run
     assert len(run.grid.orders) == len(run.grid.replies) == 3 * 3 + 3
     assert sorted(run.orders()) == [(FIRST_NODE + i, r) for i in range(3) for r in range(1, 5)]
     assert [order.closing for order in run.orders(4).values()] == [True] * 3
@@ -132,14 +174,18 @@ def softened(log_p: np.ndarray, temperature: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_targets_are_the_mean_of_the_others_own_peer(tmp_path: Path, temperature: float) -> None:
-    run = play(tmp_path, EAGER, f"strategy.temperature={temperature}")
+def test_targets_are_the_mean_of_the_others_own_peer(
+    tmp_path: Path, eager: Watched, temperature: float
+) -> None:
+    soft = f"strategy.temperature={temperature}"
+    run = eager.run if temperature == 1 else play(tmp_path, EAGER, soft, "rounds=2")
     for round in (2, 3):
         sent = predictions(run, round - 1)
         assert set(sent) == set(NAMES)
         for i, name in enumerate(NAMES):
             a, b = (softened(log_p, temperature) for other, log_p in sent.items() if other != name)
             order = run.orders()[FIRST_NODE + i, round]
+            assert order.temperature == temperature
             assert order.log_targets is not None
             np.testing.assert_allclose(order.log_targets, (a + b) / 2, rtol=2**-10, atol=1e-4)
             np.testing.assert_array_equal(order.target_indices, np.arange(24))
@@ -147,7 +193,7 @@ def test_targets_are_the_mean_of_the_others_own_peer(tmp_path: Path, temperature
 
 
 def test_targets_are_the_mean_of_the_others_peer_own(tmp_path: Path) -> None:
-    run = play(tmp_path, EAGER, "strategy.divergence=peer_own")
+    run = play(tmp_path, EAGER, "strategy.divergence=peer_own", "rounds=1")
     sent = predictions(run, 1)
     for i, name in enumerate(NAMES):
         a, b = (np.exp(log_p.astype(np.float64)) for other, log_p in sent.items() if other != name)
@@ -166,7 +212,7 @@ def test_peers_and_the_own_prediction_are_weighed_by_the_odds(
     accuracies = itertools.cycle((0.9, 0.75, 0.5))  # what so short a run learns is chance
     monkeypatch.setattr(mutual, "validated", lambda metrics: next(accuracies))
     overrides = ("consensus=validation", "consensus.include_own=true")
-    run = play(tmp_path, EAGER, *overrides, "strategy.divergence=peer_own", "rounds=2")
+    run = play(tmp_path, EAGER, *overrides, "strategy.divergence=peer_own", "rounds=1")
     sent = {name: np.exp(log_p.astype(np.float64)) for name, log_p in predictions(run, 1).items()}
     assert list(sent) == list(NAMES)
     for i in range(3):
@@ -177,7 +223,7 @@ def test_peers_and_the_own_prediction_are_weighed_by_the_odds(
 
 
 def test_the_reported_kl_is_the_true_mean_of_all_pairs(tmp_path: Path) -> None:
-    run = play(tmp_path, EAGER, "rounds=2", "optimizer.learning_rate=0.01")
+    run = play(tmp_path, EAGER, "rounds=1", "optimizer.learning_rate=0.01")
     sent = {name: log_p.astype(np.float64) for name, log_p in predictions(run, 1).items()}
     for name in NAMES:
         own = sent[name]
@@ -192,20 +238,32 @@ def test_the_reported_kl_is_the_true_mean_of_all_pairs(tmp_path: Path) -> None:
     (0, 3, [0, 0.2, 0.4, 0.6, 0.8]),
     (1, 1, [0, 0, 0.4, 0.8, 0.8]),
 ])  # fmt: skip
-def test_lambda_waits_and_then_grows(tmp_path: Path, burn_in: int, ramp: int, weights: list[float]) -> None:
-    given = [f"strategy.burn_in={burn_in}", f"strategy.ramp={ramp}", "strategy.kl_weight=0.8"]
-    run = play(tmp_path, *given, "rounds=5", "evaluation.unseen_every=0", clients=2)
-    orders = [run.orders()[FIRST_NODE, r] for r in range(1, 6)]
+def test_lambda_waits_and_then_grows(burn_in: int, ramp: int, weights: list[float]) -> None:
+    strategy = MutualLearning(3, 2, kl_weight=0.8, burn_in=burn_in, ramp=ramp)
+    said = np.log(np.array([[0.9, 0.1], [0.5, 0.5], [0.3, 0.7]], np.float32))
+    orders = []
+    for round in range(1, 6):
+        strategy.prepare(round)
+        orders.append(strategy.order("a", Order(round=round, num_classes=2)))
+        strategy.take(round, {name: Report(name, round, "", "", said) for name in "ab"})
     assert [order.kl_weight for order in orders] == pytest.approx(weights)
     assert [order.log_targets is not None for order in orders] == [weight > 0 for weight in weights]
-    closing = run.orders()[FIRST_NODE, 6]
+
+
+def test_lambda_of_a_runs_orders(tmp_path: Path) -> None:
+    given = ["strategy.burn_in=1", "strategy.ramp=1", "strategy.kl_weight=0.8"]
+    run = play(tmp_path, *given, "rounds=3", "evaluation.unseen_every=0", clients=2)
+    orders = [run.orders()[FIRST_NODE, r] for r in range(1, 5)]
+    assert [order.kl_weight for order in orders] == pytest.approx([0, 0, 0.4, 0.8])
+    assert [order.log_targets is not None for order in orders] == [False, False, True, True]
+    closing = orders[-1]
+    assert closing.closing
     assert closing.log_targets is not None
-    assert closing.log_targets.shape == (len(orders[-1].indices), 2)
-    assert closing.kl_weight == 0.8
+    assert closing.log_targets.shape == (len(orders[-2].indices), 2)
 
 
 def test_no_mutual_learning_at_weight_zero(tmp_path: Path, events: list[Event]) -> None:
-    run = play(tmp_path, EAGER, "strategy.kl_weight=0", "strategy.phase=separate")
+    run = play(tmp_path, EAGER, "strategy.kl_weight=0", "strategy.phase=separate", "rounds=2")
     assert all(order.log_targets is None for order in run.orders().values())
     assert {what for what, _, _ in events} == {"local_training", "predictions"}
 
@@ -220,10 +278,11 @@ def indices(run: Played) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("schedule", ["static", "kfold", "sample"])
-def test_which_samples_a_round_uses(tmp_path: Path, schedule: str) -> None:
-    run = play(tmp_path, EAGER, f"public={schedule}", "rounds=3", clients=2)
+def test_which_samples_a_round_uses(tmp_path: Path, eager: Watched, schedule: str) -> None:
+    static = schedule == "static"
+    run = eager.run if static else play(tmp_path, EAGER, f"public={schedule}", "rounds=3", clients=2)
     rounds = indices(run)
-    if schedule == "static":
+    if static:
         assert rounds == [list(range(24))] * 3
     elif schedule == "kfold":
         assert sorted(i for r in rounds for i in r) == list(range(24))
@@ -259,7 +318,8 @@ def test_labelled_public_images_are_trained_on(tmp_path: Path, monkeypatch: pyte
 
 
 def test_published_code(tmp_path: Path) -> None:
-    run = play(tmp_path, EAGER, "strategy.divergence=published_code", "strategy.phase=separate")
+    code = ("strategy.divergence=published_code", "strategy.phase=separate")
+    run = play(tmp_path, EAGER, *code, "rounds=1", clients=2)
     assert run.summary["status"] == "completed"
     assert run.orders()[FIRST_NODE, 2].log_targets is not None
 
@@ -293,26 +353,27 @@ def test_published_code_is_refused_with_three_classes(tmp_path: Path, three_clas
 def test_three_classes(tmp_path: Path, three_classes: str, wire_dtype: str) -> None:
     run = play(
         tmp_path, EAGER, f"strategy.wire_dtype={wire_dtype}", "data=folder", f"data.root={three_classes}",
-        "data.image_size=20",
+        "data.image_size=20", "rounds=2",
     )  # fmt: skip
     assert run.summary["status"] == "completed", run.summary["reason"]
     assert run.rejections() == []
     order = run.orders()[FIRST_NODE, 2]
     assert order.log_targets is not None
     assert order.log_targets.shape == (15, 3)
-    assert len(run.line(4, "client-1")["unseen_recall"]) == 3
+    assert len(run.line(3, "client-1")["unseen_recall"]) == 3
 
 
 @pytest.mark.parametrize(("wire_dtype", "size"), [("float32", 4), ("float16", 2), ("int8", 1)])
-def test_the_wire_type_is_what_travels(tmp_path: Path, wire_dtype: str, size: int) -> None:
-    run = play(tmp_path, EAGER, f"strategy.wire_dtype={wire_dtype}", "rounds=2", clients=2)
+def test_the_wire_type_is_what_travels(tmp_path: Path, eager: Watched, wire_dtype: str, size: int) -> None:
+    other = f"strategy.wire_dtype={wire_dtype}"
+    run = eager.run if wire_dtype == "float16" else play(tmp_path, EAGER, other, "rounds=1", clients=2)
     sizes = {len(r.content["report"]["predictions"]) for r in run.grid.replies}
     assert sizes == {24 * size, 0}
     assert run.rejections() == []
 
 
 def test_a_single_client_learns_alone(tmp_path: Path, events: list[Event]) -> None:
-    run = play(tmp_path, EAGER, clients=1)
+    run = play(tmp_path, EAGER, "rounds=2", clients=1)
     assert run.summary["status"] == "completed"
     assert all(order.log_targets is None for order in run.orders().values())
     assert {what for what, _, _ in events} == {"local_training", "predictions"}
@@ -321,7 +382,8 @@ def test_a_single_client_learns_alone(tmp_path: Path, events: list[Event]) -> No
 
 def test_five_architectures_teach_each_other(tmp_path: Path) -> None:
     models = "visionnet,shufflenet_v2_x0_5,squeezenet1_1,mnasnet0_5,mobilenet_v3_small"
-    run = play(tmp_path, EAGER, f"model.per_client=[{models}]", "rounds=2", "data.image_size=32", clients=5)
+    small = ("rounds=2", "data.image_size=32", "evaluation.unseen_every=0")
+    run = play(tmp_path, EAGER, f"model.per_client=[{models}]", *small, clients=5)
     assert run.summary["status"] == "completed", run.summary["reason"]
     assert [run.summary["clients"][f"client-{i}"]["model"] for i in range(5)] == [
         "VisionNet", "ShuffleNetV2", "SqueezeNet", "MNASNet", "MobileNetV3",
@@ -333,20 +395,6 @@ def test_five_architectures_teach_each_other(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------
 # What travels
-
-
-@pytest.fixture
-def weights(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
-    """The weights of every client after every order."""
-    saved: list[dict[str, torch.Tensor]] = []
-    save = StateFolder.save
-
-    def recorded(self: StateFolder, state: ClientState) -> None:
-        saved.append({key: value.clone() for key, value in state.weights.items()})
-        save(self, state)
-
-    monkeypatch.setattr(StateFolder, "save", recorded)
-    return saved
 
 
 def captured(run: Played) -> list[bytes]:
@@ -378,9 +426,9 @@ def found_in(pieces: set[bytes], messages: list[bytes]) -> int:
     return sum(any(piece in message for message in messages) for piece in pieces)
 
 
-def test_no_model_parameter_travels(tmp_path: Path, weights: list[dict[str, torch.Tensor]]) -> None:
-    run = play(tmp_path, EAGER, "rounds=2", clients=2)
-    assert len(weights) == 2 * 3
+def test_no_model_parameter_travels(eager: Watched) -> None:
+    run, weights = eager.run, eager.weights
+    assert len(weights) == 3 * 4
     assert not [
         record
         for message in [*run.grid.orders, *run.grid.replies]
@@ -396,8 +444,9 @@ def test_no_model_parameter_travels(tmp_path: Path, weights: list[dict[str, torc
 
 
 def test_with_average_weights_the_same_search_finds_them(
-    tmp_path: Path, weights: list[dict[str, torch.Tensor]]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    weights = record_weights(monkeypatch)
     run = play(tmp_path, EAGER, "strategy.average_weights=true", "rounds=2", clients=2)
     assert run.summary["status"] == "completed"
     assert [sorted(m.content) for m in run.grid.replies[:2]] == [["metrics", "model", "report"]] * 2
@@ -413,8 +462,8 @@ def test_with_average_weights_the_same_search_finds_them(
         np.testing.assert_allclose(array.numpy(), expected.numpy(), rtol=1e-6, atol=1e-7)
 
 
-def test_the_history_counts_the_captured_bytes(tmp_path: Path) -> None:
-    run = play(tmp_path, EAGER)
+def test_the_history_counts_the_captured_bytes(eager: Watched) -> None:
+    run = eager.run
     orders = {(m.metadata.dst_node_id, m.content["order"]["round"]): m for m in run.grid.orders}
     replies = {(r.metadata.src_node_id, r.content["report"]["round"]): r for r in run.grid.replies}
     assert len(run.history) == len(orders) == len(replies) == 12
@@ -442,13 +491,13 @@ def test_a_report_costs_two_bytes_a_sample_and_a_thousand(
     tmp_path: Path, phase: str, divergence: str
 ) -> None:
     run = play(
-        tmp_path, EAGER, f"strategy.phase={phase}", f"strategy.divergence={divergence}", "rounds=12",
+        tmp_path, EAGER, f"strategy.phase={phase}", f"strategy.divergence={divergence}", "rounds=2",
         "strategy.mutual_epochs=1", "data.pool_size=700", "public.size=600", "data.image_size=18",
         "train.batch_size=64", clients=2,
     )  # fmt: skip
     assert run.summary["status"] == "completed", run.summary["reason"]
     sizes = [payload_bytes(reply.content) for reply in run.grid.replies]
-    assert len(sizes) == 2 * 13
+    assert len(sizes) == 2 * 3
     assert max(sizes) <= 2 * 600 + 1000
     assert sum(sizes) / len(sizes) <= 2 * 600 + 1000
-    assert {"kl_before", "kl_after", "train_loss", "unseen_recall"} <= set(run.line(12, "client-1"))
+    assert {"kl_before", "kl_after", "train_loss", "unseen_recall"} <= set(run.line(2, "client-1"))

@@ -38,7 +38,7 @@ VOID = {"meta", "link", "br", "img"}
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
     """A whole run with three clients, as the server leaves it."""
-    run = play(tmp_path_factory.mktemp("runs") / "first")
+    run = play(tmp_path_factory.mktemp("runs") / "first", page=True)
     assert run.error is None
     return run
 
@@ -169,7 +169,7 @@ def test_a_report_that_fails_fails_no_run(
     monkeypatch.setattr(evidence, "gather", broken)
     monkeypatch.setattr("fedmutual.report.page.render", broken)
     with caplog.at_level("ERROR", logger="fedmutual"):
-        run = play(tmp_path / "run", "rounds=1")
+        run = play(tmp_path / "run", "rounds=1", page=True)
     assert run.error is None
     assert run.summary["status"] == "completed"
     assert not (run.path / "report.html").exists()
@@ -177,7 +177,8 @@ def test_a_report_that_fails_fails_no_run(
 
 
 def test_a_failed_run_leaves_a_report_that_says_so(tmp_path: Path) -> None:
-    run = play(tmp_path / "run", "exchange.round_timeout=0.2", tamper=lambda node, reply: None, clients=1)
+    lost = {"tamper": lambda node, reply: None}
+    run = play(tmp_path / "run", "exchange.round_timeout=0.2", clients=1, page=True, **lost)
     assert run.error is not None
     page = Page((run.path / "report.html").read_text())
     assert page.says("failed")
