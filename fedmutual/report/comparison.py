@@ -12,7 +12,7 @@ from fedmutual.report.inline import inline_chart, legend, look
 from fedmutual.report.plots import draw_line
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.sections import seconds
-from fedmutual.report.tables import human_bytes, percent
+from fedmutual.report.tables import WAYS, human_bytes, percent
 from fedmutual.results.diagnostics import reports_by_client
 from fedmutual.results.summary import mean
 from fedmutual.settings.described import flat
@@ -58,23 +58,18 @@ def _text(value: Any) -> str:
 
 
 def _row(position: int, run: RecordedRun) -> dict[str, Any]:
-    summary = run.summary
-    unseen, traffic = summary.get("unseen") or {}, summary["traffic"]
-    known = [c.get("validation_accuracy") for c in summary["clients"].values()]
-    validation = mean([value for value in known if value is not None])
+    summary, unseen = run.summary, run.summary["unseen"] or {}
+    known = [c["validation_accuracy"] for c in summary["clients"].values()]
+    validation = mean(value for value in known if value is not None)
+    accuracies = [validation, *(unseen.get(f"{name}_accuracy") for name in ("mean", "worst", "ensemble"))]
+    cells = [len(summary["clients"]), *map(percent, accuracies)]
+    cells += [human_bytes(summary["traffic"][way]) for way in WAYS]
     return {
         "name": run.name,
         "look": look(position),
         "strategy": summary["strategy"],
         "status": summary["status"],
-        "clients": len(summary["clients"]),
-        "figures": [
-            percent(validation),
-            *(percent(unseen.get(f"{name}_accuracy")) for name in ("mean", "worst", "ensemble")),
-        ],
-        "up": human_bytes(traffic["uplink_bytes"]),
-        "down": human_bytes(traffic["downlink_bytes"]),
-        "time": seconds(summary["seconds"]["total"]),
+        "cells": [*cells, seconds(summary["seconds"]["total"])],
     }
 
 

@@ -114,15 +114,8 @@ def gather(
     clients, predictions = tuple(known), list(known.values())
     if len(clients) < 2 or not len(predictions[0]):
         return Evidence(shared.classes, confusions, together)
-    return Evidence(
-        classes=shared.classes,
-        confusions=confusions,
-        ensemble=together,
-        clients=clients,
-        agreement=agreement(predictions),
-        num_public=len(predictions[0]),
-        samples=_disputed(shared, checkpoint["predicted"], predictions),
-    )
+    shares, disputed = agreement(predictions), _disputed(shared, checkpoint["predicted"], predictions)
+    return Evidence(shared.classes, confusions, together, clients, shares, len(predictions[0]), disputed)
 
 
 def public_predictions(checkpoint: Mapping[str, NDArray[Any]]) -> dict[str, Predictions]:
@@ -133,24 +126,24 @@ def public_predictions(checkpoint: Mapping[str, NDArray[Any]]) -> dict[str, Pred
 
 def save(evidence: Evidence, path: Path) -> None:
     """Write ``evidence.npz``, atomically."""
-    samples = [vars(sample) for sample in evidence.samples]
+    samples = evidence.samples
     meta = {
         "classes": evidence.classes,
-        "confusions": list(evidence.confusions),
         "clients": evidence.clients,
         "num_public": evidence.num_public,
-        "samples": [{key: s[key] for key in ("name", "label", "divergence")} for s in samples],
+        "confusions": list(evidence.confusions),
+        "samples": [{"name": s.name, "label": s.label, "divergence": s.divergence} for s in samples],
     }
-    arrays: dict[str, NDArray[Any]] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
-    # positions, not names: a client may be called anything
-    arrays |= {f"confusion.{i}": matrix for i, matrix in enumerate(evidence.confusions.values())}
-    arrays |= {f"probabilities.{i}": s["probabilities"].astype(np.float16) for i, s in enumerate(samples)}
-    arrays |= {f"thumbnail.{i}": s["thumbnail"] for i, s in enumerate(samples)}
-    for name in ("ensemble", "agreement"):
-        if getattr(evidence, name) is not None:
-            arrays[name] = getattr(evidence, name)
+    arrays = {
+        "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
+        "confusions": np.array(list(evidence.confusions.values())),
+        "ensemble": evidence.ensemble,
+        "agreement": evidence.agreement,
+        "probabilities": np.array([sample.probabilities for sample in samples], np.float16),
+        "thumbnails": np.array([sample.thumbnail for sample in samples], np.uint8),
+    }
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
     atomic_write(path / EVIDENCE, buffer.getvalue())
 
 
@@ -171,16 +164,16 @@ def load(path: Path) -> Evidence | None:
         meta = json.loads(arrays["meta"].tobytes())
         return Evidence(
             classes=tuple(meta["classes"]),
-            confusions={name: arrays[f"confusion.{i}"] for i, name in enumerate(meta["confusions"])},
+            confusions=dict(zip(meta["confusions"], arrays["confusions"], strict=True)),
             ensemble=arrays.get("ensemble"),
             clients=tuple(meta["clients"]),
             agreement=arrays.get("agreement"),
             num_public=meta["num_public"],
             samples=tuple(
-                Sample(
-                    **sample, probabilities=arrays[f"probabilities.{i}"], thumbnail=arrays[f"thumbnail.{i}"]
+                Sample(**sample, probabilities=probabilities, thumbnail=thumbnail)
+                for sample, probabilities, thumbnail in zip(
+                    meta["samples"], arrays["probabilities"], arrays["thumbnails"], strict=True
                 )
-                for i, sample in enumerate(meta["samples"])
             ),
         )
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

@@ -31,21 +31,25 @@ def confusion_context(run: RecordedRun) -> Context:
         why = "Confusion matrices need the clients' closing predictions on a shared unseen set"
         ended = "" if run.summary["status"] == "completed" else f", and the run is {run.summary['status']}"
         return {"missing": f"{why}; this run has left none{ended}."}
-    matrices = sorted(evidence.confusions.items(), key=lambda pair: _accuracy(pair[1]))[:MOST_MATRICES]
-    shown = sorted(matrices, key=lambda pair: natural_key(pair[0]))
-    named = [("ensemble", evidence.ensemble)] if evidence.ensemble is not None else []
-    note = "Rows: the true class. Columns: what was predicted. Counts; the shade is the share of the row."
-    if len(evidence.confusions) > len(shown):
-        note += f" The {len(shown)} least accurate of {len(evidence.confusions)} clients."
+    shown = sorted(evidence.confusions, key=lambda name: _accuracy(evidence.confusions[name]))[:MOST_MATRICES]
+    matrices = {name: evidence.confusions[name] for name in sorted(shown, key=natural_key)}
+    if evidence.ensemble is not None:
+        matrices = {"ensemble": evidence.ensemble} | matrices
     many = len(evidence.classes) > MOST_CLASSES
-    make = _mistakes if many else _matrix
+    note = "Rows: the true class. Columns: what was predicted. Counts; the shade is the share of the row."
     if many:
         note = f"The {LISTED} most frequent mistakes: true class, predicted class, images."
+    if len(evidence.confusions) > len(shown):
+        note += f" The {len(shown)} least accurate of {len(evidence.confusions)} clients."
+    rows = _mistakes if many else _matrix
     return {
         "note": note,
         "many": many,
         "classes": evidence.classes,
-        "matrices": [make(name, matrix, evidence.classes) for name, matrix in [*named, *shown]],
+        "matrices": [
+            {"name": name, "accuracy": percent(_accuracy(matrix)), "rows": rows(matrix, evidence.classes)}
+            for name, matrix in matrices.items()
+        ],
     }
 
 
@@ -53,20 +57,22 @@ def _accuracy(matrix: NDArray[np.int64]) -> float:
     return float(np.trace(matrix) / max(matrix.sum(), 1))
 
 
-def _matrix(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> Context:
-    rows = []
-    for true, counts in zip(classes, matrix.tolist(), strict=True):
-        total = max(sum(counts), 1)
-        rows.append((true, [(f"{count:,}", f"{count / total:.3f}") for count in counts]))
-    return {"name": name, "accuracy": percent(_accuracy(matrix)), "rows": rows}
+def _matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[Any]:
+    return _shaded(classes, matrix, matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), ",")
 
 
-def _mistakes(name: str, matrix: NDArray[np.int64], classes: Sequence[str]) -> Context:
+def _shaded(names: Sequence[str], values: NDArray[Any], shades: NDArray[Any], text: str) -> list[Any]:
+    """Rows of a table with shaded cells: a name, and each cell's text and shade (0 to 1)."""
+    pairs = zip(values.tolist(), shades.tolist(), strict=True)
+    cells = [[(f"{v:{text}}", f"{s:.3f}") for v, s in zip(*pair, strict=True)] for pair in pairs]
+    return list(zip(names, cells, strict=True))
+
+
+def _mistakes(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[Any]:
     wrong = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-wrong, axis=None, kind="stable")[:LISTED]
     pairs = [divmod(int(cell), len(classes)) for cell in order]
-    rows = [(classes[i], classes[j], f"{wrong[i, j]:,}") for i, j in pairs if wrong[i, j]]
-    return {"name": name, "accuracy": percent(_accuracy(matrix)), "rows": rows}
+    return [(classes[i], classes[j], f"{wrong[i, j]:,}") for i, j in pairs if wrong[i, j]]
 
 
 def agreement_context(evidence: Evidence | None) -> Context:
@@ -77,54 +83,45 @@ def agreement_context(evidence: Evidence | None) -> Context:
             "none (its strategy exchanges none, or fewer than two clients reported)."
         }
     matrix, clients = evidence.agreement, evidence.clients
-    num = len(clients)
     note = f"Share of the {evidence.num_public:,} public samples of the last round, in per cent"
-    if num <= MOST_LINES:
+    if len(clients) <= MOST_LINES:
         # the shades span what there is: agreement is rarely far from 1
-        pairs = matrix[~np.eye(num, dtype=bool)]
-        least, spread = float(pairs.min()), max(float(np.ptp(pairs)), 1e-9)
-        cells = [
-            [(f"{100 * share:.0f}", f"{0.08 + 0.92 * (share - least) / spread:.3f}") for share in row]
-            for row in matrix.tolist()
-        ]
-        rows = [
-            (name, [None if i == j else cell for j, cell in enumerate(row)])
-            for i, (name, row) in enumerate(zip(clients, cells, strict=True))
-        ]
+        pairs = matrix[~np.eye(len(clients), dtype=bool)]
+        shades = 0.08 + 0.92 * (matrix - pairs.min()) / max(float(np.ptp(pairs)), 1e-9)
+        rows = _shaded(clients, 100 * matrix, shades, ".0f")
         return {"note": f"{note}, to which two clients give the same class.", "heads": clients, "rows": rows}
-    others = (matrix.sum(axis=1) - 1) / (num - 1)
-    lowest = [(clients[i], percent(others[i])) for i in np.argsort(others, kind="stable")[:LISTED]]
+    others = (matrix.sum(axis=1) - 1) / (len(clients) - 1)
+    lowest = [f"{clients[i]} {percent(others[i])} %" for i in np.argsort(others, kind="stable")[:LISTED]]
     return {
-        "note": f"{note}, to which a client gives the same class as another, mean over the other {num - 1}: "
-        f"lowest {percent(others.min())}, median {percent(float(np.median(others)))}, "
-        f"highest {percent(others.max())}.",
-        "lowest": lowest,
+        "note": f"{note}, to which a client gives the same class as another, mean over the other "
+        f"{len(clients) - 1}: median {percent(float(np.median(others)))}, highest {percent(others.max())}; "
+        f"lowest: {', '.join(lowest)}."
     }
 
 
 def disputed_context(evidence: Evidence | None) -> Context:
-    """The public samples on which the clients disagree most, and who says what."""
+    """The public samples on which the clients disagree most, and each client's choice."""
     if evidence is None or evidence.agreement is None:
         return {"missing": "The public predictions of the last round are not known, see above."}
     if not evidence.samples:
         return {"missing": evidence.note or "The clients predict the same on every public sample."}
-    return {"samples": [_sample(sample, evidence) for sample in evidence.samples]}
+    note = (
+        "The public samples of the last round on which the clients disagree most (Jensen-Shannon divergence "
+        "of their predictions, in nats), and the probability that each gives its class."
+    )
+    return {"note": note, "samples": [_sample(sample, evidence) for sample in evidence.samples]}
 
 
 def _sample(sample: Sample, evidence: Evidence) -> Context:
     chosen = sample.probabilities.argmax(axis=1)
     sides = []
-    for position, name in enumerate(evidence.classes):
-        voters = np.flatnonzero(chosen == position)
-        named = []
-        if len(evidence.clients) <= MOST_LINES:
-            shares = sample.probabilities[voters, position].tolist()
-            named = [
-                {"name": evidence.clients[i], "look": look(i), "share": f"{100 * share:.0f} %"}
-                for i, share in zip(voters.tolist(), shares, strict=True)
-            ]
-        if len(voters):
-            sides.append({"name": name, "count": len(voters), "clients": named})
+    for position in np.unique(chosen).tolist():
+        voters = np.flatnonzero(chosen == position).tolist()
+        shares = [f"{evidence.clients[i]} {100 * sample.probabilities[i, position]:.0f} %" for i in voters]
+        named = (
+            list(zip(map(look, voters), shares, strict=True)) if len(evidence.clients) <= MOST_LINES else []
+        )
+        sides.append({"name": evidence.classes[position], "count": len(voters), "clients": named})
     return {
         "name": sample.name,
         "picture": _png(sample.thumbnail),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.sections import run_context
 from fedmutual.report.style import STYLE
 from fedmutual.report.template import TEMPLATE
-
-logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 

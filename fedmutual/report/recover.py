@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ def recover(path: Path) -> Evidence | None:
     """
     if not has_checkpoint(path / CHECKPOINT):
         return None
-    _, arrays = RunDirectory(path).load_checkpoint()
+    arrays = RunDirectory(path).load_checkpoint()[1]
     known = public_predictions(arrays)
     if len(known) < 2:
         return None
@@ -46,7 +45,6 @@ def recover(path: Path) -> Evidence | None:
     except Exception as error:  # whatever a data source raises where its images are not
         logger.debug("the public set of %s", path, exc_info=True)
         clients, predictions = tuple(known), list(known.values())
-        found = Evidence(
-            (), clients=clients, agreement=agreement(predictions), num_public=len(predictions[0])
-        )
-        return replace(found, note=f"The run's public set cannot be read here: {error}.")
+        note = f"The run's public set cannot be read here: {error}."
+        shares = agreement(predictions)
+        return Evidence((), clients=clients, agreement=shares, num_public=len(predictions[0]), note=note)

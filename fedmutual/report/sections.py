@@ -14,7 +14,7 @@ from fedmutual.report.inline import MEAN, inline_chart, legend, look
 from fedmutual.report.opinions import agreement_context, confusion_context, disputed_context
 from fedmutual.report.plots import draw_clients, draw_traffic
 from fedmutual.report.recorded import RecordedRun
-from fedmutual.report.tables import MEASURES, client_rows, human_bytes, percent, total_rows
+from fedmutual.report.tables import MEASURES, WAYS, client_rows, human_bytes, percent, total_rows
 from fedmutual.results.diagnostics import reports_by_client
 from fedmutual.results.directory import Record
 from fedmutual.results.summary import mean
@@ -73,13 +73,9 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     else:
         known = [c["validation_accuracy"] for c in clients if c.get("validation_accuracy") is not None]
         tiles += [("validation, mean", f"{percent(mean(known))} %")]
-    traffic = summary["traffic"]
-    tiles += [
-        ("sent by clients", human_bytes(traffic["uplink_bytes"])),
-        ("sent to clients", human_bytes(traffic["downlink_bytes"])),
-        ("time", seconds(summary["seconds"]["total"])),
-    ]
-    return tiles
+    sent = [human_bytes(summary["traffic"][way]) for way in WAYS]
+    tiles += zip(("sent by clients", "sent to clients"), sent, strict=True)
+    return [*tiles, ("time", seconds(summary["seconds"]["total"]))]
 
 
 def _table(summary: Mapping[str, Any]) -> Context:

@@ -7,17 +7,28 @@ TEMPLATE = """\
 {%- macro legend(entries) -%}
   <div class="legend">{% for entry in entries %}<span>{{ dot(entry.look) }}{{ entry.name }}</span> {% endfor %}</div>
 {%- endmacro -%}
+{%- macro head(title, part) -%}
+  <h2>{{ title }}</h2>
+  <p class="note{% if "missing" in part %} missing{% endif %}">{{ part.missing if "missing" in part else part.note }}</p>
+{%- endmacro -%}
+{%- macro heat(heads, rows, diagonal) -%}
+  <table class="heat">
+    <thead><tr><th></th>{% for name in heads %}<th>{{ name }}</th>{% endfor %}</tr></thead>
+    <tbody>
+    {%- for name, cells in rows %}
+      {%- set row = loop.index %}
+      <tr><th>{{ name }}</th>{% for text, shade in cells %}{% if diagonal or loop.index != row %}<td style="--s:{{ shade }}">{{ text }}</td>{% else %}<td></td>{% endif %}{% endfor %}</tr>
+    {%- endfor %}
+    </tbody>
+  </table>
+{%- endmacro -%}
 {%- macro charts(entries) -%}
   <div class="grid">
     {%- for chart in entries %}
     <section class="card chart">
       <h3>{{ chart.title }}</h3>
-      {%- if chart.svg %}
-      <p class="note">{{ chart.note }}</p>
-      {{ chart.svg }}
-      {%- else %}
-      <p class="note missing">{{ chart.missing }}</p>
-      {%- endif %}
+      <p class="note{% if not chart.svg %} missing{% endif %}">{{ chart.note if chart.svg else chart.missing }}</p>
+      {{ chart.svg or "" }}
     </section>
     {%- endfor %}
   </div>
@@ -50,9 +61,7 @@ TEMPLATE = """\
       <tbody>
       {%- for row in together.rows %}
         <tr><td>{{ dot(row.look) }}{{ row.name }}</td><td class="left">{{ row.strategy }}</td>
-          <td>{{ row.clients }}</td>{% for figure in row.figures %}<td>{{ figure }}</td>{% endfor %}
-          <td>{{ row.up }}</td><td>{{ row.down }}</td><td>{{ row.time }}</td>
-          <td class="left {{ row.status }}">{{ row.status }}</td></tr>
+          {% for cell in row.cells %}<td>{{ cell }}</td>{% endfor %}<td class="left {{ row.status }}">{{ row.status }}</td></tr>
       {%- endfor %}
       </tbody>
     </table>
@@ -137,11 +146,8 @@ TEMPLATE = """\
   {{ legend(run.legend) }}
   {{ charts(run.charts) }}
 
-  <h2>Confusion</h2>
-  {%- if "missing" in run.confusion %}
-  <p class="note missing">{{ run.confusion.missing }}</p>
-  {%- else %}
-  <p class="note">{{ run.confusion.note }}</p>
+  {{ head("Confusion", run.confusion) }}
+  {%- if "matrices" in run.confusion %}
   <div class="small" style="--least: {{ 250 if run.confusion.many else 100 + 68 * (run.confusion.classes | length) }}px">
     {%- for matrix in run.confusion.matrices %}
     <section class="card">
@@ -150,14 +156,7 @@ TEMPLATE = """\
       {%- if run.confusion.many %}
       <table>{% for actual, chosen, count in matrix.rows %}<tr><td>{{ actual }}</td><td class="left">{{ chosen }}</td><td>{{ count }}</td></tr>{% endfor %}</table>
       {%- else %}
-      <table class="heat">
-        <thead><tr><th></th>{% for name in run.confusion.classes %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-        <tbody>
-        {%- for actual, cells in matrix.rows %}
-          <tr><th>{{ actual }}</th>{% for count, share in cells %}<td style="--s:{{ share }}">{{ count }}</td>{% endfor %}</tr>
-        {%- endfor %}
-        </tbody>
-      </table>
+      {{ heat(run.confusion.classes, matrix.rows, true) }}
       {%- endif %}
       </div>
     </section>
@@ -165,33 +164,13 @@ TEMPLATE = """\
   </div>
   {%- endif %}
 
-  <h2>Agreement between clients</h2>
-  {%- if "missing" in run.agreement %}
-  <p class="note missing">{{ run.agreement.missing }}</p>
-  {%- else %}
-  <p class="note">{{ run.agreement.note }}</p>
+  {{ head("Agreement between clients", run.agreement) }}
   {%- if "rows" in run.agreement %}
-  <div class="card scroll">
-    <table class="heat">
-      <thead><tr><th></th>{% for name in run.agreement.heads %}<th>{{ name }}</th>{% endfor %}</tr></thead>
-      <tbody>
-      {%- for name, cells in run.agreement.rows %}
-        <tr><th>{{ name }}</th>{% for cell in cells %}{% if cell %}<td style="--s:{{ cell[1] }}">{{ cell[0] }}</td>{% else %}<td></td>{% endif %}{% endfor %}</tr>
-      {%- endfor %}
-      </tbody>
-    </table>
-  </div>
-  {%- else %}
-  <p class="note">Lowest: {% for name, share in run.agreement.lowest %}{{ name }} {{ share }} %{{ ", " if not loop.last }}{% endfor %}.</p>
-  {%- endif %}
+  <div class="card scroll">{{ heat(run.agreement.heads, run.agreement.rows, false) }}</div>
   {%- endif %}
 
-  <h2>Public samples in dispute</h2>
-  {%- if "missing" in run.disputed %}
-  <p class="note missing">{{ run.disputed.missing }}</p>
-  {%- else %}
-  <p class="note">The public samples of the last round on which the clients disagree most (Jensen-Shannon
-    divergence of their predictions, in nats), and the probability that each gives its class.</p>
+  {{ head("Public samples in dispute", run.disputed) }}
+  {%- if "samples" in run.disputed %}
   <div class="grid">
     {%- for sample in run.disputed.samples %}
     <section class="card sample">
@@ -201,7 +180,7 @@ TEMPLATE = """\
         <div class="note">{{ sample.divergence }} nats{% if sample.label %}; the source says {{ sample.label }}{% endif %}</div>
         <div class="sides">
           {%- for side in sample.sides %}
-          <div><b>{{ side.name }}</b>{% if side.clients %}: {% for voter in side.clients %}<span class="voter">{{ dot(voter.look) }}{{ voter.name }} {{ voter.share }}</span> {% endfor %}{% else %}: {{ side.count }} clients{% endif %}</div>
+          <div><b>{{ side.name }}</b>: {% for look, voter in side.clients %}<span class="voter">{{ dot(look) }}{{ voter }}</span> {% else %}{{ side.count }} clients{% endfor %}</div>
           {%- endfor %}
         </div>
       </div>

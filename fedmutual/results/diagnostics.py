@@ -1,7 +1,7 @@
 """Known ways in which mutual learning goes wrong, recognised in a run's history.
 
-Each signature is one pure function from history lines to at most one warning in plain words: which clients,
-which rounds, what to do. They look at the latest rounds only: what a run has recovered from is no warning.
+Each signature is one pure function from history lines to at most one warning: which clients, which rounds,
+what to do. Only the latest rounds count: a problem that a run has recovered from gives no warning.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fedmutual.results.summary import mean, natural_key
+from fedmutual.results.summary import natural_key
 
 Record = Mapping[str, Any]
 Lines = dict[str, list[Record]]
@@ -65,16 +65,12 @@ def diagnose(history: Sequence[Record], num_classes: int, kl_weight: float = 1.0
         Weight of the KL term; at 0 an idle KL term is meant to be.
     """
     lines = reports_by_client(history)
-    found = [diverged(lines), forgetting(lines)]
+    found = [*_diverged(lines), *_forgetting(lines)]
     if num_classes > 1:
-        found += [
-            idle_kl(lines, num_classes) if kl_weight > 0 else None,
-            plateau(lines, num_classes),
-            one_class(lines, num_classes),
-            missing_classes(lines, num_classes),
-        ]
-    found.append(absent(history))
-    return [warning for warning in found if warning is not None]
+        found += _idle_kl(lines, num_classes) if kl_weight > 0 else []
+        found += [*_plateau(lines, num_classes), *_one_class(lines, num_classes)]
+        found += _missing_classes(lines, num_classes)
+    return [*found, *_absent(history)]
 
 
 def reports_by_client(history: Sequence[Record]) -> Lines:
@@ -86,172 +82,155 @@ def reports_by_client(history: Sequence[Record]) -> Lines:
     return {name: lines[name] for name in sorted(lines, key=natural_key)}
 
 
-def diverged(lines: Lines) -> str | None:
+def _diverged(lines: Lines) -> Iterator[str]:
     """The latest training loss is no number (null in history.jsonl)."""
-    hit: Lines = {}
-    for client, reports in lines.items():
-        trained = [line for line in reports if "train_loss" in line]
-        if trained and number(trained[-1], "train_loss") is None:
-            hit[client] = trained[-1:]
-    if not hit:
-        return None
-    return (
-        f"{_where(hit)}: the training loss is no longer a number, the model is lost. "
-        "Lower optimizer.learning_rate, and use precision=fp32 if another is set."
-    )
+    last = {client: [r for r in reports if "train_loss" in r][-1:] for client, reports in lines.items()}
+    hit = {client: r for client, r in last.items() if r and number(r[0], "train_loss") is None}
+    if hit:
+        yield (
+            f"{_where(hit)}: the training loss is no longer a number, the model is lost. "
+            "Lower optimizer.learning_rate, and use precision=fp32 if another is set."
+        )
 
 
-def forgetting(lines: Lines) -> str | None:
+def _forgetting(lines: Lines) -> Iterator[str]:
     """Local validation is worse after the mutual step than before it, in the median of the latest rounds."""
     hit: Lines = {}
     worst = 0.0
     for client, reports in lines.items():
         accuracy = _recent(reports, "accuracy_before", "accuracy_after")
-        drops = [line["accuracy_before"] - line["accuracy_after"] for line in accuracy]
         loss = _recent(reports, "loss_before", "loss_after")
-        rises = [
-            line["loss_after"] > FORGOTTEN_LOSS_RATIO * line["loss_before"]
-            and line["loss_after"] - line["loss_before"] > FORGOTTEN_LOSS
-            for line in loss
-        ]
-        drop = statistics.median(drops) if drops else 0.0
-        if drop > FORGOTTEN_ACCURACY or sum(rises) > len(rises) / 2:
-            hit[client] = accuracy or loss
-            worst = max(worst, drop)
-    if not hit:
-        return None
-    cost = f"costs up to {100 * worst:.0f} points of" if worst > FORGOTTEN_ACCURACY else "raises the loss of"
-    return (
-        f"{_where(hit)}: forgetting: the mutual step {cost} the local validation, round after round. "
-        "Use strategy.phase=mixed, or lower strategy.kl_weight or strategy.mutual_epochs."
-    )
+        drops = [line["accuracy_before"] - line["accuracy_after"] for line in accuracy]
+        risen = [line["loss_after"] > _too_high(line["loss_before"]) for line in loss]
+        drop = statistics.median(drops or [0.0])
+        if drop > FORGOTTEN_ACCURACY or sum(risen) > len(risen) / 2:
+            hit[client], worst = accuracy or loss, max(worst, drop)
+    if hit:
+        points = f"costs up to {100 * worst:.0f} points of"
+        cost = points if worst > FORGOTTEN_ACCURACY else "raises the loss of"
+        yield (
+            f"{_where(hit)}: forgetting: the mutual step {cost} the local validation, round after round. "
+            "Use strategy.phase=mixed, or lower strategy.kl_weight or strategy.mutual_epochs."
+        )
 
 
-def idle_kl(lines: Lines, num_classes: int) -> str | None:
+def _too_high(loss: float) -> float:
+    return max(FORGOTTEN_LOSS_RATIO * loss, loss + FORGOTTEN_LOSS)
+
+
+def _idle_kl(lines: Lines, num_classes: int) -> Iterator[str]:
     """The divergence from the peers is too small to teach anything, or the mutual step does not move it."""
     tiny: Lines = {}
     unmoved: Lines = {}
+    least = TINY_KL * math.log(num_classes)
     for client, reports in lines.items():
         before = _recent(reports, "kl_before")
-        if before and max(line["kl_before"] for line in before) < TINY_KL * math.log(num_classes):
-            tiny[client] = before
-            continue
         both = _recent(reports, "kl_before", "kl_after")
         changes = [abs(line["kl_after"] / line["kl_before"] - 1) for line in both if line["kl_before"] > 0]
-        if changes and statistics.median(changes) < UNMOVED_KL:
+        if before and max(line["kl_before"] for line in before) < least:
+            tiny[client] = before
+        elif changes and statistics.median(changes) < UNMOVED_KL:
             unmoved[client] = both
     if tiny:
-        return (
+        yield (
             f"{_where(tiny)}: the predictions on the public set hardly differ from the peers' "
-            f"(KL below {TINY_KL * math.log(num_classes):.1g} nats), so the KL term does nothing. Train "
-            "longer between exchanges (train.local_epochs), or use public images on which the clients "
-            "disagree."
+            f"(KL below {least:.1g} nats), so the KL term does nothing. Train longer between exchanges "
+            "(train.local_epochs), or use public images on which the clients disagree."
         )
-    if unmoved:
-        return (
+    elif unmoved:
+        yield (
             f"{_where(unmoved)}: the mutual step leaves the KL to the peers where it was (within "
             f"{100 * UNMOVED_KL:.0f} %). Raise strategy.kl_weight, strategy.mutual_epochs or "
             "optimizer.learning_rate."
         )
-    return None
 
 
-def plateau(lines: Lines, num_classes: int) -> str | None:
+def _plateau(lines: Lines, num_classes: int) -> Iterator[str]:
     """The mean accuracy has stopped rising far from its goal."""
     for key in ("unseen_accuracy", "validation_accuracy"):
-        curve = mean_curve(lines, key)
+        curve = _mean_curve(lines, key)
         if len(curve) >= 2 * PLATEAU_ROUNDS:
             break
     else:
-        return None
+        return
     rounds, values = list(curve), list(curve.values())
     best, recent = max(values[:-PLATEAU_ROUNDS]), max(values[-PLATEAU_ROUNDS:])
-    done = (recent - 1 / num_classes) / (1 - 1 / num_classes)
-    if recent - best >= PLATEAU_GAIN or done >= FAR_FROM_DONE:
-        return None
-    return (
-        f"all clients (rounds {rounds[-PLATEAU_ROUNDS]} to {rounds[-1]}): the mean {key.replace('_', ' ')} "
-        f"has stopped at {100 * recent:.1f} %, no better than before. Compare with strategy.kl_weight=0: if "
-        "that is better, lower strategy.kl_weight; if not, try another optimizer.learning_rate, more "
-        "train.local_epochs or another model."
-    )
+    if recent - best < PLATEAU_GAIN and _above_chance(recent, num_classes) < FAR_FROM_DONE:
+        yield (
+            f"all clients (rounds {rounds[-PLATEAU_ROUNDS]} to {rounds[-1]}): the mean "
+            f"{key.replace('_', ' ')} has stopped at {100 * recent:.1f} %, no better than before. Compare "
+            "with strategy.kl_weight=0: if that is better, lower strategy.kl_weight; if not, try another "
+            "optimizer.learning_rate, more train.local_epochs or another model."
+        )
 
 
-def one_class(lines: Lines, num_classes: int) -> str | None:
+def _one_class(lines: Lines, num_classes: int) -> Iterator[str]:
     """Nearly all public images are given the same class, in the latest reports in a row."""
     hit: Lines = {}
     for client, reports in lines.items():
         recent = [line for line in reports if _figures(line, "prediction_shares")][-REPEATED:]
-        if (
-            len(recent) == REPEATED
-            and all(_one_sided(line) for line in recent)
-            and not _tells_apart(reports, num_classes)
-        ):
+        collapsed = len(recent) == REPEATED and all(_one_sided(line) for line in recent)
+        if collapsed and not _tells_apart(reports, num_classes):
             hit[client] = recent
-    if not hit:
-        return None
-    return (
-        f"{_where(hit)}: collapse: nearly all public images are given one class. Use "
-        "train.prior_correction=true and strategy.phase=mixed, or a labelled public set (public.labelled). A "
-        "later start of the exchange (strategy.burn_in) helps too."
-    )
+    if hit:
+        yield (
+            f"{_where(hit)}: collapse: nearly all public images are given one class. Use "
+            "train.prior_correction=true and strategy.phase=mixed, or a labelled public set "
+            "(public.labelled). A later start of the exchange (strategy.burn_in) helps too."
+        )
 
 
-def missing_classes(lines: Lines, num_classes: int) -> str | None:
+def _missing_classes(lines: Lines, num_classes: int) -> Iterator[str]:
     """Classes of the unseen set (else of the validation images) that a client never finds."""
     hit: Lines = {}
     classes: set[int] = set()
     for client, reports in lines.items():
-        collapsed = [line for line in reports if _figures(line, "prediction_shares")][-1:]
-        if collapsed and _one_sided(collapsed[0]):
-            continue  # said by one_class
+        shown = [line for line in reports if _figures(line, "prediction_shares")][-1:]
         never, recent = _never_found(reports)
-        if len(never) >= max(1.0, NEVER_FOUND_CLASSES * num_classes):
+        enough = len(never) >= max(1.0, NEVER_FOUND_CLASSES * num_classes)
+        if enough and not any(_one_sided(line) for line in shown):  # that is said by _one_class
             hit[client], classes = recent, classes | never
-    if not hit:
-        return None
-    return (
-        f"{_where(hit)}: {_some([f'class {c}' for c in sorted(classes)])} "
-        f"{'is' if len(classes) == 1 else 'are'} never recognised (recall below {NEVER_FOUND:.0%}). Use "
-        "train.prior_correction=true, and see that the public set holds images of every class."
-    )
+    if hit:
+        yield (
+            f"{_where(hit)}: {_some([f'class {c}' for c in sorted(classes)])} "
+            f"{'is' if len(classes) == 1 else 'are'} never recognised (recall below {NEVER_FOUND:.0%}). Use "
+            "train.prior_correction=true, and see that the public set holds images of every class."
+        )
 
 
-def absent(history: Sequence[Record]) -> str | None:
+def _absent(history: Sequence[Record]) -> Iterator[str]:
     """A client answers, or is accepted, in too few of the rounds; asynchronous runs have no common rounds."""
     opening = [line for line in history if not line.get("closing")]
-    rounds = sorted({int(line["round"]) for line in opening})
-    senders = {_sender(line) for line in opening}
     crowd = Counter(int(line["round"]) for line in opening)
+    senders = {_sender(line) for line in opening}
     if len(senders) > 1 and statistics.median(crowd.values()) <= 1:
-        return None
+        return
     texts = []
     for sender in sorted(senders, key=natural_key):
         own = [line for line in opening if _sender(line) == sender]
-        accepted = {int(line["round"]) for line in own if not line.get("rejected")}
-        missing = [round for round in rounds if round not in accepted]
-        if len(missing) < 2 or len(missing) <= OFTEN_ABSENT * len(rounds):
-            continue
-        reasons = [str(line["rejected"]) for line in own if line.get("rejected")]
-        texts.append(f"{sender} ({_rounds(missing)}{': ' + reasons[-1] if reasons else ''})")
-    if not texts:
-        return None
-    return (
-        f"{_some(texts)}: absent or rejected in many rounds, so the others learn without it. See its log; "
-        "where it is only slow, raise exchange.round_timeout or lower its train.local_epochs."
-    )
+        missing = crowd.keys() - {int(line["round"]) for line in own if not line.get("rejected")}
+        reasons = [f": {line['rejected']}" for line in own if line.get("rejected")]
+        if len(missing) >= 2 and len(missing) > OFTEN_ABSENT * len(crowd):
+            texts.append(f"{sender} ({_rounds(missing)}{''.join(reasons[-1:])})")
+    if texts:
+        yield (
+            f"{_some(texts)}: absent or rejected in many rounds, so the others learn without it. See its "
+            "log; where it is only slow, raise exchange.round_timeout or lower its train.local_epochs."
+        )
 
 
-def mean_curve(lines: Lines, key: str) -> dict[int, float]:
+def _mean_curve(lines: Lines, key: str) -> dict[int, float]:
     """Mean over clients of ``key`` in every round but the closing one and those that half of them miss."""
     rounds: dict[int, list[float]] = {}
-    for reports in lines.values():
-        for line in reports:
-            value = number(line, key)
-            if value is not None and not line.get("closing"):
-                rounds.setdefault(int(line["round"]), []).append(value)
-    means = {round: mean(rounds[round]) for round in sorted(rounds) if 2 * len(rounds[round]) > len(lines)}
-    return {round: value for round, value in means.items() if value is not None}
+    for line in itertools.chain.from_iterable(lines.values()):
+        value = number(line, key)
+        if value is not None and not line.get("closing"):
+            rounds.setdefault(int(line["round"]), []).append(value)
+    return {
+        round: statistics.fmean(rounds[round])
+        for round in sorted(rounds)
+        if 2 * len(rounds[round]) > len(lines)
+    }
 
 
 def number(line: Record, key: str) -> float | None:
@@ -261,11 +240,9 @@ def number(line: Record, key: str) -> float | None:
 
 
 def _figures(line: Record, key: str) -> list[float | None]:
-    """The figures per class under ``key``: what is no finite number is None, what is no list has none."""
+    """The figures per class under ``key``: non-finite entries become None; a missing list becomes []."""
     values = line.get(key)
-    if not isinstance(values, (list, tuple)):
-        return []
-    return [number({key: value}, key) for value in values]
+    return [number({key: v}, key) for v in values] if isinstance(values, (list, tuple)) else []
 
 
 def _recent(reports: Sequence[Record], *keys: str) -> list[Record]:
@@ -284,30 +261,29 @@ def _tells_apart(reports: Sequence[Record], num_classes: int) -> bool:
     for key in ("unseen_balanced_accuracy", "validation_balanced_accuracy"):
         known = [value for line in reports if (value := number(line, key)) is not None]
         if known:
-            return (known[-1] - 1 / num_classes) / (1 - 1 / num_classes) > TELLS_CLASSES_APART
+            return _above_chance(known[-1], num_classes) > TELLS_CLASSES_APART
     return False
+
+
+def _above_chance(accuracy: float, num_classes: int) -> float:
+    """Share of the way from chance (0) to perfect (1)."""
+    return (accuracy - 1 / num_classes) / (1 - 1 / num_classes)
 
 
 def _never_found(reports: Sequence[Record]) -> tuple[set[int], list[Record]]:
     """Classes with almost no recall in every one of the latest reports, or in the closing one, and these."""
-    for key in ("unseen_recall", "validation_recall"):
-        having = [line for line in reports if _figures(line, key)]
-        if having:
-            break
-    else:
-        return set(), []
-    # the closing message sees the whole unseen set: it needs no repetition
-    final = having[-1:] if having[-1].get("closing") and key == "unseen_recall" else []
+    unseen, validation = (
+        [line for line in reports if _figures(line, key)] for key in ("unseen_recall", "validation_recall")
+    )
+    having, key = (unseen, "unseen_recall") if unseen else (validation, "validation_recall")
+    # the closing report sees the whole unseen set: it needs no repetition
+    final = [line for line in unseen[-1:] if line.get("closing")]
     recent = final or having[-REPEATED:]
     if not final and len(recent) < REPEATED:
         return set(), []
-    # a class that is not in the set has no recall: None or NaN
-    recalls = itertools.zip_longest(*(_figures(line, key) for line in recent))
-    return {c for c, column in enumerate(recalls) if all(_is_low(value) for value in column)}, recent
-
-
-def _is_low(recall: float | None) -> bool:
-    return recall is not None and recall < NEVER_FOUND
+    recalls = itertools.zip_longest(*(_figures(line, key) for line in recent))  # None: not in the set
+    never = (all(recall is not None and recall < NEVER_FOUND for recall in column) for column in recalls)
+    return {c for c, low in enumerate(never) if low}, recent
 
 
 def _sender(line: Record) -> str:

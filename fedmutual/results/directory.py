@@ -145,12 +145,9 @@ class RunDirectory:
         """
         free = ("resume", "output_dir", "state_dir", "cache_dir", "device", "data.root", "num_clients")
         saved, now = flat(self.config()), flat(settings)
-        for key in sorted(saved.keys() | now.keys()):
-            if (
-                key in free
-                or key.startswith(("exchange.", "simulation.", "tracking."))
-                or saved.get(key) == now.get(key)
-            ):
+        changed = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+        for key in changed:
+            if key in free or key.startswith(("exchange.", "simulation.", "tracking.")):
                 continue
             raise ResultsError(
                 f"resume: {key} is {now.get(key)!r} now and was {saved.get(key)!r} in {self.path}: "
@@ -232,16 +229,11 @@ def user_runs_dir() -> Path:
 def read_history(path: Path) -> list[Record]:
     """Return the history lines of a results folder; no file means none (see :meth:`RunDirectory.history`)."""
     file = path / HISTORY
-    if not file.exists():
-        return []
+    *lines, rest = file.read_bytes().split(b"\n") if file.exists() else [b""]
+    if rest:  # it was being written when the run was killed
+        logger.warning("%s: the last line was cut short and is ignored", file)
     records: list[Record] = []
-    lines = file.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
-        # what follows the last newline is empty, or a line that was being written when the run was killed
-        if number == len(lines):
-            if line:
-                logger.warning("%s: the last line was cut short and is ignored", file)
-            break
         try:
             record = json.loads(line)
         except ValueError as error:

@@ -130,8 +130,7 @@ def _client(lines: Sequence[Record]) -> dict[str, Any]:
 def _last(lines: Sequence[Record], key: str) -> Record:
     """The line of the latest round that has a value for ``key``; empty when none has."""
     having = [line for line in lines if line.get(key) is not None]
-    # lines of one round stay in the order in which they came
-    return max(enumerate(having), key=lambda pair: (pair[1]["round"], pair[0]))[1] if having else {}
+    return sorted(having, key=lambda line: int(line["round"]))[-1] if having else {}
 
 
 def _unseen(
