@@ -182,7 +182,7 @@ def draw_line(axes: Axes, curve: Curve, index: int, **style: Any) -> None:
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index // len(COLOURS) % len(MARKERS)],
     }
-    looks |= {"linewidth": 2.0, "markersize": 5, "markevery": 1 + len(curve) // 60}
+    looks |= {"linewidth": 2.0, "markersize": 5, "markevery": 1 + len(curve) // 40}
     if curve:
         axes.plot(*_xy(curve), **looks | style)
 
