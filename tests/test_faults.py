@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
+from local_grid import FIRST_NODE, LocalGrid, Played, play, trains, undisturbed
 
 import fedmutual.client.answer
 import fedmutual.engine.server
@@ -29,25 +30,22 @@ QUICK = (
 SECOND = FIRST_NODE + 1
 
 
-def damage(node: int, round: int, part: str = REPORT, /, **changes: Any) -> Any:
-    """A tamper hook that changes entries of one node's report in one round; None takes an entry out."""
+def changed(part: str = REPORT, /, **changes: Any) -> Callable[[RecordDict], None]:
+    """Change entries of a report (underscores for hyphens); None takes an entry out."""
 
-    def tamper(source: int, reply: Message) -> Message:
-        if source != node or not trains(reply) or reply.content[REPORT]["round"] != round:
-            return reply
+    def change(content: RecordDict) -> None:
         for key, value in changes.items():
             name = key.replace("_", "-")
             if value is None:
-                del reply.content[part][name]
+                del content[part][name]
             else:
-                reply.content[part][name] = value
-        return reply
+                content[part][name] = value
 
-    return tamper
+    return change
 
 
-def replace(node: int, round: int, change: Any) -> Any:
-    """A tamper hook that puts other content in the place of one report."""
+def damage(node: int, round: int, change: Callable[[RecordDict], None]) -> Any:
+    """A tamper hook that changes one node's report in one round."""
 
     def tamper(source: int, reply: Message) -> Message:
         if source == node and trains(reply) and reply.content[REPORT]["round"] == round:
@@ -73,55 +71,70 @@ def a_false_model(content: RecordDict) -> None:
     content[MODEL] = ConfigRecord({})
 
 
-BAD = {
-    "protocol": (damage(SECOND, 2, protocol=99), "protocol 99, not 2"),
-    "name": (damage(SECOND, 2, client=""), "client: '' is no name of a client"),
-    "another's name": (
-        damage(SECOND, 2, client="client-0"),
-        "the report is client-0's, but this node is client-1",
-    ),
-    "round": (damage(SECOND, 2, round=1), "round: 1, not 2"),
-    "digest": (damage(SECOND, 2, public_digest="0123"), "public-digest: 0123, .* give this site the same"),
-    "dtype": (damage(SECOND, 2, dtype="float64"), "dtype: float64, not float16"),
-    "size": (damage(SECOND, 2, predictions=halves(0, 0)), "predictions: 4 bytes, not 24 x 1"),
-    "NaN": (damage(SECOND, 2, predictions=halves(*[np.nan] * 24)), "predictions: a value is not finite"),
-    "inf": (damage(SECOND, 2, predictions=halves(*[np.inf] * 24)), "predictions: a value is not finite"),
-    "range": (
-        damage(SECOND, 2, predictions=halves(*[15] * 24)),
-        "predictions: values from 15 to 15, outside",
-    ),
-    "no predictions": (damage(SECOND, 2, predictions=None), "predictions: missing"),
-    "loss": (damage(SECOND, 2, METRICS, train_loss=float("nan")), "train-loss: nan is not finite"),
-    "count": (damage(SECOND, 2, METRICS, num_examples=0.5), "num-examples: 0.5 is no count"),
-    "recall": (damage(SECOND, 2, METRICS, validation_recall=0.5), "validation-recall: 0.5 is no list of 2"),
-    "no metrics": (replace(SECOND, 2, no_metrics), "metrics: missing"),
-    "no report": (replace(SECOND, 2, no_report), "report: the message holds no such record"),
-    "model": (replace(SECOND, 2, a_false_model), "model: no arrays"),
+BAD: dict[str, tuple[Callable[[RecordDict], None], str]] = {
+    "protocol": (changed(protocol=99), "protocol 99, not 2"),
+    "name": (changed(client=""), "client: '' is no name of a client"),
+    "another's name": (changed(client="client-0"), "the report is client-0's, but this node is client-2"),
+    "round": (changed(round=1), "round: 1, not 5"),
+    "digest": (changed(public_digest="0123"), "public-digest: 0123, .* give this site the same"),
+    "dtype": (changed(dtype="float64"), "dtype: float64, not float16"),
+    "size": (changed(predictions=halves(0, 0)), "predictions: 4 bytes, not 24 x 1"),
+    "NaN": (changed(predictions=halves(*[np.nan] * 24)), "predictions: a value is not finite"),
+    "inf": (changed(predictions=halves(*[np.inf] * 24)), "predictions: a value is not finite"),
+    "range": (changed(predictions=halves(*[15] * 24)), "predictions: values from 15 to 15, outside"),
+    "no predictions": (changed(predictions=None), "predictions: missing"),
+    "loss": (changed(METRICS, train_loss=float("nan")), "train-loss: nan is not finite"),
+    "count": (changed(METRICS, num_examples=0.5), "num-examples: 0.5 is no count"),
+    "recall": (changed(METRICS, validation_recall=0.5), "validation-recall: 0.5 is no list of 2"),
+    "no metrics": (no_metrics, "metrics: missing"),
+    "no report": (no_report, "report: the message holds no such record"),
+    "model": (a_false_model, "model: no arrays"),
 }
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """A run with another bad report in every round from the second on, from one client after the other."""
+
+    def tamper(source: int, reply: Message) -> Message:
+        for position, (change, _) in enumerate(BAD.values()):
+            if source == FIRST_NODE + position % 3:
+                reply = damage(source, position + 2, change)(source, reply)
+        return reply
+
+    rounds = f"rounds={len(BAD) + 2}"
+    run = play(tmp_path_factory.mktemp("spoilt"), EAGER, rounds, "evaluation.unseen_every=0", tamper=tamper)
+    assert run.summary["status"] == "completed", run.summary["reason"]
+    return run
+
+
+def test_nothing_but_the_bad_reports_is_rejected(spoilt: Played) -> None:
+    bad = [(position + 2, f"client-{position % 3}") for position in range(len(BAD))]
+    assert [(round, client) for round, client, _ in spoilt.rejections()] == bad
+    clients = spoilt.summary["clients"]
+    assert [clients[f"client-{i}"]["rejected"] for i in range(3)] == [6, 6, 5]
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_report_is_rejected_by_name_and_the_client_is_back_next_round(
-    tmp_path: Path, kind: str
+    spoilt: Played, kind: str
 ) -> None:
-    tamper, problem = BAD[kind]
-    run = play(tmp_path, EAGER, tamper=tamper)
-    assert run.summary["status"] == "completed", run.summary["reason"]
-    ((round, client, reason),) = run.rejections()
-    assert (round, client) == (2, "client-1")
-    assert re.search(problem, reason), reason
-    assert "train_loss" not in run.line(2, "client-1")
-    assert run.line(2, "client-1")["uplink_bytes"] > 0  # it travelled all the same
-    assert "rejected" not in run.line(3, "client-1")
-    assert run.summary["clients"]["client-1"]["rejected"] == 1
+    position = list(BAD).index(kind)
+    bad, name = position + 2, f"client-{position % 3}"
+    ((_, client, reason),) = [rejection for rejection in spoilt.rejections() if rejection[0] == bad]
+    assert client == name
+    assert re.search(BAD[kind][1], reason), reason
+    assert "train_loss" not in spoilt.line(bad, name)
+    assert spoilt.line(bad, name)["uplink_bytes"] > 0  # it travelled all the same
+    assert "rejected" not in spoilt.line(bad + 1, name)
     # its predictions are in nobody's target: those of the round before go on teaching
-    sent = sent_in(run, 2)
-    assert set(sent) == {"client-0", "client-2"}
-    consensus = MeanConsensus(sent | {"client-1": sent_in(run, 1)["client-1"]}, "own_peer")
-    for node, name in ((FIRST_NODE, "client-0"), (SECOND, "client-1")):
-        expected = consensus.target(name)
+    sent = sent_in(spoilt, bad)
+    assert set(sent) == {"client-0", "client-1", "client-2"} - {name}
+    consensus = MeanConsensus(sent | {name: sent_in(spoilt, bad - 1)[name]}, "own_peer")
+    for other in range(3):
+        expected = consensus.target(f"client-{other}")
         assert expected is not None
-        targets = run.orders()[node, 3].log_targets
+        targets = spoilt.orders()[FIRST_NODE + other, bad + 1].log_targets
         np.testing.assert_allclose(targets, expected.log_probabilities, rtol=2**-10, atol=1e-4)
 
 
@@ -139,7 +152,7 @@ def sent_in(run: Played, round: int) -> dict[str, np.ndarray]:
 
 
 def test_unseen_predictions_of_a_wrong_size_cost_the_closing_figures_only(tmp_path: Path) -> None:
-    run = play(tmp_path, tamper=damage(SECOND, 4, unseen_predictions=halves(0.5)))
+    run = play(tmp_path, tamper=damage(SECOND, 4, changed(unseen_predictions=halves(0.5))))
     assert run.summary["status"] == "completed"
     assert run.rejections() == [(4, "client-1", "unseen-predictions: 2 bytes, not 40 x 1 values of float16")]
     assert not run.summary["clients"]["client-1"]["finished"]
@@ -191,7 +204,7 @@ def test_an_error_inside_the_client_is_told_under_its_name(
 
 def test_without_a_quorum_the_run_fails_with_everyones_reason(tmp_path: Path) -> None:
     def tamper(node: int, reply: Message) -> Message:
-        return damage(FIRST_NODE, 2, round=7)(node, reply)
+        return damage(FIRST_NODE, 2, changed(round=7))(node, reply)
 
     run = play(tmp_path, tamper=tamper, before=failing(2, SECOND))
     assert run.error is not None
@@ -292,7 +305,7 @@ def test_a_restarted_node_has_a_new_id_and_the_same_client(tmp_path: Path, round
         "strategy.mutual_epochs=1",
     )  # so that the closing order has targets
     run = play(tmp_path / "renamed" / "run", EAGER, *separate, prepare=prepare, tamper=tamper)
-    same = play(tmp_path / "undisturbed" / "run", EAGER, *separate)
+    same = undisturbed(EAGER, *separate)
     assert run.summary["status"] == "completed"
     assert run.line(round + 1, "client-1")["node_id"] == 7
     for r in range(round + 1, 5):
@@ -326,7 +339,7 @@ def test_a_newcomer_with_a_taken_name_is_refused_and_the_run_goes_on(
     assert run.summary["status"] == "completed"
     assert "node 5 waits: client client-1 is still connected as node 1001" in caplog.text
     assert 5 not in {node for node, _ in run.orders()}
-    assert figures(run) == figures(play(tmp_path / "undisturbed" / "run", EAGER))
+    assert figures(run) == figures(undisturbed(EAGER))
 
 
 def test_a_restarted_node_takes_over_when_its_old_id_is_seen_to_be_dead(tmp_path: Path) -> None:
@@ -341,10 +354,10 @@ def test_a_restarted_node_takes_over_when_its_old_id_is_seen_to_be_dead(tmp_path
                 grids[0].offline = {SECOND}
         return reply
 
-    run = play(tmp_path / "disturbed" / "run", EAGER, "rounds=3", prepare=grids.append, tamper=tamper)
+    run = play(tmp_path / "disturbed" / "run", EAGER, prepare=grids.append, tamper=tamper)
     assert run.summary["status"] == "completed"
     assert [line["node_id"] for line in run.history if line["client"] == "client-1"] == [SECOND, SECOND, 5, 5]
-    assert figures(run) == figures(play(tmp_path / "undisturbed" / "run", EAGER, "rounds=3"))
+    assert figures(run) == figures(undisturbed(EAGER))
 
 
 def test_a_newcomer_that_does_not_say_who_it_is_cannot_take_a_name(tmp_path: Path) -> None:
