@@ -191,5 +191,5 @@ def test_published_code_reads_class_one_only() -> None:
 
 @pytest.mark.parametrize("name", ["jensen_shannon", "peer_own"])
 def test_unknown_divergence_and_missing_entropies_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}.*no entropies"):
+    with pytest.raises(ValueError, match=f"{name}.*without entropies"):
         mutual_loss(name, torch.zeros(1, 2), torch.zeros(1, 2), None)

@@ -102,7 +102,7 @@ def test_a_torchvision_model_by_its_path() -> None:
         (model_settings("torchvision.models.resnet17"), 24, "model._target_: cannot import .*resnet17"),
         (model_settings(depth=3), 24, "model: .*VisionNet.*unexpected keyword argument 'depth'"),
         (model_settings(), 16, "model: .*VisionNet.*at least 18x18"),
-        (model_settings("test_models.no_model"), 24, "model._target_: test_models.no_model makes no"),
+        (model_settings("test_models.no_model"), 24, "model._target_: test_models.no_model does not create"),
     ],
 )
 def test_a_model_that_cannot_be_built_names_its_setting(
