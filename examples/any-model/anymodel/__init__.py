@@ -1,0 +1,1 @@
+"""Models of three frameworks learn from each other's predictions."""

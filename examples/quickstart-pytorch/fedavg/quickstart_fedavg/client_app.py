@@ -1,0 +1,50 @@
+"""The client."""
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from . import task
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train on the client's images."""
+    # The model
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    net = task.Net().to(device)
+    net.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+
+    # The data
+    partition, partitions = context.node_config["partition-id"], context.node_config["num-partitions"]
+    loader, _ = task.load_data(int(partition), int(partitions), int(context.run_config["batch-size"]))
+
+    # The training
+    epochs = int(context.run_config["local-epochs"])
+    lr = float(message.content.config_records["config"]["lr"])
+    loss = task.train(net, loader, epochs, lr, device)
+
+    # The reply
+    arrays = ArrayRecord(net.state_dict())
+    metrics = MetricRecord({"train_loss": loss, "num-examples": len(loader.dataset)})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Test on images of the client that no training used."""
+    # The model
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    net = task.Net().to(device)
+    net.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+
+    # The data
+    partition, partitions = context.node_config["partition-id"], context.node_config["num-partitions"]
+    _, loader = task.load_data(int(partition), int(partitions), int(context.run_config["batch-size"]))
+
+    # The reply
+    loss, accuracy = task.test(net, loader, device)
+    metrics = MetricRecord({"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(loader.dataset)})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)

@@ -1,0 +1,1 @@
+"""Flower's quickstart: a small network learns to read digits at several clients."""

@@ -1,0 +1,1 @@
+"""Text classifiers with different tokenisers learn from each other's predictions."""
