@@ -23,7 +23,8 @@ from fedmutual.files.checkpoint import (
     CheckpointError,
     has_checkpoint,
     load_checkpoint,
-    load_previous,
+    previous_path,
+    read_generation,
     save_checkpoint,
     step_back,
 )
@@ -109,7 +110,7 @@ class StateFolder:
         A server whose last checkpoint is damaged goes on from the one before, and asks for that round again.
         """
         try:
-            state = _state(*load_previous(self._file))
+            state = _state(*read_generation(previous_path(self._file)))
         except CheckpointError:
             return None
         if state.report.round > round:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,46 +31,40 @@ def write_plots(plan: Plan, outcomes: Sequence[Outcome], folder: Path) -> list[P
     Of a study whose runs measured nothing on the way (``evaluation.unseen_every=0``) the final points alone
     are drawn.
     """
-    files = []
-    for price, label in PRICES.items():
-        draw = functools.partial(_figure, plan, outcomes, price, label)
-        files += save_figure(draw, folder / f"accuracy_by_{price}")
-    return files
+    return [
+        file
+        for price in PRICES
+        for file in save_figure(
+            functools.partial(_figure, plan, outcomes, price), folder / f"accuracy_by_{price}"
+        )
+    ]
 
 
-def _figure(plan: Plan, outcomes: Sequence[Outcome], price: str, label: str) -> Figure | None:
+def _figure(plan: Plan, outcomes: Sequence[Outcome], price: str) -> Figure | None:
     """One panel a condition: the mean over the seeds, and the range between the lowest and the highest."""
     from matplotlib.figure import Figure
 
-    curves = {
-        (condition, variant): found
-        for condition in plan.conditions
-        for variant in plan.variants
-        if (found := _curves(outcomes, condition, variant))
-    }
-    conditions = [c for c in plan.conditions if any(key[0] == c for key in curves)]
-    if not conditions:
+    curves: dict[str, dict[str, list[Curve]]] = {}
+    for outcome in outcomes:
+        if outcome.curve:
+            variants = curves.setdefault(outcome.run.condition, {})
+            variants.setdefault(outcome.run.variant, []).append(outcome.curve)
+    if not curves:
         return None
-    figure = Figure(figsize=(max(9, 4.5 * len(conditions) + 2.5), 4.6), layout="constrained")
-    panels: list[Axes] = list(figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0])
-    for axes, condition in zip(panels, conditions, strict=True):
+    figure = Figure(figsize=(max(9, 4.5 * len(curves) + 2.5), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    handles: dict[str, Any] = {}
+    for axes, condition in zip(panels, filter(curves.__contains__, plan.conditions), strict=True):
         axes.set_title(condition or "Accuracy on the unseen set")
-        axes.set_xlabel(label)
-        if price == "bytes":
-            axes.set_xscale("log")
+        axes.set_xlabel(PRICES[price])
+        axes.set_xscale("log" if price == "bytes" else "linear")
         for index, variant in enumerate(plan.variants):
-            if (condition, variant) in curves:
-                _draw(axes, curves[condition, variant], price, index, variant)
+            if variant in curves[condition]:
+                _draw(axes, curves[condition][variant], price, index, variant)
+        handles |= {str(text): handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     panels[0].set_ylabel("mean accuracy of the clients (%)")
-    handles = {t: h for axes in panels for h, t in zip(*axes.get_legend_handles_labels(), strict=True)}
-    shown = [variant for variant in plan.variants if variant in handles]
-    figure.legend([handles[v] for v in shown], shown, loc="outside right upper")
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
     return figure
-
-
-def _curves(outcomes: Sequence[Outcome], condition: str, variant: str) -> list[Curve]:
-    mine = [o for o in outcomes if (o.run.condition, o.run.variant) == (condition, variant)]
-    return [outcome.curve for outcome in mine if outcome.curve]
 
 
 def _draw(axes: Axes, curves: Sequence[Curve], price: str, index: int, label: str) -> None:

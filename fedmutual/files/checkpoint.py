@@ -52,27 +52,9 @@ def save_checkpoint(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, np
 
 
 def step_back(path: Path) -> None:
-    """Make the previous generation the current one, which is lost.
-
-    Raises
-    ------
-    CheckpointError
-        There is no previous generation, or it cannot be read; nothing has changed.
-    """
-    load_previous(path)
+    """Make the previous generation the current one, which is lost."""
     os.replace(previous_path(path), path)
     sync_folder(path.parent)
-
-
-def load_previous(path: Path) -> tuple[dict[str, Any], Arrays]:
-    """Return the generation before the current one.
-
-    Raises
-    ------
-    CheckpointError
-        It is not there, or cannot be read.
-    """
-    return _unpack(previous_path(path))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], Arrays]:
@@ -88,17 +70,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], Arrays]:
     """
     previous = previous_path(path)
     try:
-        return _unpack(path)
+        return read_generation(path)
     except CheckpointError as error:
         if not previous.exists():
             raise
         problem = error
     try:
-        content = _unpack(previous)
+        content = read_generation(previous)
     except CheckpointError as error:
         raise CheckpointError(f"{problem}; the previous generation is no better: {error}") from error
     logger.warning("%s; continuing from the previous generation %s", problem, previous.name)
-    os.replace(previous, path)
+    step_back(path)
     return content
 
 
@@ -128,7 +110,8 @@ def _pack(meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -
         raise TypeError(f"checkpoint arrays cannot be saved: {error!r}") from error
 
 
-def _unpack(path: Path) -> tuple[dict[str, Any], Arrays]:
+def read_generation(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """Read this one file; :class:`CheckpointError` if it is missing or damaged."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fedmutual.files.checkpoint import has_checkpoint
+from fedmutual.learning.agreement import agreement
 from fedmutual.report import evidence as kept
-from fedmutual.report.evidence import Evidence
-from fedmutual.report.recover import recover
-from fedmutual.results.directory import CONFIG, SUMMARY, Record, ResultsError, RunDirectory, saved_overrides
+from fedmutual.report.evidence import Evidence, gather, public_predictions
+from fedmutual.results.directory import (
+    CHECKPOINT,
+    CONFIG,
+    SUMMARY,
+    Record,
+    ResultsError,
+    RunDirectory,
+    saved_overrides,
+)
 from fedmutual.results.summary import build_summary
+
+logger = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{16}")  # of a run's settings, see fedmutual/compare/plan.py
 
@@ -73,7 +87,7 @@ def read_run(path: Path, summary: Mapping[str, Any] | None = None) -> RecordedRu
 def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
     """Read several folders, each once; runs of one name are told apart by the folder above.
 
-    Where a run was killed before it left evidence, what can be found of it is (:mod:`.recover`).
+    Where a run was killed before it left evidence, what its checkpoint holds of it takes its place.
 
     Raises
     ------
@@ -87,7 +101,7 @@ def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
         replace(
             run,
             name=run.name if names.count(run.name) == 1 else f"{folder.parent.name}/{folder.name}",
-            evidence=run.evidence or recover(folder),
+            evidence=run.evidence or _recovered(folder),
         )
         for run, folder in zip(runs, folders, strict=True)
     ]
@@ -104,3 +118,33 @@ def _summary(path: Path, history: list[Record]) -> dict[str, Any]:
         )
     except ValueError as error:
         raise ResultsError(f"{file} is no JSON: {error}") from error
+
+
+def _recovered(path: Path) -> Evidence | None:
+    """Evidence from the last checkpoint of a killed run; None without public predictions.
+
+    The samples in dispute are shown where the run's public set can be read here; else
+    :attr:`Evidence.note` says why not.
+    """
+    if not has_checkpoint(path / CHECKPOINT):
+        return None
+    arrays = RunDirectory(path).load_checkpoint()[1]
+    known = public_predictions(arrays)
+    if len(known) < 2:
+        return None
+    try:
+        from fedmutual.data.site import load_shared
+        from fedmutual.settings.compose import compose
+
+        settings = compose(saved_overrides(path))
+        shared = load_shared(settings, settings.num_clients or len(known))
+        positions = arrays["predicted"]
+        if len(positions) and int(np.max(positions)) >= len(shared.public):
+            raise ValueError(f"it has {len(shared.public)} images here, and fewer than in the run")
+        return gather(shared, {}, arrays)
+    except Exception as error:  # whatever a data source raises where its images are not
+        logger.debug("the public set of %s", path, exc_info=True)
+        clients, predictions = tuple(known), list(known.values())
+        note = f"The run's public set cannot be read here: {error}."
+        shares = agreement(predictions)
+        return Evidence((), clients=clients, agreement=shares, num_public=len(predictions[0]), note=note)
