@@ -14,7 +14,9 @@ from fedmutual.report.style import STYLE
 
 
 def chart(curves: Curves, end: int | None = None, teeth: bool = False, label: str = "Loss") -> str:
-    return inline_chart(lambda axes: draw_clients(axes, curves, list(curves), teeth), label, end)
+    svg = inline_chart(lambda axes: draw_clients(axes, curves, list(curves), teeth), label, end)
+    assert svg is not None
+    return svg
 
 
 def test_lines_can_be_told_apart() -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from fedmutual.report.curves import Curves, carried_on, cumulated, curves_of, over_clients
-from fedmutual.report.inline import inline_chart, legend, look
-from fedmutual.report.plots import draw_line
+from fedmutual.report.inline import legend, look, panel
+from fedmutual.report.plots import draw_lines
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.sections import seconds
 from fedmutual.report.tables import WAYS, human_bytes, percent
 from fedmutual.results.diagnostics import reports_by_client
 from fedmutual.results.summary import mean
 from fedmutual.settings.described import flat
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 ABSENT = "-"
 
@@ -32,15 +30,20 @@ def comparison_context(runs: Sequence[RecordedRun]) -> dict[str, Any]:
 
     sent = {run.name: cumulated(run.history, "uplink_bytes", 1000) for run in runs}
     note = "Mean of the clients, in per cent; the last point is the closing measurement."
+    missing = "None of the runs has figures for this."
+    charts = [
+        ("Unseen accuracy", note, means("unseen_accuracy", 100)),
+        ("Validation accuracy", note, means("validation_accuracy", 100)),
+        ("KL over rounds", "Mean of the clients, in nats.", means("kl_before", 1, -1)),
+        ("Sent by the clients", "All clients since the start, in kB.", sent),
+    ]
     return {
         "legend": legend([run.name for run in runs]),
         "rows": [_row(position, run) for position, run in enumerate(runs)],
         "differences": differences(runs),
         "charts": [
-            _chart("Unseen accuracy", note, means("unseen_accuracy", 100)),
-            _chart("Validation accuracy", note, means("validation_accuracy", 100)),
-            _chart("KL over rounds", "Mean of the clients, in nats.", means("kl_before", 1, -1)),
-            _chart("Sent by the clients", "All clients since the start, in kB.", sent),
+            panel("all runs", title, note, missing, partial(draw_lines, curves=curves))
+            for title, note, curves in charts
         ],
     }
 
@@ -71,12 +74,3 @@ def _row(position: int, run: RecordedRun) -> dict[str, Any]:
         "status": summary["status"],
         "cells": [*cells, seconds(summary["seconds"]["total"])],
     }
-
-
-def _chart(title: str, note: str, curves: Curves) -> dict[str, Any]:
-    def draw(axes: Axes) -> None:
-        for index, (name, curve) in enumerate(curves.items()):
-            draw_line(axes, curve, index, label=name)
-
-    svg = inline_chart(draw, f"{title} over the rounds, all runs") if any(curves.values()) else None
-    return {"title": title, "note": note, "svg": svg, "missing": "None of the runs has figures for this."}

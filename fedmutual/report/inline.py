@@ -15,6 +15,7 @@ from fedmutual.report.plots import BLACK, COLOURS, GRID, STYLE, round_axis
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Draw = Callable[["Axes"], None]
 MARKERS = "●■▲"  # as fedmutual.report.plots draws them
 MEAN = ("k", "╌")
 # A colour is a variable of the page's style sheet, which has one value for light and one for dark.
@@ -38,7 +39,15 @@ def legend(names: Sequence[str]) -> list[dict[str, Any]]:
     return [{"name": name, "look": look(position)} for position, name in enumerate(names)]
 
 
-def inline_chart(draw: Callable[[Axes], None], label: str, end: int | None = None) -> Markup:
+def panel(
+    whose: str, title: str, note: str, missing: str, draw: Draw, end: int | None = None
+) -> dict[str, Any]:
+    """What the template shows of a chart; ``missing`` if ``draw`` draws nothing."""
+    svg = inline_chart(draw, f"{title} over the rounds, {whose}", end)
+    return {"title": title, "note": note if svg else missing, "svg": svg or ""}
+
+
+def inline_chart(draw: Draw, label: str, end: int | None = None) -> Markup | None:
     """Draw a chart as SVG inside the page: in the page's colours and font, with each point's value.
 
     Parameters
@@ -49,6 +58,11 @@ def inline_chart(draw: Callable[[Axes], None], label: str, end: int | None = Non
         What a screen reader says; it differs from chart to chart of a page.
     end : int | None
         Position of the closing reports.
+
+    Returns
+    -------
+    Markup | None
+        None if nothing was drawn.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -57,6 +71,8 @@ def inline_chart(draw: Callable[[Axes], None], label: str, end: int | None = Non
         figure = Figure(figsize=(460 / 72, 270 / 72), frameon=False)
         axes = figure.add_axes((0.1, 0.14, 0.88, 0.81), frameon=False)
         draw(axes)
+        if not axes.lines:
+            return None
         round_axis(axes, end)
         for number, line in enumerate(axes.lines):
             line.set_gid(f"line-{number}")

@@ -176,6 +176,12 @@ def draw_clients(axes: Axes, curves: Curves, clients: Sequence[str], teeth: bool
         axes.plot(*_xy(mean), color=BLACK, linewidth=2.2, linestyle="--", label="mean", zorder=4)
 
 
+def draw_lines(axes: Axes, curves: Curves) -> None:
+    """Draw a line per name, in the order of the colours."""
+    for index, (name, curve) in enumerate(curves.items()):
+        draw_line(axes, curve, index, label=name)
+
+
 def draw_line(axes: Axes, curve: Curve, index: int, **style: Any) -> None:
     """Draw the n-th line, in its colour and with its markers."""
     looks: dict[str, Any] = {

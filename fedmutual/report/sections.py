@@ -5,12 +5,13 @@ A section whose data are missing is a sentence that says why.
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedmutual.report.curves import MOST_LINES, Curves, closing_round, curves_of, saw, traffic
-from fedmutual.report.inline import MEAN, inline_chart, legend, look
+from fedmutual.report.curves import MOST_LINES, closing_round, curves_of, saw, traffic
+from fedmutual.report.inline import MEAN, Draw, legend, look, panel
 from fedmutual.report.opinions import agreement_context, confusion_context, disputed_context
 from fedmutual.report.plots import draw_clients, draw_traffic
 from fedmutual.report.recorded import RecordedRun
@@ -83,72 +84,41 @@ def _table(summary: Mapping[str, Any]) -> Context:
     rows = client_rows(summary, measures)
     looks = [look(position) if len(rows) <= MOST_LINES else None for position in range(len(rows))]
     unseen = (summary.get("unseen") or {}).get("num_examples")
-    return {
-        "rows": list(zip(looks, rows, strict=True)),
-        "feet": total_rows(summary, measures),
-        "unseen": unseen,
-    }
+    feet = total_rows(summary, measures)
+    return {"rows": list(zip(looks, rows, strict=True)), "feet": feet, "unseen": unseen}
 
 
 def _charts(name: str, history: Sequence[Record], clients: Sequence[str]) -> list[Context]:
-    lines = reports_by_client(history)
-    closing = closing_round(history)
+    lines, end = reports_by_client(history), closing_round(history)
+    sent, unit = traffic(history)
     spikes = "Solid, from r to r + ½: the mutual step. Dotted: the local training that follows."
+    draw = functools.partial(draw_clients, clients=clients)
 
-    def chart(
-        title: str,
-        note: str,
-        curves: Curves,
-        missing: str = NOTHING,
-        end: int | None = None,
-        teeth: bool = False,
-    ) -> Context:
-        label = f"{title} over the rounds, {name}"
-        svg = (
-            inline_chart(lambda axes: draw_clients(axes, curves, clients, teeth), label, end)
-            if curves
-            else None
-        )
-        return {"title": title, "note": note, "svg": svg, "missing": missing}
+    def lone(key: str, scale: float = 1.0, shift: float = 0.0) -> Draw:
+        return functools.partial(draw, curves=curves_of(lines, key, scale, shift))
 
-    def step(title: str, note: str, key: str, scale: float = 1.0) -> Context:
-        return chart(
-            f"Collaboration: {title}", f"{note} {spikes}", saw(lines, key, scale), NO_STEP, teeth=True
-        )
+    def step(key: str, scale: float = 1.0) -> Draw:
+        return functools.partial(draw, curves=saw(lines, key, scale), teeth=True)
 
-    return [
-        chart(
-            "Unseen accuracy",
-            "On the shared unseen set, in per cent; during the run on a part of it.",
-            curves_of(lines, "unseen_accuracy", 100),
-            "There is no unseen set, or it was not measured.",
-            closing,
-        ),
-        chart(
-            "Validation accuracy",
-            "On each client's own held-out images, in per cent.",
-            curves_of(lines, "validation_accuracy", 100),
-            end=closing,
-        ),
-        step("loss", "Validation loss in nats.", "loss"),
-        step("accuracy", "Validation accuracy in per cent.", "accuracy", 100),
-        step("KL to the peers", "In nats, on the public samples.", "kl"),
-        chart(
-            "KL over rounds",
-            "How far each client's predictions of a round are from its peers', in nats.",
-            curves_of(lines, "kl_before", shift=-1.0),
-            NO_STEP,
-        ),
-        chart("Training loss", "Of the last training of a round, in nats.", curves_of(lines, "train_loss")),
-        _traffic(name, history, closing),
+    on_unseen = "On the shared unseen set, in per cent; during the run on a part of it."
+    no_unseen = "There is no unseen set, or it was not measured."
+    on_own = "On each client's own held-out images, in per cent."
+    loss, accuracy = f"Validation loss in nats. {spikes}", f"Validation accuracy in per cent. {spikes}"
+    to_peers = f"In nats, on the public samples. {spikes}"
+    over_rounds = "How far each client's predictions of a round are from its peers', in nats."
+    training = "Of the last training of a round, in nats."
+    ways = f"All clients since the start, in {unit}. Solid: clients to server; dashed: server to clients."
+    charts: list[tuple[str, str, str, Draw, int | None]] = [
+        ("Unseen accuracy", on_unseen, no_unseen, lone("unseen_accuracy", 100), end),
+        ("Validation accuracy", on_own, NOTHING, lone("validation_accuracy", 100), end),
+        ("Collaboration: loss", loss, NO_STEP, step("loss"), None),
+        ("Collaboration: accuracy", accuracy, NO_STEP, step("accuracy", 100), None),
+        ("Collaboration: KL to the peers", to_peers, NO_STEP, step("kl"), None),
+        ("KL over rounds", over_rounds, NO_STEP, lone("kl_before", shift=-1.0), None),
+        ("Training loss", training, NOTHING, lone("train_loss"), None),
+        ("Traffic", ways, "Nothing has been sent.", functools.partial(draw_traffic, curves=sent), end),
     ]
-
-
-def _traffic(name: str, history: Sequence[Record], end: int | None) -> Context:
-    curves, unit = traffic(history)
-    svg = inline_chart(lambda axes: draw_traffic(axes, curves), f"Traffic, {name}", end) if curves else None
-    note = f"All clients since the start, in {unit}. Solid: clients to server; dashed: server to clients."
-    return {"title": "Traffic", "note": note, "svg": svg, "missing": "Nothing has been sent."}
+    return [panel(name, *chart) for chart in charts]
 
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -27,8 +27,8 @@ TEMPLATE = """\
     {%- for chart in entries %}
     <section class="card chart">
       <h3>{{ chart.title }}</h3>
-      <p class="note{% if not chart.svg %} missing{% endif %}">{{ chart.note if chart.svg else chart.missing }}</p>
-      {{ chart.svg or "" }}
+      <p class="note{% if not chart.svg %} missing{% endif %}">{{ chart.note }}</p>
+      {{ chart.svg }}
     </section>
     {%- endfor %}
   </div>
