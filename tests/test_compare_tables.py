@@ -196,15 +196,16 @@ def test_csv_holds_every_figure_at_full_precision(study: tuple[Plan, list[Outcom
 
 
 def test_the_plots_are_drawn(study: tuple[Plan, list[Outcome]], tmp_path: Path) -> None:
-    files = write_plots(*study, tmp_path)
+    write_plots(*study, tmp_path)
     names = {
         f"accuracy_by_{price}.{kind}" for price in ("round", "bytes", "seconds") for kind in ("png", "svg")
     }
-    assert {file.name for file in files} == names
+    assert {file.name for file in tmp_path.iterdir()} == names
     drawn = (tmp_path / "accuracy_by_bytes.svg").read_text()
     assert all(f"<!-- {text} -->" in drawn for text in ("ours", "theirs", "iid", "skewed"))
 
 
 def test_nothing_is_drawn_where_nothing_was_measured(tmp_path: Path) -> None:
     outcome = Outcome(planned("ours"), failure="no")
-    assert write_plots(Plan((outcome.run,), ("ours",), ("",), "ours"), [outcome], tmp_path) == []
+    write_plots(Plan((outcome.run,), ("ours",), ("",), "ours"), [outcome], tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -25,19 +25,14 @@ PRICES = {
 }
 
 
-def write_plots(plan: Plan, outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
+def write_plots(plan: Plan, outcomes: Sequence[Outcome], folder: Path) -> None:
     """Draw ``accuracy_by_round``, ``_bytes`` (logarithmic) and ``_seconds``, each as PNG and SVG.
 
     Of a study whose runs measured nothing on the way (``evaluation.unseen_every=0``) the final points alone
     are drawn.
     """
-    return [
-        file
-        for price in PRICES
-        for file in save_figure(
-            functools.partial(_figure, plan, outcomes, price), folder / f"accuracy_by_{price}"
-        )
-    ]
+    for price in PRICES:
+        save_figure(functools.partial(_figure, plan, outcomes, price), folder / f"accuracy_by_{price}")
 
 
 def _figure(plan: Plan, outcomes: Sequence[Outcome], price: str) -> Figure | None:

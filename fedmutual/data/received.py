@@ -106,10 +106,7 @@ def _assemble(folder: Path, part: Part, target: Path) -> Mapping[str, NDArray[np
     pieces = [np.load(folder / f"{number}.npy", mmap_mode="r") for number in range(part.count)]
     total = sum(len(piece) for piece in pieces)
     images = new_array(target, total, part.images.shape[1])
-    start = 0
-    for piece in pieces:
-        images[start : start + len(piece)] = piece
-        start += len(piece)
+    np.concatenate(pieces, out=images)
     labels = np.full(total, -1, np.int64) if part.labels is None else part.labels
     names = tuple(map(str, range(total)))
     whole = ImageSet(images, labels, None, names, pixel_hashes(images))

@@ -56,8 +56,8 @@ STYLE: Any = {
 }
 
 
-def write_plots(history: Sequence[Record], output_dir: Path) -> list[Path]:
-    """Draw what the history has figures for and return the files, each as PNG and SVG.
+def write_plots(history: Sequence[Record], output_dir: Path) -> None:
+    """Draw what the history has figures for, each as PNG and SVG.
 
     Parameters
     ----------
@@ -67,26 +67,21 @@ def write_plots(history: Sequence[Record], output_dir: Path) -> list[Path]:
         Folder of the run; ``accuracy``, ``collaboration`` and ``traffic`` are written there.
     """
     figures = {"accuracy": accuracy_figure, "collaboration": collaboration_figure, "traffic": traffic_figure}
-    drawn = (
-        save_figure(functools.partial(draw, history), output_dir / name) for name, draw in figures.items()
-    )
-    return [file for files in drawn for file in files]
+    for name, draw in figures.items():
+        save_figure(functools.partial(draw, history), output_dir / name)
 
 
-def save_figure(draw: Callable[[], Figure | None], stem: Path) -> list[Path]:
+def save_figure(draw: Callable[[], Figure | None], stem: Path) -> None:
     """Write a figure as ``<stem>.png`` and ``<stem>.svg``; equal figures give equal files."""
     import matplotlib
 
-    files = []
     with matplotlib.rc_context(STYLE):
         figure = draw()
         for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
             if figure is not None:
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
-                files.append(stem.with_name(stem.name + suffix))
-                atomic_write(files[-1], buffer.getvalue())
-    return files
+                atomic_write(stem.with_name(stem.name + suffix), buffer.getvalue())
 
 
 def accuracy_figure(history: Sequence[Record]) -> Figure | None:

@@ -169,13 +169,7 @@ class RunDirectory:
             listener(records)
 
     def history(self) -> list[Record]:
-        """Return every history line so far; a last line that a kill cut short is left out with a warning.
-
-        Raises
-        ------
-        ResultsError
-            A line is no JSON object with a round.
-        """
+        """Return every history line so far (:func:`read_history`)."""
         return read_history(self.path)
 
     def save_checkpoint(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
@@ -227,7 +221,15 @@ def user_runs_dir() -> Path:
 
 
 def read_history(path: Path) -> list[Record]:
-    """Return the history lines of a results folder; no file means none (see :meth:`RunDirectory.history`)."""
+    """Return the history lines of a results folder; no file means none.
+
+    A last line that a kill cut short is left out with a warning.
+
+    Raises
+    ------
+    ResultsError
+        A line is no JSON object with a round.
+    """
     file = path / HISTORY
     *lines, rest = file.read_bytes().split(b"\n") if file.exists() else [b""]
     if rest:  # it was being written when the run was killed
