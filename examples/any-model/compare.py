@@ -14,20 +14,19 @@ from scipy.stats import ttest_rel
 from fedmutual.simulation.inprocess import InProcessGrid
 
 CLIENTS, SEEDS = 3, 5
-APP: dict[str, Any] = tomllib.loads((Path(__file__).parent / "pyproject.toml").read_text())["tool"]["flwr"][
-    "app"
-]
+PROJECT = tomllib.loads((Path(__file__).parent / "pyproject.toml").read_text())
+CONFIG: dict[str, Any] = PROJECT["tool"]["flwr"]["app"]["config"]
 
 
 def play(kl_weight: float, seed: int, rounds: int) -> dict[str, float]:
     """Accuracies after the last round, by model. All clients learn in this process, in turn."""
-    config = APP["config"] | {"num-server-rounds": rounds, "kl-weight": kl_weight, "seed": seed}
+    config = CONFIG | {"num-server-rounds": rounds, "kl-weight": kl_weight, "seed": seed}
     result = run_rounds(InProcessGrid(app, CLIENTS, config), config)
     last = result.evaluate_metrics_clientapp[rounds]
     return {name: value for name, value in last.items() if isinstance(value, float)}
 
 
-def main(seeds: int = SEEDS, rounds: int = int(APP["config"]["num-server-rounds"])) -> None:
+def main(seeds: int = SEEDS, rounds: int = int(CONFIG["num-server-rounds"])) -> None:
     """Print a table."""
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """The client: one code for every kind of model."""
 
 import pickle
+from typing import cast
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
@@ -40,5 +41,5 @@ def load(context: Context) -> tuple[Learner, Data]:
     data = load_data(partition, partitions, alpha, seed)
     if "learner" not in context.state:
         return make_learner(partition, seed), data
-    learner: Learner = pickle.loads(context.state.config_records["learner"]["pickle"])
+    learner: Learner = pickle.loads(cast(bytes, context.state.config_records["learner"]["pickle"]))
     return learner, data

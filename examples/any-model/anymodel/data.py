@@ -31,7 +31,7 @@ def load_data(partition: int, partitions: int, alpha: float, seed: int) -> Data:
     x = (x / 16).astype(np.float32)
     rng = np.random.default_rng(seed)
     public, test, private = np.split(rng.permutation(len(y)), [PUBLIC, PUBLIC + TEST])
-    owner = np.zeros(len(private), int)
+    owner = np.zeros_like(private)
     while np.bincount(owner, minlength=partitions).min() < LEAST:
         shares = rng.dirichlet([alpha] * partitions, CLASSES)
         owner = np.array([rng.choice(partitions, p=shares[label]) for label in y[private]])

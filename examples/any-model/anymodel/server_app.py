@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -41,5 +41,5 @@ def by_name(records: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     for record in records:
         for name, value in record.metric_records["metrics"].items():
             if name != weighted_by_key:
-                values[name].append(float(value))
+                values[name].append(cast(float, value))
     return MetricRecord({name: sum(found) / len(found) for name, found in values.items()})

@@ -8,6 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedmutual import Order
 
+BATCH = 32
+
 
 class Net(nn.Module):
     """A small convolutional network for grey images of 8 x 8 pixels."""
@@ -35,22 +37,22 @@ def load_images() -> TensorDataset:
     return TensorDataset(images[order], torch.tensor(digits.target)[order])
 
 
-def load_data(partition: int, partitions: int, batch_size: int) -> tuple[DataLoader, DataLoader]:
+def load_data(partition: int, partitions: int) -> tuple[TensorDataset, TensorDataset]:
     """A client's images: 80% to train on, 20% to test."""
     images, labels = load_images()[300:]
     own = TensorDataset(images[partition::partitions], labels[partition::partitions])
     tests = len(own) // 5
-    training = DataLoader(TensorDataset(*own[tests:]), batch_size, shuffle=True)
-    return training, DataLoader(TensorDataset(*own[:tests]), batch_size)
+    return TensorDataset(*own[tests:]), TensorDataset(*own[:tests])
 
 
 def load_public() -> Tensor:
     """300 images that every client holds; nobody needs to know their labels."""
-    return load_images()[:300][0]
+    return load_images().tensors[0][:300]
 
 
-def train(net: Net, loader: DataLoader, epochs: int, lr: float, device: torch.device, order: Order) -> float:
+def train(net: Net, data: TensorDataset, epochs: int, lr: float, device: torch.device, order: Order) -> float:
     """Train the network and return the mean loss."""
+    loader = DataLoader(data, BATCH, shuffle=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
     net.train()
     total = 0.0
@@ -68,14 +70,13 @@ def train(net: Net, loader: DataLoader, epochs: int, lr: float, device: torch.de
     return total / (epochs * len(loader))
 
 
-def test(net: Net, loader: DataLoader, device: torch.device) -> tuple[float, float]:
+def test(net: Net, data: TensorDataset, device: torch.device) -> tuple[float, float]:
     """Mean loss and accuracy."""
     net.eval()
-    loss, right, count = 0.0, 0, 0
+    loss, right = 0.0, 0
     with torch.no_grad():
-        for images, labels in loader:
+        for images, labels in DataLoader(data, BATCH):
             scores, truth = net(images.to(device)), labels.to(device)
             loss += F.cross_entropy(scores, truth, reduction="sum").item()
             right += int((scores.argmax(dim=1) == truth).sum())
-            count += len(labels)
-    return loss / count, right / count
+    return loss / len(data), right / len(data)

@@ -21,6 +21,8 @@ LEAST = 30  # a client has at least so many sentences
 _SECTION = re.compile(r"^([A-Z][A-Za-z ]+)\n-{3,}\n", re.MULTILINE)
 _NO_PROSE = ("::", ">>>", ".. ", ":math:", "Array API")
 
+Labelled = tuple[str, int]
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -37,7 +39,9 @@ def load_texts(partition: int, partitions: int, alpha: float, seed: int) -> tupl
     distribution.
     """
     rng = np.random.default_rng(seed)
-    private, public, test = [], [], []
+    private: list[Labelled] = []
+    public: list[Labelled] = []
+    test: list[Labelled] = []
     for label, chapter in enumerate(CHAPTERS):
         sentences = sentences_of(chapter)
         functions = sorted({function for function, _ in sentences})
@@ -48,7 +52,7 @@ def load_texts(partition: int, partitions: int, alpha: float, seed: int) -> tupl
             part = public if at < PUBLIC else test if at < PUBLIC + TEST else private
             part.append((sentence, label))
     labels = np.array([label for _, label in private])
-    owner = np.zeros(len(private), int)
+    owner = np.zeros_like(labels)
     while np.bincount(owner, minlength=partitions).min() < LEAST:
         shares = rng.dirichlet([alpha] * partitions, len(CHAPTERS))
         owner = np.array([rng.choice(partitions, p=shares[label]) for label in labels])
@@ -56,7 +60,7 @@ def load_texts(partition: int, partitions: int, alpha: float, seed: int) -> tupl
     return _texts(own), _texts(public), _texts(test)
 
 
-def _texts(pairs: list[tuple[str, int]]) -> Texts:
+def _texts(pairs: list[Labelled]) -> Texts:
     return Texts([sentence for sentence, _ in pairs], np.array([label for _, label in pairs]))
 
 

@@ -1,5 +1,7 @@
 """The client."""
 
+from typing import cast
+
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -19,16 +21,16 @@ def train(message: Message, context: Context) -> Message:
 
     # The data
     partition, partitions = context.node_config["partition-id"], context.node_config["num-partitions"]
-    loader, _ = task.load_data(int(partition), int(partitions), int(context.run_config["batch-size"]))
+    data, _ = task.load_data(int(partition), int(partitions))
 
     # The training
     epochs = int(context.run_config["local-epochs"])
-    lr = float(message.content.config_records["config"]["lr"])
-    loss = task.train(net, loader, epochs, lr, device)
+    lr = cast(float, message.content.config_records["config"]["lr"])
+    loss = task.train(net, data, epochs, lr, device)
 
     # The reply
     arrays = ArrayRecord(net.state_dict())
-    metrics = MetricRecord({"train_loss": loss, "num-examples": len(loader.dataset)})
+    metrics = MetricRecord({"train_loss": loss, "num-examples": len(data)})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 
@@ -42,9 +44,9 @@ def evaluate(message: Message, context: Context) -> Message:
 
     # The data
     partition, partitions = context.node_config["partition-id"], context.node_config["num-partitions"]
-    _, loader = task.load_data(int(partition), int(partitions), int(context.run_config["batch-size"]))
+    _, data = task.load_data(int(partition), int(partitions))
 
     # The reply
-    loss, accuracy = task.test(net, loader, device)
-    metrics = MetricRecord({"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(loader.dataset)})
+    loss, accuracy = task.test(net, data, device)
+    metrics = MetricRecord({"eval_loss": loss, "eval_acc": accuracy, "num-examples": len(data)})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
