@@ -13,6 +13,7 @@ import ipaddress
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,8 +33,11 @@ from cryptography.x509.oid import NameOID
 from fedmutual.simulation.superlink import environment, program
 
 APP_DIR = Path(__file__).resolve().parents[1]
+APP_PARTS = ("server_app.py", "client_app.py", "pyproject.toml", "README.md", "LICENSE", "conf", "fedmutual")
 CONNECTION = "loopback"
+POLL_INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 MARK = "FEDMUTUAL_LOOPBACK"  # in the environment of every process that is started here
+CONNECTED = "SuperNode ID"  # in a SuperNode's log
 RESTART_SECONDS = 2.0  # between two attempts to start a part again, as a restart policy makes them
 COMMAND_TIMEOUT = 180.0
 SITES = 3
@@ -60,17 +64,26 @@ class Loopback:
     sites : int
     secure : bool
         TLS and node keys.
-    app_dir : Path
-        The Flower app that is submitted.
+    app_dir : Path or None
+        The Flower app that is submitted; None: this checkout's.
+    poll_seconds : float or None
+        How often each part looks for work, which takes a CPU's time; None: as often as in ``fedmutual run``.
     """
 
     def __init__(
-        self, folder: Path, sites: int = SITES, secure: bool = True, app_dir: Path = APP_DIR
+        self,
+        folder: Path,
+        sites: int = SITES,
+        secure: bool = True,
+        app_dir: Path | None = None,
+        poll_seconds: float | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.sites = sites
+        self._polling = {} if poll_seconds is None else {POLL_INTERVAL: str(poll_seconds)}
         self.secure = secure
-        self.app_dir = app_dir
+        self.app_dir = app_dir or self.folder / "app"
+        self._own_app = app_dir is None
         self.address = f"127.0.0.1:{free_port()}"
         self._ports = [free_port() for _ in range(sites)]
         self._id = uuid.uuid4().hex[:12]
@@ -93,6 +106,8 @@ class Loopback:
 
     def start(self) -> None:
         """Make the keys, start everything, and return when all sites are connected."""
+        if self._own_app:
+            copy_app(self.app_dir)
         if self.secure:
             make_certificates(self.folder)
         self._write_connection()
@@ -103,7 +118,11 @@ class Loopback:
             if self.secure:
                 self._register(site)
             self.start_part(f"site-{site}")
-        wait_for(lambda: self.online() == self.sites, 120, "the sites do not connect")
+        # each look of `online` is a command of its own: it is asked when the sites themselves say so
+        logs = [self.folder / f"site-{site}.log" for site in range(self.sites)]
+        problem = "the sites do not connect"
+        wait_for(lambda: all(log.exists() and CONNECTED in log.read_text() for log in logs), 120, problem)
+        wait_for(lambda: self.online() == self.sites, 120, problem)
 
     def start_part(self, part: str) -> None:
         """Start a part and keep it running, like a container that is restarted whenever it ends."""
@@ -260,10 +279,14 @@ class Loopback:
     def _environment(self, part: str) -> dict[str, str]:
         home = self.folder / part / "flwr"
         home.mkdir(parents=True, exist_ok=True)
-        return environment(os.environ, home) | {
-            MARK: f"{self._id}:{part}",
-            "XDG_CACHE_HOME": str(self.folder),
-        }
+        return (
+            environment(os.environ, home)
+            | self._polling
+            | {
+                MARK: f"{self._id}:{part}",
+                "XDG_CACHE_HOME": str(self.folder),
+            }
+        )
 
     def _write_connection(self) -> None:
         text = (
@@ -314,6 +337,18 @@ class _Keeper:
                 )  # fmt: skip
             self._process.wait()
             self._stopped.wait(RESTART_SECONDS)
+
+
+def copy_app(target: Path) -> None:
+    """Copy the app and nothing else: ``flwr run`` looks at every file of a folder, also at a ``.venv``."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in APP_PARTS:
+        part = APP_DIR / name
+        if part.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(part, target / name, ignore=ignored, dirs_exist_ok=True)
+        else:
+            shutil.copy(part, target / name)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, problem: str, interval: float = 0.1) -> None:

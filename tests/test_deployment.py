@@ -23,7 +23,8 @@ from fedmutual.results.directory import read_history
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ("num_clients=3", "strategy.burn_in=0")
+SETTINGS = ("num_clients=3", "rounds=2", "strategy.burn_in=0")
+SELDOM = "exchange.poll_interval=0.2"  # every look is a question to the SuperLink, encrypted
 NAMES = ("client-0", "client-1", "client-2")
 ROUND_SECONDS = 600.0  # a node is given up after a minute; a busy machine takes its time
 
@@ -32,7 +33,7 @@ ROUND_SECONDS = 600.0  # a node is given up after a minute; a busy machine takes
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # as in this process: equal bits
-        with Loopback(tmp_path_factory.mktemp("loopback")) as started:
+        with Loopback(tmp_path_factory.mktemp("loopback"), poll_seconds=0.3) as started:
             yield started
 
 
@@ -46,8 +47,10 @@ def wait_for_round(deployment: Loopback, output: Path, round: int) -> float:
     return (output / "history.jsonl").stat().st_mtime
 
 
-def wait_for_end(deployment: Loopback, run: str) -> str:
-    deadline = time.monotonic() + 2 * ROUND_SECONDS
+def wait_for_end(deployment: Loopback, output: Path, run: str) -> str:
+    """Wait for the summary, which is written last, and then for Flower's status, which takes long to ask."""
+    wait_for((output / "summary.json").exists, 2 * ROUND_SECONDS, "the run does not end")
+    deadline = time.monotonic() + ROUND_SECONDS
     while not (status := deployment.status(run)).startswith("finished"):
         assert time.monotonic() < deadline, status
         time.sleep(1.0)
@@ -79,8 +82,8 @@ def test_the_doctor_tells_a_registered_key_from_a_foreign_one(deployment: Loopba
 
 def test_killed_client_site_and_server_end_with_the_same_bits(deployment: Loopback, tmp_path: Path) -> None:
     output = deployment.folder / "out"
-    settings = (*TINY, *SETTINGS, f"output_dir={output}")
-    deployment.submit(*settings)
+    settings = (*TINY, *SETTINGS, SELDOM)
+    deployment.submit(*settings, f"output_dir={output}")
     done = wait_for_round(deployment, output, 1)
 
     # in round 2 a client process dies, and another site's power goes
@@ -90,11 +93,11 @@ def test_killed_client_site_and_server_end_with_the_same_bits(deployment: Loopba
     deployment.start_part("site-1")
     done = wait_for_round(deployment, output, 2)
 
-    # in round 3 the server dies, and the run is resumed
+    # in the closing round the server dies, and the run is resumed
     deployment.wait_for_process("site-0", "flwr-clientapp", since=done)
     deployment.kill_process("superexec", "flwr-serverapp")
-    resumed = deployment.submit(*TINY, *SETTINGS, f"resume={output}")
-    assert wait_for_end(deployment, resumed) == "finished:completed"
+    resumed = deployment.submit(*settings, f"resume={output}")
+    assert wait_for_end(deployment, output, resumed) == "finished:completed"
 
     undisturbed = play(tmp_path / "run", *SETTINGS)
     assert undisturbed.error is None
