@@ -345,3 +345,9 @@ def test_the_lock_is_released_by_an_error(folder: StateFolder) -> None:
         raise ValueError("of the learning")
     with folder.locked():
         pass
+
+
+def test_the_package_is_imported_where_there_is_no_fcntl() -> None:
+    modules = "fedmutual.client.state, fedmutual.compare.runner, fedmutual.data.site, fedmutual.report.page"
+    code = f"import sys; sys.modules['fcntl'] = None; import {modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)

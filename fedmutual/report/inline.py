@@ -25,6 +25,7 @@ _STYLE: Any = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "axes.grid.axis": "y",
+    "axes.labelpad": 7,
     "axes.formatter.useoffset": False,
 }
 
@@ -69,7 +70,7 @@ def inline_chart(draw: Draw, label: str, end: int | None = None) -> Markup | Non
 
     with matplotlib.rc_context(STYLE | _STYLE | {"svg.hashsalt": label}):  # so that the ids differ, too
         figure = Figure(figsize=(460 / 72, 270 / 72), frameon=False)
-        axes = figure.add_axes((0.1, 0.14, 0.88, 0.81), frameon=False)
+        axes = figure.add_axes((0.1, 0.16, 0.88, 0.79), frameon=False)
         draw(axes)
         if not axes.lines:
             return None
