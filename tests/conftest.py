@@ -19,7 +19,7 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark whole federations; files with a slow test come first: at the end no process works on one while the others are idle."""
+    """Mark whole federations, and run files with a slow test first, so that no process is idle at the end."""
     for item in items:
         if hasattr(getattr(item, "module", None), "play"):  # of local_grid
             item.add_marker("federation")
