@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
-from local_grid import FIRST_NODE, enter_run, play, trains
+from local_grid import FIRST_NODE, Played, enter_run, play, trains, undisturbed
 
 from fedmutual.client.learner import Learner
 from fedmutual.settings import SettingsError
@@ -61,11 +61,17 @@ def test_all_clients_of_fedavg_end_with_the_global_model(tmp_path: Path) -> None
     assert not any("model" in m.content for m in closing)
 
 
-@pytest.mark.parametrize("damage", ["missing", "shape", "nan"])
-def test_bad_weights_are_rejected_by_name_and_survived(tmp_path: Path, damage: str) -> None:
+DAMAGES = ("missing", "shape", "nan")  # of client-0 in round 2, client-1 in round 3, client-2 in round 4
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """A run of federated averaging with bad weights of each kind, in a round of its own."""
+
     def tamper(node: int, reply: Message) -> Message:
-        if node == FIRST_NODE and trains(reply) and reply.content["report"]["round"] == 2:
-            weights = weights_in(reply)
+        position = node - FIRST_NODE
+        if trains(reply) and reply.content["report"]["round"] == position + 2:
+            damage, weights = DAMAGES[position], weights_in(reply)
             name = next(iter(weights))
             if damage == "missing":
                 del weights[name]
@@ -76,12 +82,20 @@ def test_bad_weights_are_rejected_by_name_and_survived(tmp_path: Path, damage: s
             reply.content["model"] = ArrayRecord({k: Array(v) for k, v in weights.items()})
         return reply
 
-    run = baseline(tmp_path, "fedavg", tamper=tamper)
+    folder = tmp_path_factory.mktemp("spoilt")
+    run = baseline(folder, "fedavg", "rounds=4", "evaluation.unseen_every=0", tamper=tamper)
     assert run.error is None
-    ((round, client, reason),) = run.rejections()
-    assert (round, client) == (2, "client-0")
+    return run
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_weights_are_rejected_by_name_and_survived(spoilt: Played, damage: str) -> None:
+    position = DAMAGES.index(damage)
+    assert len(spoilt.rejections()) == len(DAMAGES)
+    round, client, reason = spoilt.rejections()[position]
+    assert (round, client) == (position + 2, f"client-{position}")
     assert "model" in reason
-    order = next(m for m in run.grid.orders if trains(m) and m.content["order"]["round"] == 3)
+    order = next(m for m in spoilt.grid.orders if trains(m) and m.content["order"]["round"] == round + 1)
     assert all(np.isfinite(values).all() for values in weights_in(order).values())
 
 
@@ -92,9 +106,9 @@ def test_fedprox_stays_nearer_to_what_was_sent(tmp_path: Path) -> None:
         before, after = weights_in(start), weights_in(end)
         return float(sum(((after[k] - before[k]) ** 2).sum() for k in before))
 
-    free = travelled(baseline(tmp_path / "a", "fedprox", "strategy.proximal=0", "rounds=1"))
-    pulled = travelled(baseline(tmp_path / "b", "fedprox", "strategy.proximal=10", "rounds=1"))
-    plain = travelled(baseline(tmp_path / "c", "fedavg", "rounds=1"))
+    free = travelled(baseline(tmp_path / "a", "fedprox", "strategy.proximal=0", "rounds=1", clients=1))
+    pulled = travelled(baseline(tmp_path / "b", "fedprox", "strategy.proximal=10", "rounds=1", clients=1))
+    plain = travelled(baseline(tmp_path / "c", "fedavg", "rounds=1", clients=1))
     assert free == plain
     assert pulled < free
 
@@ -132,14 +146,14 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
         compose(["strategy=fedavg", "model.per_client=[visionnet,squeezenet1_1]"])
 
 
-def test_local_exchanges_nothing(tmp_path: Path) -> None:
-    run = baseline(tmp_path, "local")
+def test_local_exchanges_nothing() -> None:
+    run = undisturbed("strategy=local", clients=2)
     for message in (*run.grid.orders, *run.grid.replies):
         if trains(message):
             assert "model" not in message.content
     assert all(len(o.indices) == len(o.target_indices) == 0 for o in run.orders().values())
     assert all(not m.content["report"]["predictions"] for m in run.grid.replies if trains(m))
-    assert set(run.summary["clients"]) == {"client-0", "client-1", "client-2"}
+    assert set(run.summary["clients"]) == {"client-0", "client-1"}
 
 
 def test_centralised_trains_one_model_on_everybodys_images(tmp_path: Path) -> None:
@@ -153,15 +167,15 @@ def test_centralised_trains_one_model_on_everybodys_images(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, name: str) -> None:
-    whole = baseline(tmp_path / "whole", name)
+    whole = undisturbed(f"strategy={name}", clients=2)
 
     def die(node: int, order: Message) -> None:
         if trains(order) and order.content["order"]["round"] == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        baseline(tmp_path / "killed", name, before=die)
-    resumed = baseline(tmp_path / "killed", name, resume=True)
+        baseline(tmp_path / "killed", name, before=die, clients=2)
+    resumed = baseline(tmp_path / "killed", name, resume=True, clients=2)
     assert resumed.error is None
     figures = [
         {k: c["unseen_accuracy"] for k, c in run.summary["clients"].items()} for run in (whole, resumed)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flwr.app import Array, Message
-from local_grid import FIRST_NODE, LocalGrid, Played, play, trains
+from local_grid import FIRST_NODE, LocalGrid, Played, play, trains, undisturbed
 
 from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import SettingsError
@@ -106,9 +106,8 @@ def test_a_recorded_trace_replayed_through_the_formula_gives_the_same_model(run:
         np.testing.assert_allclose(value, model[key], atol=1e-6)
 
 
-def test_fedbuff_replayed(tmp_path: Path) -> None:
-    run = play(tmp_path, *FEDBUFF)
-    assert run.error is None
+def test_fedbuff_replayed() -> None:
+    run = undisturbed(*FEDBUFF)
     sent, got = trace(run), received(run)
     model = {key: value.astype(np.float64) for key, value in got[FIRST_NODE, 1].items()}
     lines = mixed_in(run)
@@ -156,42 +155,35 @@ def test_on_the_wall_clock(tmp_path: Path) -> None:
 # Bad replies
 
 
-def changed(key: str, value: np.ndarray | None) -> Any:
-    """Change (or drop) one array of client-1's first report."""
+BAD: dict[tuple[int, int], tuple[str, np.ndarray | None, str]] = {  # by client and its own count
+    (0, 1): ("", None, "the report holds no weights"),
+    (1, 1): ("head.bias", np.float32([np.nan]), "head.bias is not finite"),
+    (0, 3): ("head.bias", np.zeros(3, np.float32), "head.bias is float32 (3,), the server's float32 (1,)"),
+    (1, 3): ("more", np.zeros(1, np.float32), "has other layers than the server's model"),
+}
+
+
+def test_a_bad_report_is_rejected_by_name_and_the_run_goes_on(tmp_path: Path, run: Played) -> None:
+    bias = next(name for name in final(run) if name.endswith("bias") and final(run)[name].shape == (1,))
 
     def tamper(node: int, reply: Message) -> Message:
-        report = reply.content.get("report")
-        if trains(reply) and node == FIRST_NODE + 1 and report["round"] == 1:
-            model = reply.content["model"]
+        bad = BAD.get((node - FIRST_NODE, reply.content["report"]["round"])) if trains(reply) else None
+        if bad is not None:
+            key, value, _ = bad
             if value is None:
                 del reply.content["model"]
             else:
-                model[key] = Array(value)
+                reply.content["model"][key.replace("head.bias", bias)] = Array(value)
         return reply
 
-    return tamper
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "reason"),
-    [
-        ("", None, "the report holds no weights"),
-        ("head.bias", np.float32([np.nan]), "head.bias is not finite"),
-        ("head.bias", np.zeros(3, np.float32), "head.bias is float32 (3,), the server's float32 (1,)"),
-        ("more", np.zeros(1, np.float32), "has other layers than the server's model"),
-    ],
-)
-def test_a_bad_report_is_rejected_by_name_and_the_run_goes_on(
-    tmp_path: Path, key: str, value: np.ndarray | None, reason: str, run: Played
-) -> None:
-    bias = next(name for name in final(run) if name.endswith("bias") and final(run)[name].shape == (1,))
-    bad = play(tmp_path, *FEDASYNC, tamper=changed(key.replace("head.bias", bias), value))
+    bad = play(tmp_path, *FEDASYNC, tamper=tamper)
     assert bad.error is None
-    ((_, client, said),) = bad.rejections()
-    assert client == "client-1"
-    assert reason.replace("head.bias", bias) in said
+    rejected = [line for line in bad.history if "rejected" in line]
+    assert [(line["client"], line["update"]) for line in rejected] == [(f"client-{i}", n) for i, n in BAD]
+    for line, (_, _, reason) in zip(rejected, BAD.values(), strict=True):
+        assert reason.replace("head.bias", bias) in line["rejected"]
     assert len(mixed_in(bad)) == 7
-    assert any(line["client"] == "client-1" for line in mixed_in(bad))  # with its next one
+    assert {("client-0", 2), ("client-1", 2)} <= {(line["client"], line["update"]) for line in mixed_in(bad)}
 
 
 def test_an_order_that_is_lost_is_sent_again_as_it_was(tmp_path: Path) -> None:
@@ -247,15 +239,15 @@ def test_the_second_node_with_a_name_waits(tmp_path: Path, said: Callable[[], li
 # Resume
 
 
-def assert_same(resumed: Played, undisturbed: Played) -> None:
+def assert_same(resumed: Played, whole: Played) -> None:
     assert resumed.error is None, resumed.summary
     strip = [{k: v for k, v in line.items() if "seconds" not in k} for line in resumed.history]
-    assert strip == [{k: v for k, v in line.items() if "seconds" not in k} for line in undisturbed.history]
+    assert strip == [{k: v for k, v in line.items() if "seconds" not in k} for line in whole.history]
     for name in NAMES:
-        for key, value in final(undisturbed).items():
+        for key, value in final(whole).items():
             np.testing.assert_array_equal(final(resumed)[key], value, err_msg=f"{name} {key}")
     for key in ("clients", "unseen", "traffic", "rejected"):
-        assert resumed.summary[key] == undisturbed.summary[key]
+        assert resumed.summary[key] == whole.summary[key]
 
 
 @pytest.mark.parametrize(("moment", "round"), [("after", 1), ("before", 4), ("after", 7), ("before", 9)])
@@ -288,7 +280,6 @@ def test_killed_and_resumed_equals_undisturbed(
 
 
 def test_fedbuff_resumes_with_a_half_full_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    undisturbed = play(tmp_path / "first" / "run", *FEDBUFF)
     save = RunDirectory.save_checkpoint
 
     def killed(self: RunDirectory, meta: Any, arrays: Any) -> None:
@@ -299,8 +290,8 @@ def test_fedbuff_resumes_with_a_half_full_buffer(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "save_checkpoint", killed)
-        assert isinstance(play(tmp_path / "second" / "run", *FEDBUFF).error, Killed)
-    assert_same(play(tmp_path / "second" / "run", *FEDBUFF, resume=True), undisturbed)
+        assert isinstance(play(tmp_path / "run", *FEDBUFF).error, Killed)
+    assert_same(play(tmp_path / "run", *FEDBUFF, resume=True), undisturbed(*FEDBUFF))
 
 
 # ---------------------------------------------------------------------------------------------------

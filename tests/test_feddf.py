@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from local_grid import FIRST_NODE, Played, play, trains
+from local_grid import FIRST_NODE, Played, play, trains, undisturbed
 
 from fedmutual.client.learner import Learner
 from fedmutual.learning.aggregation import mean_of_scores
@@ -89,11 +89,11 @@ def test_clients_may_digest_the_consensus_itself(tmp_path: Path) -> None:
         np.testing.assert_array_equal(target, on_the_wire(mean_of_scores(said(run, 1))))
 
 
-def test_no_weight_travels(tmp_path: Path) -> None:
-    run = play(tmp_path, *FEDDF, "rounds=2")
+def test_no_weight_travels() -> None:
+    run = undisturbed(*FEDDF)
     assert not any("model" in m.content for m in (*run.grid.orders, *run.grid.replies) if trains(m))
     assert run.summary["traffic"]["uplink_bytes"] < 20_000
-    assert (tmp_path / "global_model" / "model.safetensors").stat().st_size > 200_000
+    assert (run.path / "global_model" / "model.safetensors").stat().st_size > 200_000
 
 
 def test_its_accuracy_is_followed_through_the_rounds(tmp_path: Path) -> None:
@@ -122,15 +122,15 @@ def test_a_bad_report_is_rejected_by_name_and_not_taught(tmp_path: Path) -> None
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    whole = play(tmp_path / "whole" / "run", *FEDDF)
+    whole = undisturbed(*FEDDF)
 
     def die(node: int, order: Any) -> None:
         if trains(order) and order.content["order"]["round"] == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        play(tmp_path / "killed" / "run", *FEDDF, before=die)
-    resumed = play(tmp_path / "killed" / "run", *FEDDF, resume=True)
+        play(tmp_path / "run", *FEDDF, before=die)
+    resumed = play(tmp_path / "run", *FEDDF, resume=True)
     assert resumed.error is None
     for key in ("clients", "unseen", "traffic", "global_model"):
         assert resumed.summary[key] == whole.summary[key]
