@@ -36,8 +36,9 @@ def main(seeds: int = SEEDS, rounds: int = int(CONFIG["num-server-rounds"])) -> 
     print(f"Mean accuracy of {CLIENTS} clients on {seeds} seeds.\n")
     print("| seed | alone | together | gain   |")
     print("|------|-------|----------|--------|")
-    for name, a, b in [*zip(range(seeds), alone, together), ("mean", alone.mean(), together.mean())]:
-        print(f"| {name!s:4} | {a:.3f} | {b:.3f}    | {b - a:+.3f} |")
+    rows = [(str(seed), alone[seed], together[seed]) for seed in range(seeds)]
+    for name, before, after in [*rows, ("mean", alone.mean(), together.mean())]:
+        print(f"| {name:4} | {before:.3f} | {after:.3f}    | {after - before:+.3f} |")
     print(f"\nMean gain: 95% interval {low:+.3f} to {high:+.3f}.")
 
 
