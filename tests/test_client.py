@@ -268,7 +268,9 @@ def test_the_optimisers_history_is_kept_or_not_as_set(tmp_path: Path) -> None:
 
 def test_the_architecture_must_not_change_within_a_run(tmp_path: Path) -> None:
     do(an_order(1), a_context(tmp_path))
-    with pytest.raises(StateError, match=r"has the model .*VisionNet, the settings ask for .*squeezenet1_1: keep"):
+    with pytest.raises(
+        StateError, match=r"has the model .*VisionNet, the settings ask for .*squeezenet1_1: keep"
+    ):
         do(an_order(2), a_context(tmp_path, model="squeezenet1_1"))
 
 
