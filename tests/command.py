@@ -14,7 +14,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 400.0  # a busy machine takes its time
-LOOK_SECONDS = 0.5  # between two looks for new processes, which cost a look at all of the machine's
+LOOK_SECONDS = 1.0  # between two looks for new processes, which cost a look at all of the machine's
 
 
 class RunCommand:
