@@ -112,7 +112,8 @@ class RoundStrategy(Strategy):
         Parameters
         ----------
         client : str or None
-            None for a client that has not reported yet.
+            The client's key, the same as in :meth:`take`. In the application its name, None until it has
+            reported; in Flower's own loop the node id as a string, never None.
         base : Order
             With the round, its public samples and, at the end of a run of the engine, ``closing``.
         """

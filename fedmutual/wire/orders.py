@@ -187,7 +187,8 @@ class Order:
         metrics : Mapping
             Measurements by name: finite numbers; a name that ends with ``-recall`` holds one number a class.
         client : str or None
-            The client's name; None: ``node-<id>``.
+            The client's name, ``Report.client`` at the server; None: ``node-<id>``. Flower's own loop knows
+            clients by their node ids.
         model_name : str
             What the model is, for the server's history.
 
