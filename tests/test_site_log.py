@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from local_grid import play
 
 from fedmutual.client.site_log import progress
 from fedmutual.wire.reports import Report
-from tests.local_grid import play
 
 
 def report(round: int = 3, **metrics: Any) -> Report:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from local_grid import play
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedmutual.cli import main
@@ -21,7 +22,6 @@ from fedmutual.settings.compose import compose
 from fedmutual.tracking import tracker as tracker_module
 from fedmutual.tracking.tensorboard import TensorBoard
 from fedmutual.tracking.tracker import LatestMeans, Tracking, figures, missing_logger
-from tests.local_grid import play
 
 
 def line(number: int, client: str, **values: Any) -> dict[str, Any]:
