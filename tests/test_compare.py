@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -10,20 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
 
 from fedmutual.cli import main
+from fedmutual.compare.command import compare
 from fedmutual.compare.runner import alone
 from fedmutual.results.directory import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 900.0  # seconds until something must have happened, on a machine that does much else
-ROUNDS = 6
+ROUNDS = 4
 STUDY = (
     "experiment=smoke",
     f"rounds={ROUNDS}",
@@ -37,6 +40,7 @@ STUDY = (
     "study.conditions={}",
     "seed=0,1",
     "cache_dir=cache",
+    "tracking.loggers=[]",
 )
 
 
@@ -115,13 +119,23 @@ def results(folder: Path) -> dict[str, object]:
     return found | {"table.md": lines}
 
 
+def compared(cwd: Path, jobs: int) -> tuple[int, str, str]:
+    """The command within this process: its status, output and errors; it starts the runs as processes."""
+    with (
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as errors,
+        patch.dict(os.environ),  # the runs' numbers of threads
+    ):
+        status = compare(STUDY, "inprocess", jobs, cwd)
+    return status, out.getvalue(), errors.getvalue()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study from start to end, one run at a time."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with comparing(folder, "--jobs", "1") as process:
-        out, errors = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1, errors
+    status, out, errors = compared(folder, jobs=1)
+    assert status == 1, errors
     assert "2 of 6 runs failed" in errors
     assert "broken, seed 0: FAILED: " in out
     return folder
@@ -185,9 +199,8 @@ def test_killed_stopped_and_resumed_gives_the_same_tables(undisturbed: Path, tmp
         wait_for(lambda: not any(p.is_running() for p in started), "something was left running")
     before = {run: (run / "history.jsonl").stat().st_mtime_ns for run in runs(tmp_path) if completed(run)}
     assert before
-    with comparing(tmp_path, "--jobs", "2") as resumed:
-        out, errors = resumed.communicate(timeout=PATIENCE)
-    assert resumed.returncode == 1, errors
+    status, out, errors = compared(tmp_path, jobs=2)
+    assert status == 1, errors
     assert "runs were completed before" in out
     assert all((run / "history.jsonl").stat().st_mtime_ns == before[run] for run in before)
     # from its checkpoint: no round was trained twice (a run without rounds says nothing of them)

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from fedmutual.cli import main
 from fedmutual.compare.plan import Plan, make_plan
 from fedmutual.compare.settings import StudySettings, is_study, load_study
-from fedmutual.settings import SettingsError
 from fedmutual.settings.compose import CONF_DIR
 
 STUDIES = sorted(path.stem for path in CONF_DIR.glob("experiment/*.yaml") if is_study(path.stem))
@@ -86,7 +85,7 @@ def test_a_study_names_its_runs_with_relative_paths_made_absolute(tmp_path: Path
         ),
         (["experiment=smoke", "study.axes.seed=0,1"], "study.axes.seed=0,1: .* seed=0,1"),
         (["partition=iid,dirichlet", "partition.alpha=1"], "iid: partition.alpha"),
-        (["seed=0,0"], "have the same settings"),
+        (["seed=0,0"], ".* have the same settings"),
         (["seed=0,-1"], "seed: '-1' is no whole number"),
         (["seed=interval(0,1)"], r"study.axes: seed=interval\(0,1\): list the values"),
         (["strategy=glob(*)"], r"study.axes: strategy=glob\(\*\): list the values"),
@@ -96,14 +95,15 @@ def test_a_study_names_its_runs_with_relative_paths_made_absolute(tmp_path: Path
     ],
 )
 def test_bad_studies_are_refused_by_name(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SettingsError, match=message):
-        plan(*arguments, cwd=tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main(["compare", *arguments]) == 2
-    error = capsys.readouterr().err  # type: ignore[attr-defined]
-    assert re.search(message, error)
+    assert re.search(f"^fedmutual: {message}", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 

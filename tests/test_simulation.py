@@ -50,7 +50,7 @@ class TestRoundLine:
         rows[1] |= {"uplink_bytes": 500, "downlink_bytes": 20}
         assert round_line(rows, 12, 2) == (
             "round  3/12  validation 0.800 (worst 0.700)  unseen 0.600 (worst 0.400)  "
-            "KL 0.300 -> 0.100  4.2 s per client  2.00 kB up, 30 bytes down"
+            "KL 0.300 -> 0.100  4.2 s per client  2.00 kB up, 30 B down"
         )
 
     def test_what_was_not_measured_is_left_out(self) -> None:
