@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ STUDY = (
     "study.only=[mutual,fedasync,broken]",
     "study.conditions={}",
     "seed=0,1",
-    "cache_dir=cache",
     "tracking.loggers=[]",
 )
 
@@ -47,7 +47,7 @@ STUDY = (
 @contextmanager
 def comparing(cwd: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The command as a process; killed, with all that it started, if the block leaves it running."""
-    command = [sys.executable, "-m", "fedmutual", "compare", *STUDY, *arguments]
+    command = [sys.executable, "-m", "fedmutual", "compare", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     process = subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -119,22 +119,55 @@ def results(folder: Path) -> dict[str, object]:
     return found | {"table.md": lines}
 
 
-def compared(cwd: Path, jobs: int) -> tuple[int, str, str]:
-    """The command within this process: its status, output and errors; it starts the runs as processes."""
-    with (
-        redirect_stdout(io.StringIO()) as out,
-        redirect_stderr(io.StringIO()) as errors,
-        patch.dict(os.environ),  # the runs' numbers of threads
-    ):
-        status = compare(STUDY, "inprocess", jobs, cwd)
+def compared(
+    cwd: Path, arguments: Sequence[str], jobs: int, until: Callable[[], bool] | None = None
+) -> tuple[int, str, str]:
+    """The command in this process, which starts its runs as others: its status, output and errors.
+
+    When ``until`` comes true it gets the SIGINT of a Ctrl-C.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while until is not None and not until():
+            if over.wait(0.02):
+                return
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    watcher = threading.Thread(target=watch)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that comes late is not for pytest
+    try:
+        with (
+            redirect_stdout(io.StringIO()) as out,
+            redirect_stderr(io.StringIO()) as errors,
+            patch.dict(os.environ),  # it sets the runs' numbers of threads
+        ):
+            if until is not None:
+                watcher.start()
+            status = compare(arguments, "inprocess", jobs, cwd)
+    finally:
+        over.set()
+        if until is not None:
+            watcher.join()
+        signal.signal(signal.SIGINT, handler)
     return status, out.getvalue(), errors.getvalue()
 
 
+def started_here() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The study; its runs share the images and how they are divided, wherever their results are."""
+    return (*STUDY, f"cache_dir={tmp_path_factory.mktemp('cache')}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, arguments: tuple[str, ...]) -> Path:
     """The study from start to end, one run at a time."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    status, out, errors = compared(folder, jobs=1)
+    status, out, errors = compared(folder, arguments, jobs=1)
     assert status == 1, errors
     assert "2 of 6 runs failed" in errors
     assert "broken, seed 0: FAILED: " in out
@@ -179,8 +212,10 @@ def test_what_only_a_resume_needs_is_removed_and_the_models_stay(undisturbed: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_stopped_and_resumed_gives_the_same_tables(undisturbed: Path, tmp_path: Path) -> None:
-    with comparing(tmp_path, "--jobs", "2") as killed:
+def test_killed_stopped_and_resumed_gives_the_same_tables(
+    undisturbed: Path, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    with comparing(tmp_path, *arguments, "--jobs", "2") as killed:
         wait_for(lambda: bool(half_done(tmp_path)), "no run was ever half done")
         started = descendants(killed)
         killed.kill()
@@ -188,18 +223,18 @@ def test_killed_stopped_and_resumed_gives_the_same_tables(undisturbed: Path, tmp
     interrupted = [run for run in runs(tmp_path) if not done(run)]
     continued = half_done(tmp_path)
     assert interrupted
-    with comparing(tmp_path, "--jobs", "2") as stopped:
-        wait_for(lambda: all(done(run) for run in interrupted), "the interrupted runs were never finished")
-        wait_for(lambda: any(not done(run) for run in runs(tmp_path)), "nothing was running to be stopped")
-        started = descendants(stopped)
-        stopped.send_signal(signal.SIGINT)
-        out, _ = stopped.communicate(timeout=PATIENCE)
-        assert stopped.returncode == 130
-        assert "repeat the command to go on" in out
-        wait_for(lambda: not any(p.is_running() for p in started), "something was left running")
+    here = started_here()  # the server of processes, which stays
+
+    def something_else_runs() -> bool:
+        return all(map(done, interrupted)) and not all(map(done, runs(tmp_path)))
+
+    status, out, _ = compared(tmp_path, arguments, jobs=2, until=something_else_runs)
+    assert status == 130, "nothing was running to be stopped"
+    assert "repeat the command to go on" in out
+    wait_for(lambda: started_here() <= here, "something was left running")
     before = {run: (run / "history.jsonl").stat().st_mtime_ns for run in runs(tmp_path) if completed(run)}
     assert before
-    status, out, errors = compared(tmp_path, jobs=2)
+    status, out, errors = compared(tmp_path, arguments, jobs=2)
     assert status == 1, errors
     assert "runs were completed before" in out
     assert all((run / "history.jsonl").stat().st_mtime_ns == before[run] for run in before)
