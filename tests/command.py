@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+from installation import ROOT, outside
 
-ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 400.0  # a busy machine takes its time
 LOOK_SECONDS = 1.0  # between two looks for new processes, which cost a look at all of the machine's
 
@@ -23,25 +22,38 @@ class RunCommand:
     Parameters
     ----------
     folder : Path
-        Where it runs; what it prints goes into ``printed.txt`` there.
+        Where it runs; what it prints goes into a file beside it.
     overrides : str
+    program : Sequence[str] or None
+        What is started, with an environment that does not lead to this checkout; None: its ``fedmutual``.
     app_dir : Path or None
         The Flower app; None: fedmutual's own.
     """
 
-    def __init__(self, folder: Path, *overrides: str, app_dir: Path | None = None) -> None:
-        program = ["-m", "fedmutual"]
+    def __init__(
+        self,
+        folder: Path,
+        *overrides: str,
+        program: Sequence[str] | None = None,
+        app_dir: Path | None = None,
+    ) -> None:
+        if program is not None:
+            environment = outside()
+        else:
+            environment = outside() | {"PYTHONPATH": str(ROOT)}
+            program = [sys.executable, "-m", "fedmutual"]
         if app_dir is not None:
             code = "import sys\nfrom pathlib import Path\nfrom fedmutual.cli import main\n"
-            program = ["-c", code + f"sys.exit(main(sys.argv[1:], app_dir=Path({str(app_dir)!r})))"]
+            code += f"sys.exit(main(sys.argv[1:], app_dir=Path({str(app_dir)!r})))"
+            program = [sys.executable, "-c", code]
         self.descendants: set[psutil.Process] = set()
         self._looked = 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        self._text = (folder / "printed.txt").open("w+")
+        self._text = (folder.parent / f"{folder.name}.txt").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, *program, "run", *overrides],
+            [*program, "run", *overrides],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment,
             stdout=self._text,
             stderr=subprocess.STDOUT,
         )

@@ -1,4 +1,7 @@
-"""The whole of it: ``fedmutual run``, a real SuperLink, Ray, SuperNodes and the project's own apps."""
+"""The whole of it: ``fedmutual run``, a real SuperLink, Ray, SuperNodes and the project's own apps.
+
+One run is the installed wheel's, the others are this checkout's: equal bits hold for both.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from command import RunCommand
+from installation import build, copy_checkout, environment
 from safetensors.torch import load_file
 
 from fedmutual.learning.evaluation import predict
@@ -58,18 +62,22 @@ class Run:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("whole")
-    output, cache = folder / "out", folder / "cache"
-    run = Run.of(RunCommand(folder, *TINY, f"output_dir={output}", f"cache_dir={cache}"), output, cache)
+    """A run that nothing happened to: by the program of an installed wheel, in an empty folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy_checkout(folder / "checkout")
+    _, wheel = build(folder / "checkout", folder)
+    program = environment(wheel, folder / "environment") / "fedmutual"
+    empty = folder / "empty"
+    command = RunCommand(empty, *TINY, "output_dir=out", "cache_dir=cache", program=[str(program)])
+    run = Run.of(command, empty / "out", empty / "cache")
     assert run.code == 0, run.printed
     return run
 
 
 @pytest.fixture(scope="module")
 def interrupted(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The same run, ended with Ctrl-C after its first round, while its clients hang."""
-    folder = tmp_path_factory.mktemp("interrupted")
+    """The same run by this checkout, ended with Ctrl-C after its first round, while its clients hang."""
+    folder = tmp_path_factory.mktemp("checkout") / "interrupted"
     output = folder / "out"
     slow = "exchange.poll_interval=0.5"  # so that it is surely seen between two rounds
     paths = (f"output_dir={output}", f"cache_dir={finished.cache}")
@@ -126,6 +134,10 @@ def test_a_run_shows_its_rounds_and_leaves_no_process(finished: Run) -> None:
     assert finished.left == []
 
 
+def test_the_wheel_writes_nothing_but_what_it_is_told(finished: Run) -> None:
+    assert {path.name for path in finished.output.parent.iterdir()} == {"out", "cache"}
+
+
 def test_a_client_s_model_is_rebuilt_from_its_folder(finished: Run) -> None:
     data = compose([*TINY, f"cache_dir={finished.cache}"]).data.load(finished.cache)
     images = torch.from_numpy(data.unseen.images.copy()).permute(0, 3, 1, 2)
@@ -159,7 +171,7 @@ def test_interrupted_and_resumed_ends_with_the_same_bits(
     interrupted: Run, finished: Run, tmp_path: Path
 ) -> None:
     output, cache = interrupted.output, interrupted.cache
-    resumed = Run.of(RunCommand(tmp_path, f"resume={output}", f"cache_dir={cache}"), output, cache)
+    resumed = Run.of(RunCommand(tmp_path / "run", f"resume={output}", f"cache_dir={cache}"), output, cache)
     assert resumed.code == 0, resumed.printed
     assert resumed.summary()["status"] == "completed"
     assert resumed.reported() == finished.reported()

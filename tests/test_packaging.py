@@ -1,42 +1,29 @@
-"""What is handed on: the app bundle, the source archive and the wheel; the wheel needs no checkout."""
+"""What is handed on: the app bundle, the source archive and the wheel; the wheel needs no checkout.
+
+That the wheel's own program does a whole run is in test_end_to_end.py.
+"""
 
 from __future__ import annotations
 
 import io
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import sysconfig
 import tarfile
 import tomllib
-import venv
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
+from installation import ROOT, build, command, copy_checkout, environment
 
 import fedmutual
 from fedmutual.appfolder import app_folder, runnable_app
 
-ROOT = Path(__file__).resolve().parents[1]
 BUNDLE_LIMIT = 1_000_000  # bytes; Flower's own limit is 10 MiB
 APP_FILES = ("server_app.py", "client_app.py", "pyproject.toml", "README.md", "LICENSE")
 
 pytestmark = pytest.mark.slow
-
-
-def command(arguments: list[str], cwd: Path, **environment: str) -> str:
-    """Run a program that must succeed; nothing of the checkout is on its path."""
-    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    result = subprocess.run(
-        arguments, cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=400
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def needed() -> set[str]:
@@ -49,14 +36,8 @@ def needed() -> set[str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this checkout, with what a working one has lying about."""
     folder = tmp_path_factory.mktemp("clone") / "fedmutual"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "outputs", "dist", "build", "site", "*.egg-info")
-    shutil.copytree(ROOT, folder, ignore=ignored)
-    shutil.copy(ROOT / ".gitignore", folder)
-    for name in ("outputs/2026-01-31/run/config.yaml", "photos/train/a/labels.json", "notes.md", "my.py"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("stray: 1\n")
+    copy_checkout(folder)
     return folder
 
 
@@ -85,10 +66,8 @@ def test_the_bundle_holds_the_needed_files_only(checkout: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The source archive, and the wheel that is built from it (not from the checkout)."""
-    out = tmp_path_factory.mktemp("dist")
-    command([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(checkout)], out)
-    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+    """The source archive and the wheel."""
+    return build(checkout, tmp_path_factory.mktemp("dist"))
 
 
 def test_the_source_archive_is_whole_and_clean(distributions: tuple[Path, Path]) -> None:
@@ -123,30 +102,6 @@ def test_the_wheel_holds_the_package_and_its_app_only(distributions: tuple[Path,
     assert held == package | {f"fedmutual/_app/{name}" for name in app}
     assert "Description-Content-Type: text/markdown" in said
     assert distributions[1].stat().st_size < BUNDLE_LIMIT
-
-
-def environment(archive: Path, folder: Path) -> Path:
-    """An environment with an archive installed and nothing of the checkout; returns its folder of programs.
-
-    What the archive depends on is large: it comes from this environment, behind the new one's own packages. A
-    path in a .pth file is searched, but its own .pth files, such as an editable installation's, are not read.
-    """
-    venv.create(folder, symlinks=True)
-    python = folder / "bin" / "python"
-    own = command([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder)[:-1]
-    (Path(own) / "dependencies.pth").write_text(
-        f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n"
-    )
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
-    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
-    command([*pip, "install", *options, str(archive)], folder)
-    for entry in metadata.distribution("flwr").entry_points.select(group="console_scripts"):
-        program = folder / "bin" / entry.name
-        program.write_text(
-            f"#!{python}\nimport sys\nfrom {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n"
-        )
-        program.chmod(0o755)
-    return folder / "bin"
 
 
 @pytest.fixture(scope="module")
@@ -208,20 +163,6 @@ def test_the_wheel_compares_with_its_own_client_app(installed: Path, tmp_path: P
     found = Path(command([str(installed / "python"), "-c", code], tmp_path).splitlines()[-1])
     assert found.parts[-3:] == ("fedmutual", "_app", "client_app.py")
     assert found.is_relative_to(installed.parent)
-
-
-def test_what_is_installed_runs_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    command(
-        [
-            str(installed / "fedmutual"), "run", "num_clients=2", "rounds=1", "data.image_size=24",
-            "data.pool_size=120", "data.unseen_size=40", "train.local_epochs=1", "strategy.public_epochs=1",
-            "output_dir=out", "cache_dir=cache",
-        ],
-        tmp_path,
-    )  # fmt: skip
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "cache"}
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["status"], len(summary["clients"])) == ("completed", 2)
 
 
 def test_the_version_is_the_same_everywhere() -> None:

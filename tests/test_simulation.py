@@ -313,13 +313,14 @@ class TestProcessTree:
 def test_a_server_that_raises_is_a_failed_run_with_its_reason(tmp_path: Path) -> None:
     """An app that says nothing itself; how a real one completes or is stopped: test_end_to_end.py."""
     app = ROOT / "tests" / "failing_app"
-    command = RunCommand(tmp_path, "output_dir=out", "num_clients=2", "rounds=2", "seed=13", app_dir=app)
+    folder = tmp_path / "run"
+    command = RunCommand(folder, "output_dir=out", "num_clients=2", "rounds=2", "seed=13", app_dir=app)
     code, printed = command.end()
     assert code == 1
     assert "seed 13 is refused" in printed
     assert "Traceback" not in printed
-    assert "seed 13 is refused" in (tmp_path / "out" / "run.log").read_text()
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "seed 13 is refused" in (folder / "out" / "run.log").read_text()
+    summary = json.loads((folder / "out" / "summary.json").read_text())
     assert (summary["status"], summary["rounds_completed"]) == ("failed", 0)
     assert "seed 13 is refused" in summary["reason"]
     assert command.left() == []
