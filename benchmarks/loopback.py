@@ -170,13 +170,14 @@ class Loopback:
         """Wait for a process of a part that was started after ``since`` (Unix time) and has worked that long.
 
         ``worked`` is in seconds of CPU time: a client process has its order after about one.
+        The kernel gives its boot time in whole seconds, so a process may seem to be a second older than it is.
         """
 
         def there() -> bool:
             for process in self.processes(part, name):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     used = process.cpu_times()
-                    if process.create_time() > since and used.user + used.system >= worked:
+                    if process.create_time() + 1.0 > since and used.user + used.system >= worked:
                         return True
             return False
 
