@@ -23,7 +23,8 @@ def train_round(message: Message, context: Context) -> Message:
     """Carry out an order of any strategy."""
     client = _client()
     show_logs()
-    return client.handle(message, context)
+    reply: Message = client.handle(message, context)
+    return reply
 
 
 @app.query("identify")
@@ -40,7 +41,8 @@ def public(message: Message, context: Context) -> Message:
     """Return whether this node has the server's public set, or store a part of it."""
     client = _client()
     show_logs()
-    return client.handle_public(message, context)
+    reply: Message = client.handle_public(message, context)
+    return reply
 
 
 def _client() -> ModuleType:

@@ -170,7 +170,7 @@ class Loopback:
         """Wait for a process of a part that was started after ``since`` (Unix time) and has worked that long.
 
         ``worked`` is in seconds of CPU time: a client process has its order after about one.
-        The kernel gives its boot time in whole seconds, so a process may seem to be a second older than it is.
+        The kernel gives its boot time in whole seconds, so a process may seem a second older than it is.
         """
 
         def there() -> bool:

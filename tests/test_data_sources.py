@@ -26,7 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _folder(root: Path | str | None, classes: list[str] | None = None) -> FolderSettings:
-    return FolderSettings(image_size=8, root=None if root is None else str(root), classes=classes)
+    root = None if root is None else str(root)
+    return FolderSettings(image_size=8, max_megapixels=1, root=root, classes=classes)
+
+
+def _photographs(root: Path | str | None) -> FacemaskSettings:
+    return FacemaskSettings(image_size=8, max_megapixels=1, root=None if root is None else str(root))
 
 
 def _hub(dataset: Path | str | None, **changes: object) -> HuggingFaceSettings:
@@ -130,7 +135,7 @@ def test_named_classes_are_two_or_more(classes: list[str], tmp_path: Path) -> No
 
 @pytest.mark.parametrize("root", [None, "/no/such/folder"])
 def test_a_missing_root_names_the_key_and_the_remedy(root: str | None, tmp_path: Path) -> None:
-    for settings in (_folder(root), FacemaskSettings(image_size=8, root=root)):
+    for settings in (_folder(root), _photographs(root)):
         problem = settings.check()
         assert problem is not None
         assert problem.startswith("root: ")
@@ -142,7 +147,7 @@ def test_a_missing_root_names_the_key_and_the_remedy(root: str | None, tmp_path:
 def test_photograph_folders_have_their_fixed_classes(tmp_path: Path) -> None:
     for place, count in (("pool/mask", 2), ("pool/no_mask", 3), ("unseen/mask", 1), ("unseen/no_mask", 1)):
         write_images(tmp_path / place, count)
-    data = FacemaskSettings(image_size=8, root=str(tmp_path)).load(tmp_path / "cache")
+    data = _photographs(tmp_path).load(tmp_path / "cache")
     assert data.classes == ("mask", "no_mask")
     assert data.pool.labels.tolist() == [0, 0, 1, 1, 1]
     assert data.public is None

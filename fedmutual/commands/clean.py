@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmutual.commands.parser import add_command
+from fedmutual.logs import complain
 
 if TYPE_CHECKING:
     from fedmutual.simulation.leftovers import Leftover
@@ -115,6 +116,6 @@ def _removed(leftover: Leftover) -> bool:
     try:
         leftover.remove()
     except (OSError, RuntimeError) as error:
-        print(f"fedmutual clean: {leftover.what}: {error}", file=sys.stderr)
+        complain(f"fedmutual clean: {leftover.what}: {error}")
         return False
     return True

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmutual.commands.parser import add_command
+from fedmutual.logs import complain
 
 if TYPE_CHECKING:
     from fedmutual.settings.origins import Origin
@@ -63,7 +64,7 @@ def call(arguments: argparse.Namespace) -> int:
             found = [entry for entry in found if (entry.key, str(entry.value)) not in default]
         words = meanings(compose(overrides, node)) if arguments.meaning else None
     except SettingsError as error:
-        print(f"fedmutual: {error}", file=sys.stderr)
+        complain(f"fedmutual: {error}")
         return 2
     if arguments.format == "json":
         rows = [{"key": entry.key, "value": entry.value, "source": entry.source} for entry in found]

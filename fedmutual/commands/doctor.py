@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from fedmutual.commands.parser import add_command
+from fedmutual.logs import complain
 
 _EXAMPLES = """\
 examples:
@@ -50,7 +50,7 @@ def call(arguments: argparse.Namespace) -> int:
     try:
         node_config = node_configuration(arguments.node_config)
     except ValueError as error:
-        print(f"fedmutual: {error}", file=sys.stderr)
+        complain(f"fedmutual: {error}")
         return 2
     link = link_of(
         arguments.superlink,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmutual.commands.parser import add_command
+from fedmutual.logs import complain, show_logs, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,7 @@ def call(arguments: argparse.Namespace) -> int:
     from fedmutual.inference.pictures import PicturesError
     from fedmutual.models.stored import StoredModelError, find_models, load_model
 
+    show_logs()
     try:
         folders = find_models(arguments.model)
         if len(folders) > 1:
@@ -63,7 +64,7 @@ def call(arguments: argparse.Namespace) -> int:
         stored = load_model(folders[0])
         pictures = _pictures(arguments.check, stored.image_size)
     except (StoredModelError, PicturesError) as error:
-        print(f"fedmutual export: {error}", file=sys.stderr)
+        complain(f"fedmutual export: {error}")
         return 2
     from fedmutual.inference.export import FORMATS, ExportError, export_model
 
@@ -71,12 +72,11 @@ def call(arguments: argparse.Namespace) -> int:
     try:
         made = export_model(stored, arguments.format, file, pictures, arguments.tolerance)
     except (ExportError, OSError) as error:
-        print(f"fedmutual export: {error}", file=sys.stderr)
+        complain(f"fedmutual export: {error}")
         return 1
     kind = "pictures" if arguments.check else "generated portraits"
-    print(
-        f"{made.file}\nlargest difference of a probability on {made.num_inputs} {kind}: {made.difference:.2g}"
-    )
+    print(shown(made.file))
+    print(f"largest difference of a probability on {made.num_inputs} {kind}: {made.difference:.2g}")
     return 0
 
 
@@ -93,5 +93,5 @@ def _pictures(names: list[str] | None, size: int) -> NDArray[np.uint8]:
     found, _, failures = read_pictures(find_pictures(names)[:CHECKED], [size])
     if failures:
         path, reason = next(iter(failures.items()))
-        raise PicturesError(f"{path} cannot be read: {reason}")
+        raise PicturesError(f"{shown(path)} cannot be read: {reason}")
     return found[size] if len(found[size]) > 1 else np.repeat(found[size], 2, axis=0)

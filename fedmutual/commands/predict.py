@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmutual.commands.parser import add_command
+from fedmutual.logs import complain, csv_cell, show_logs, shown
 
 if TYPE_CHECKING:
     from fedmutual.inference.predict import Prediction
@@ -49,6 +50,9 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:<n> (default: auto)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures per forward pass")
+    parser.add_argument(
+        "--max-megapixels", type=float, default=64, metavar="N", help="larger pictures are not decoded"
+    )
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -58,6 +62,7 @@ def call(arguments: argparse.Namespace) -> int:
 
     if arguments.batch_size < 1:
         return _refuse(f"--batch-size: {arguments.batch_size} is below 1")
+    show_logs()
     try:
         pictures = find_pictures(arguments.images)
         folders = dict.fromkeys(found for folder in arguments.model for found in find_models(folder))
@@ -73,7 +78,9 @@ def call(arguments: argparse.Namespace) -> int:
 
     good: list[Prediction] = []
     bad: list[Prediction] = []
-    for prediction in predict_pictures(models, pictures, device, arguments.batch_size):
+    for prediction in predict_pictures(
+        models, pictures, device, arguments.batch_size, arguments.max_megapixels
+    ):
         (bad if prediction.error else good).append(prediction)
     names = [model.name for model in models]
     try:
@@ -82,7 +89,8 @@ def call(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # `| head` closed the pipe; avoids a second error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for prediction in bad:
-        print(f"fedmutual predict: {prediction.path} cannot be read: {prediction.error}", file=sys.stderr)
+        path = shown(prediction.path)  # its line breaks, too
+        complain(f"fedmutual predict: {path} cannot be read: {prediction.error}")
     return 1 if bad else 0
 
 
@@ -100,7 +108,7 @@ def _table(predictions: Sequence[Prediction], classes: Sequence[str], models: Se
         table.add_column(f"of {len(models)} models", justify="right")
     for prediction in predictions:
         best = int(prediction.probabilities.argmax())
-        row = [str(prediction.path), classes[best], f"{100 * prediction.probabilities[best]:.1f} %"]
+        row = [shown(prediction.path), shown(classes[best]), f"{100 * prediction.probabilities[best]:.1f} %"]
         votes = [str(prediction.votes)] if len(models) > 1 else []
         table.add_row(*map(escape, row), *votes)
     if predictions:
@@ -109,11 +117,13 @@ def _table(predictions: Sequence[Prediction], classes: Sequence[str], models: Se
 
 def _csv(predictions: Iterable[Prediction], classes: Sequence[str], models: Sequence[str]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "class", "probability", "votes", *(f"p({name})" for name in classes)])
+    names = [f"p({name})" for name in classes]
+    writer.writerow(map(csv_cell, ["image", "class", "probability", "votes", *names]))
     for prediction in predictions:
         p = [f"{value:.6f}" for value in prediction.probabilities]
         best = int(prediction.probabilities.argmax())
-        writer.writerow([prediction.path, classes[best], p[best], prediction.votes, *p])
+        row = [str(prediction.path), classes[best], p[best], prediction.votes, *p]
+        writer.writerow(map(csv_cell, row))
 
 
 def _json(predictions: Iterable[Prediction], classes: Sequence[str], models: Sequence[str]) -> None:
@@ -130,10 +140,10 @@ def _json(predictions: Iterable[Prediction], classes: Sequence[str], models: Seq
                 "probabilities": dict(zip(classes, p, strict=True)),
             }
         )
-    json.dump({"models": list(models), "predictions": records}, sys.stdout, indent=2, ensure_ascii=False)
+    json.dump({"models": list(models), "predictions": records}, sys.stdout, indent=2)
     print()
 
 
 def _refuse(reason: str) -> int:
-    print(f"fedmutual predict: {reason}", file=sys.stderr)
+    complain(f"fedmutual predict: {reason}")
     return 2

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from fedmutual.commands.parser import add_command
+from fedmutual.logs import complain
 
 _EXAMPLES = """\
 examples:
@@ -51,7 +51,7 @@ def call(arguments: argparse.Namespace) -> int:
         file = (arguments.output or single / REPORT).absolute()
         write_report(runs, file)
     except (ResultsError, OSError) as error:
-        print(f"fedmutual report: {error}", file=sys.stderr)
+        complain(f"fedmutual report: {error}")
         return 2
     print(file)
     return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from fedmutual.commands.parser import add_command
+from fedmutual.logs import complain
 
 _EXAMPLES = """\
 examples:
@@ -68,5 +68,5 @@ def call(arguments: argparse.Namespace) -> int:
 
 
 def _refuse(reason: str) -> int:
-    print(f"fedmutual: {reason}", file=sys.stderr)
+    complain(f"fedmutual: {reason}")
     return 2

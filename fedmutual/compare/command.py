@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedmutual.compare.plan import Plan, make_plan
 from fedmutual.compare.settings import Study, load_study
+from fedmutual.logs import complain
 from fedmutual.settings import SettingsError
 
 
@@ -35,7 +35,7 @@ def compare(arguments: Sequence[str], engine: str, jobs: int | None, cwd: Path) 
         plan = make_plan(study, cwd)
         return _compare(study, plan, _folder(study, cwd), arguments, engine, jobs)
     except SettingsError as error:
-        print(f"fedmutual: {error}", file=sys.stderr)
+        complain(f"fedmutual: {error}")
         return 2
 
 
@@ -78,5 +78,5 @@ def _compare(
     print(f"Results: {folder}")
     failed = sum(bool(outcome.failure) for outcome in outcomes)
     if failed:
-        print(f"fedmutual: {failed} of {len(outcomes)} runs failed", file=sys.stderr)
+        complain(f"fedmutual: {failed} of {len(outcomes)} runs failed")
     return 1 if failed else 0

@@ -13,6 +13,7 @@ from typing import Any
 from fedmutual.compare.outcome import MEASURES, Outcome
 from fedmutual.compare.plan import Plan
 from fedmutual.compare.statistics import Difference, Spread, paired, paired_over_conditions, spread
+from fedmutual.logs import csv_cell
 from fedmutual.report.tables import human_bytes
 from fedmutual.results.summary import mean
 
@@ -188,8 +189,8 @@ def _number(value: float | None) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """Rows as CSV, every figure in a column of its own at full precision."""
-    flat = [_flat(row) for row in rows]
+    """Rows as CSV, every figure in a column of its own at full precision; no text is a formula."""
+    flat = [{name: csv_cell(value) for name, value in _flat(row).items()} for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, restval="", lineterminator="\n")

@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 import os
-import struct
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock
@@ -20,15 +22,43 @@ from numpy.typing import NDArray
 from fedmutual.data.cache import FORMAT, Entry, cached, new_array
 from fedmutual.data.images import DataError
 from fedmutual.files.atomic import atomic_write
+from fedmutual.logs import shown
+from fedmutual.settings import DataSettings, setting
 
 if TYPE_CHECKING:
     from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+)
+# Pillow tries no other decoder: by default it looks at the content only, and starts Ghostscript for EPS.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+SYSTEM_NAMES = frozenset(  # of archives, indexes and recycle bins; hidden names (".x") need no entry
+    (
+        "__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information",
+        "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__",
+    )
+)  # fmt: skip
+MAX_MEGAPIXELS = 64  # of predict and export; conf/data/ has the same for training
 UNREADABLE_SHARE = 0.01  # a larger share stops the run
 UNREADABLE = bytes(64)  # replaces the digest of a file that cannot be read; same length
+_LARGE_PIXELS = 16_000_000  # a few pictures above this are decoded at a time, for memory
+_few_large = threading.BoundedSemaphore(2)
+_BAND = 256  # rows converted at a time
+
+
+@dataclass(kw_only=True)
+class PictureSettings(DataSettings):
+    """Settings of data sources that decode pictures."""
+
+    max_megapixels: float = setting(
+        "larger pictures are not decoded but count as unreadable; compared with the size in the file's "
+        "header, since a small file can claim gigabytes of pixels",
+        above=0,
+        maximum=178,  # Pillow refuses more
+    )
 
 
 @dataclass(frozen=True)
@@ -41,25 +71,73 @@ class ImageFile:
     mtime_ns: int
 
 
-def list_images(folder: Path) -> list[ImageFile]:
-    """Return the image files below a folder (by suffix), sorted by their relative names ('/' between parts).
+@dataclass(frozen=True)
+class Scan:
+    """The contents of a folder and the folders below it.
 
-    Symbolic links to folders are followed, unless they point to a parent folder.
+    Attributes
+    ----------
+    files : list[ImageFile]
+        The image files (by suffix), sorted by their relative names ('/' between parts).
+    skipped : tuple[str, ...]
+        Sorted paths of the other files, except for hidden and system files.
+    """
+
+    files: list[ImageFile]
+    skipped: tuple[str, ...]
+
+
+def list_images(folder: Path) -> list[ImageFile]:
+    """Return the image files below a folder, sorted; see :func:`scan_images`."""
+    return scan_images(folder).files
+
+
+def scan_images(folder: Path) -> Scan:
+    """Find the image files below a folder.
+
+    Hidden and system folders and files are ignored (:func:`is_system`). Symbolic links to folders are
+    followed, unless they point to a parent folder.
     """
     found: list[ImageFile] = []
+    skipped: list[str] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not (name.startswith(".") or _leads_back(parent, name))]
+        folders[:] = [name for name in folders if not (is_system(name) or _leads_back(parent, name))]
         for name in names:
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
+            if is_system(name):
                 continue
             path = os.path.join(parent, name)
+            if not is_supported(name):
+                skipped.append(path)
+                continue
             try:
                 stat = os.stat(path)
                 stamp = stat.st_size, stat.st_mtime_ns
             except OSError:  # a dangling link: reported and skipped at decoding
                 stamp = -1, 0
             found.append(ImageFile(Path(path).relative_to(folder).as_posix(), path, *stamp))
-    return sorted(found, key=lambda file: file.name)
+    return Scan(sorted(found, key=lambda file: file.name), tuple(sorted(skipped)))
+
+
+def is_system(name: str) -> bool:
+    """Return whether a file or folder is hidden or a system's own (``__MACOSX``, ``Thumbs.db``)."""
+    return name.startswith(".") or name.casefold() in SYSTEM_NAMES
+
+
+def is_supported(name: str) -> bool:
+    """Return whether a file's suffix is one of :data:`SUFFIXES`."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def skipped_text(folder: Path, skipped: Sequence[str]) -> str:
+    """Describe files of unsupported kinds: how many of which suffix, and the first one's name."""
+    kinds = Counter(os.path.splitext(path)[1].lower() or "no suffix" for path in skipped)
+    listed = ", ".join(f"{count} {shown(kind)}" for kind, count in kinds.most_common(5))
+    more = f" and {len(kinds) - 5} more kinds" if len(kinds) > 5 else ""
+    return (
+        f"skipped {len(skipped)} {'file' if len(skipped) == 1 else 'files'} below {shown(folder)} of "
+        f"unsupported kinds ({listed}{more}), first {shown(Path(skipped[0]).relative_to(folder))}: convert "
+        f"pictures to one of {', '.join(sorted(SUFFIXES))}"
+    )
 
 
 def _leads_back(parent: str, name: str) -> bool:
@@ -69,12 +147,21 @@ def _leads_back(parent: str, name: str) -> bool:
 
 
 def decode_files(
-    files: Sequence[ImageFile], image_size: int, cache_dir: Path
+    files: Sequence[ImageFile],
+    image_size: int,
+    cache_dir: Path,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    notice: str = "",
 ) -> tuple[Entry, NDArray[np.int64]]:
     """Decode files into one cached array, or open the array if it is cached already.
 
     The cache key is the files' content. A small index from path, size and modification time to that key saves
     later processes from reading the files again.
+
+    Parameters
+    ----------
+    notice : str
+        A warning to log when this machine sees these files for the first time; empty: none.
 
     Returns
     -------
@@ -86,11 +173,64 @@ def decode_files(
     DataError
         More than 1 % of the files cannot be read; the message names them.
     """
-    key = _known_key(files, image_size, cache_dir)
-    entry = cached(
-        cache_dir, key, lambda folder: _decode_all([file.path for file in files], image_size, folder)
-    )
+    options = _Options(image_size, max_megapixels)
+    key = _known_key(files, options, cache_dir, notice)
+    entry = cached(cache_dir, key, lambda folder: _decode_all([file.path for file in files], options, folder))
     return entry, entry.index["kept"].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the pixels and the set of readable files depend on, besides the files."""
+
+    image_size: int
+    max_megapixels: float
+
+
+def read_picture(source: str | Path | IO[bytes], image_size: int, max_megapixels: float) -> NDArray[np.uint8]:
+    """Decode one picture to uint8 [size, size, 3]; training, prediction and export all use this.
+
+    Raises
+    ------
+    Exception
+        Any: decoders raise many types on damaged files. :func:`reason` describes it.
+    """
+    with open_picture(source, max_megapixels) as picture:
+        return to_rgb(picture, image_size)
+
+
+@contextmanager
+def open_picture(source: str | Path | IO[bytes], max_megapixels: float) -> Iterator[Image.Image]:
+    """Open a picture of a supported format, without decoding its pixels.
+
+    Raises
+    ------
+    ValueError
+        Its header claims more than ``max_megapixels``.
+    OSError
+        It is in none of the supported formats.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        opened = Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"damaged, or none of {', '.join(FORMATS)}") from error
+    with opened as picture:
+        megapixels = picture.width * picture.height / 1e6
+        if megapixels > max_megapixels:
+            raise ValueError(
+                f"{picture.width} x {picture.height} pixels are {megapixels:.4g} megapixels, more than "
+                f"max_megapixels={max_megapixels:g}"
+            )
+        yield picture
+
+
+def reason(error: Exception) -> str:
+    """Describe a decoder's exception in one line."""
+    text = shown(error).strip()
+    expected = isinstance(error, OSError | ValueError | SyntaxError | EOFError)
+    return text if text and expected else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def to_rgb(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
@@ -99,39 +239,70 @@ def to_rgb(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
     Apply its EXIF orientation, put transparency on white, reduce 16-bit greyscale to 8 bits, and resize with
     antialiasing to a square, whatever its aspect ratio (as arXiv:2503.05803 does).
     """
-    from PIL import Image, ImageOps
-
     if picture.mode == "F":  # `convert` would clip to 0..255
         raise ValueError("floating-point pixels of unknown range: save it with 8 or 16 bits")
     picture.draft("RGB", (2 * image_size, 2 * image_size))  # JPEG: decode at reduced size
+    if picture.width * picture.height > _LARGE_PIXELS:
+        with _few_large:
+            return _converted(picture, image_size)
+    return _converted(picture, image_size)
+
+
+def _converted(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits; `convert` would clip at 255
-        deep = np.asarray(picture, dtype=np.float64)
-        picture = Image.fromarray(np.clip(deep / 257, 0, 255).round().astype(np.uint8))
+        picture = _in_bands(picture, "L", _eight_bits)
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
+        picture = _in_bands(picture, "RGB", _on_white)
     small = picture.convert("RGB").resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(small, dtype=np.uint8)
 
 
-def _known_key(files: Sequence[ImageFile], image_size: int, cache_dir: Path) -> str:
+def _in_bands(picture: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert a picture a band of rows at a time, so that copies of all pixels do not add up."""
+    from PIL import Image
+
+    result = Image.new(mode, picture.size)
+    for top in range(0, picture.height, _BAND):
+        band = picture.crop((0, top, picture.width, min(top + _BAND, picture.height)))
+        result.paste(convert(band), (0, top))
+    return result
+
+
+def _eight_bits(band: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    deep = np.asarray(band, dtype=np.float64)
+    return Image.fromarray(np.clip(deep / 257, 0, 255).round().astype(np.uint8))
+
+
+def _on_white(band: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    band = band.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB")
+
+
+def _known_key(files: Sequence[ImageFile], options: _Options, cache_dir: Path, notice: str) -> str:
     """Return the key of the files' content from the index; without an entry, read the files."""
-    stamps = json.dumps([FORMAT, image_size, [(f.path, f.size, f.mtime_ns) for f in files]])
+    stamps = json.dumps([FORMAT, astuple(options), notice, [(f.path, f.size, f.mtime_ns) for f in files]])
     signature = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
     pointer = cache_dir / "files" / signature
     if not pointer.is_file():
         with FileLock(cache_dir / "locks" / signature):
             if not pointer.is_file():
-                key, complete = _content_key([file.path for file in files], image_size)
+                if notice:
+                    logger.warning("%s", notice)
+                key, complete = _content_key([file.path for file in files], options)
                 if not complete:  # fixing a permission changes no stamp: check again next time
                     return key
                 atomic_write(pointer, key.encode())
     return pointer.read_text(encoding="ascii")
 
 
-def _content_key(paths: Sequence[str], image_size: int) -> tuple[str, bool]:
+def _content_key(paths: Sequence[str], options: _Options) -> tuple[str, bool]:
     """Return the key of the files' content, and whether all files could be read."""
 
     def hash_file(path: str) -> bytes:
@@ -142,7 +313,7 @@ def _content_key(paths: Sequence[str], image_size: int) -> tuple[str, bool]:
             return UNREADABLE
 
     complete = True
-    state = hashlib.blake2b(f"{FORMAT} {image_size} {len(paths)}".encode(), digest_size=16)
+    state = hashlib.blake2b(f"{FORMAT} {astuple(options)} {len(paths)}".encode(), digest_size=16)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for digest in pool.map(hash_file, paths):
             state.update(digest)
@@ -150,15 +321,10 @@ def _content_key(paths: Sequence[str], image_size: int) -> tuple[str, bool]:
     return state.hexdigest(), complete
 
 
-def _decode_all(paths: Sequence[str], image_size: int, folder: Path) -> Mapping[str, NDArray[np.generic]]:
-    from PIL import Image
-
-    def read(path: str) -> NDArray[np.uint8]:
-        with Image.open(path) as picture:
-            return to_rgb(picture, image_size)
-
-    readable = decode_into(folder, [lambda p=path: read(p) for path in paths], paths, image_size)  # type: ignore[misc]
-    return {"kept": readable}
+def _decode_all(paths: Sequence[str], options: _Options, folder: Path) -> Mapping[str, NDArray[np.generic]]:
+    size, limit = options.image_size, options.max_megapixels
+    readers = [lambda p=path: read_picture(p, size, limit) for path in paths]
+    return {"kept": decode_into(folder, readers, paths, size)}
 
 
 def decode_into(
@@ -168,23 +334,14 @@ def decode_into(
     image_size: int,
 ) -> NDArray[np.int64]:
     """Fill a cache entry's array from the readers; return the positions of those that succeeded."""
-    from PIL import Image
-
     pixels = new_array(folder, len(readers), image_size)
     failures: dict[int, str] = {}
 
     def decode(position: int) -> None:
         try:
             pixels[position] = readers[position]()
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            EOFError,
-            struct.error,
-            Image.DecompressionBombError,
-        ) as error:
-            failures[position] = f"{names[position]}: {error}"
+        except Exception as error:  # a damaged file can raise anything in a decoder
+            failures[position] = f"{shown(names[position])}: {reason(error)}"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(decode, range(len(readers))):
@@ -199,12 +356,11 @@ def decode_into(
 
 def _report(failures: list[str], total: int) -> None:
     if len(failures) > UNREADABLE_SHARE * total:
-        shown = "\n  ".join(
-            failures[:20] + ([f"and {len(failures) - 20} more"] if len(failures) > 20 else [])
-        )
+        more = [f"and {len(failures) - 20} more"] if len(failures) > 20 else []
+        listed = "\n  ".join(failures[:20] + more)
         raise DataError(
             f"{len(failures)} of {total} images cannot be read, more than {UNREADABLE_SHARE:.0%}; "
-            f"repair or remove them:\n  {shown}"
+            f"repair or remove them:\n  {listed}"
         )
     for failure in failures:
         logger.warning("skipped an unreadable image: %s", failure)

@@ -10,9 +10,17 @@ from typing import overload
 
 import numpy as np
 
-from fedmutual.data.decoding import ImageFile, decode_files, list_images
+from fedmutual.data.decoding import (
+    ImageFile,
+    PictureSettings,
+    decode_files,
+    is_system,
+    scan_images,
+    skipped_text,
+)
 from fedmutual.data.images import DataError, ImageData, ImageSet, empty_set
-from fedmutual.settings import DataSettings, setting
+from fedmutual.logs import shown
+from fedmutual.settings import setting
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +28,7 @@ MASK_CLASSES = ("mask", "no_mask")
 
 
 @dataclass(kw_only=True)
-class FolderSettings(DataSettings):
+class FolderSettings(PictureSettings):
     """``ROOT/train/<class>/**``, optionally ``ROOT/public/`` and ``ROOT/test/<class>/**``.
 
     The public folder holds one folder per class, or unlabelled images directly. The name of a folder below
@@ -48,7 +56,7 @@ class FolderSettings(DataSettings):
     def load(self, cache_dir: Path) -> ImageData:
         """Return the decoded folders; decoding happens once per machine."""
         classes, listed = self._listed()
-        sets = {name: _decoded(part, classes, self.image_size, cache_dir) for name, part in listed.items()}
+        sets = {name: _decoded(part, classes, self, cache_dir) for name, part in listed.items()}
         return ImageData(
             classes=classes,
             pool=sets["train"] or empty_set(self.image_size),
@@ -80,7 +88,7 @@ class FolderSettings(DataSettings):
 
 
 @dataclass(kw_only=True)
-class FacemaskSettings(DataSettings):
+class FacemaskSettings(PictureSettings):
     """Photographs of two sources, ``ROOT/pool/{mask,no_mask}`` and ``ROOT/unseen/{mask,no_mask}``."""
 
     root: str | None = setting("absolute path of the folder with pool/ and unseen/")
@@ -95,10 +103,7 @@ class FacemaskSettings(DataSettings):
 
     def load(self, cache_dir: Path) -> ImageData:
         """Return the decoded photographs; decoding happens once per machine."""
-        sets = {
-            name: _decoded(part, MASK_CLASSES, self.image_size, cache_dir)
-            for name, part in self._listed().items()
-        }
+        sets = {name: _decoded(part, MASK_CLASSES, self, cache_dir) for name, part in self._listed().items()}
         return ImageData(classes=MASK_CLASSES, pool=sets["pool"], public=None, unseen=sets.get("unseen"))
 
     def _listed(self) -> dict[str, _Listing]:
@@ -120,6 +125,7 @@ class _Listing:
     files: list[ImageFile]
     labels: np.ndarray[tuple[int], np.dtype[np.int64]]
     groups: tuple[str, ...] | None = None
+    notice: str = ""  # what was skipped
 
 
 def _root_problem(root: str | None, layout: str) -> str | None:
@@ -139,9 +145,7 @@ def _root(problem: str | None, root: str | None) -> Path:
 def _subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(
-        entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_system(entry.name))
 
 
 def _labelled(folder: Path, classes: Sequence[str]) -> _Listing | None:
@@ -151,36 +155,44 @@ def _labelled(folder: Path, classes: Sequence[str]) -> _Listing | None:
     unknown = [name for name in _subfolders(folder) if name not in classes]
     if unknown:
         raise DataError(
-            f"{folder / unknown[0]} is not one of the classes {list(classes)}: rename it or set data.classes"
+            f"{shown(folder / unknown[0])} is not one of the classes {list(classes)}: rename it or set "
+            "data.classes"
         )
-    files = list_images(folder)
+    files, notice = _scanned(folder)
     loose = [file.path for file in files if "/" not in file.name]
     if loose:
-        raise DataError(f"{loose[0]} is outside the class folders: move it into one of {list(classes)}")
-    _need_images(folder, files)
+        raise DataError(
+            f"{shown(loose[0])} is outside the class folders: move it into one of {list(classes)}"
+        )
     parts = [file.name.split("/") for file in files]
     labels = np.asarray([classes.index(part[0]) for part in parts], dtype=np.int64)
     groups = tuple(part[1] if len(part) > 2 else "" for part in parts)
-    return _Listing(folder, files, labels, groups if any(groups) else None)
+    return _Listing(folder, files, labels, groups if any(groups) else None, notice)
 
 
 def _flat(folder: Path) -> _Listing:
-    files = list_images(folder)
-    _need_images(folder, files)
-    return _Listing(folder, files, np.full(len(files), -1, dtype=np.int64))
+    files, notice = _scanned(folder)
+    return _Listing(folder, files, np.full(len(files), -1, dtype=np.int64), notice=notice)
 
 
-def _need_images(folder: Path, files: Sequence[ImageFile]) -> None:
-    if not files:
-        raise DataError(f"{folder} has no images: add some (jpg, png, ...), or remove the folder")
+def _scanned(folder: Path) -> tuple[list[ImageFile], str]:
+    """Return a folder's images, at least one, and a text about files of unsupported kinds (empty: none)."""
+    scan = scan_images(folder)
+    notice = skipped_text(folder, scan.skipped) if scan.skipped else ""
+    if not scan.files:
+        told = f" ({notice})" if notice else ""
+        raise DataError(f"{folder} has no images: add some (jpg, png, ...), or remove the folder{told}")
+    return scan.files, notice
 
 
 @overload
-def _decoded(listing: _Listing, classes: Sequence[str], image_size: int, cache_dir: Path) -> ImageSet: ...
-@overload
-def _decoded(listing: None, classes: Sequence[str], image_size: int, cache_dir: Path) -> None: ...
 def _decoded(
-    listing: _Listing | None, classes: Sequence[str], image_size: int, cache_dir: Path
+    listing: _Listing, classes: Sequence[str], settings: PictureSettings, cache_dir: Path
+) -> ImageSet: ...
+@overload
+def _decoded(listing: None, classes: Sequence[str], settings: PictureSettings, cache_dir: Path) -> None: ...
+def _decoded(
+    listing: _Listing | None, classes: Sequence[str], settings: PictureSettings, cache_dir: Path
 ) -> ImageSet | None:
     if listing is None:
         return None
@@ -192,7 +204,9 @@ def _decoded(
         logger.warning("%s has no images of class %s", listing.folder, name)
     # by class index, then name: equal folders give equal sets, however the class names sort
     order = np.lexsort((np.arange(len(files)), labels))
-    entry, kept = decode_files([files[i] for i in order], image_size, cache_dir)
+    entry, kept = decode_files(
+        [files[i] for i in order], settings.image_size, cache_dir, settings.max_megapixels, listing.notice
+    )
     chosen = order[kept]
     return ImageSet(
         images=entry.images,

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmutual.data.cache import FORMAT, Entry, cached
-from fedmutual.data.decoding import decode_into, to_rgb
+from fedmutual.data.decoding import PictureSettings, decode_into, read_picture
 from fedmutual.data.images import DataError, ImageData, ImageSet
-from fedmutual.settings import DataSettings, setting
+from fedmutual.settings import setting
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class HuggingFaceSettings(DataSettings):
+class HuggingFaceSettings(PictureSettings):
     """A data set with an image column and a label column.
 
     A hub data set is decoded once and cached. Set ``revision`` if all sites must hold the same version (the
@@ -120,7 +121,8 @@ def _decode(
     table = table.cast_column(settings.image_column, datasets.Image(decode=False))
 
     def read(position: int) -> NDArray[np.uint8]:
-        return to_rgb(_picture(table[position][settings.image_column]), settings.image_size)
+        source = _source(table[position][settings.image_column])
+        return read_picture(source, settings.image_size, settings.max_megapixels)
 
     names = [f"{split}-{position}" for position in range(len(table))]
     readers = [lambda p=position: read(p) for position in range(len(table))]
@@ -170,15 +172,11 @@ def _labels(table: Any, column: str) -> tuple[list[str], NDArray[np.int64]]:
     return [str(v) for v in present], np.asarray([place.get(v, -1) for v in values], dtype=np.int64)
 
 
-def _picture(cell: Mapping[str, Any]) -> Any:
-    """Open an undecoded image cell, from its bytes or from its path."""
-    import io
-
-    from PIL import Image
-
+def _source(cell: Mapping[str, Any] | None) -> str | IO[bytes]:
+    """Return the bytes or the path of an undecoded image cell."""
     if cell is None:
         raise ValueError("no image")
-    return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"])
+    return io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else str(cell["path"])
 
 
 def _image_set(entry: Entry) -> ImageSet:

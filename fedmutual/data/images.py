@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmutual.logs import shown
+
 HASH_BYTES = 16
 
 
@@ -95,7 +97,7 @@ class ImageData:
     Parameters
     ----------
     classes : tuple[str, ...]
-        Class names; a label is a position in it.
+        Class names, without control characters; a label is a position in it.
     pool : ImageSet
         The images from which the clients' data are drawn (and the public set, if the source has none).
     public : ImageSet | None
@@ -108,6 +110,14 @@ class ImageData:
     pool: ImageSet
     public: ImageSet | None
     unseen: ImageSet | None
+
+    def __post_init__(self) -> None:
+        for name in self.classes:
+            if shown(name) != name:
+                raise DataError(
+                    f"the class name '{shown(name)}' has control characters, which terminals and files would "
+                    "obey: rename the class (its folder or label)"
+                )
 
 
 def pixel_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedmutual.doctor.finding import FAILED, OK, Finding, run_check
 from fedmutual.doctor.link import Link
+from fedmutual.logs import shown_lines
 from fedmutual.settings import Settings
 
 
@@ -105,9 +106,9 @@ def show(findings: Sequence[Finding], as_json: bool) -> int:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
-            print(f"{finding.status:<8}{finding.check:<12}{finding.text}")
+            print(shown_lines(f"{finding.status:<8}{finding.check:<12}{finding.text}"))
             if finding.remedy:
-                print(f"{'':<20}-> {finding.remedy}")
+                print(shown_lines(f"{'':<20}-> {finding.remedy}"))
     return int(any(finding.status == FAILED for finding in findings))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-import struct
+import logging
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmutual.data.decoding import list_images, to_rgb
+from fedmutual.data.decoding import (
+    MAX_MEGAPIXELS,
+    is_supported,
+    is_system,
+    read_picture,
+    reason,
+    scan_images,
+    skipped_text,
+)
+from fedmutual.logs import shown
 
 Pixels = NDArray[np.uint8]
+
+logger = logging.getLogger(__name__)
 
 
 class PicturesError(ValueError):
@@ -23,7 +35,9 @@ class PicturesError(ValueError):
 def find_pictures(names: Iterable[str]) -> list[Path]:
     """Return the pictures of the given names, each once, in the order of the names.
 
-    A folder stands for all image files below it, sorted. A pattern may contain ``**``; quote it, or use it in
+    A folder stands for all image files below it, sorted, as for training: hidden and system files are
+    ignored, and files of unsupported kinds are counted in a warning. The same holds for what a pattern
+    matches; a file named itself is always returned. A pattern may contain ``**``; quote it, or use it in
     shells that do not expand patterns.
 
     Raises
@@ -34,20 +48,15 @@ def find_pictures(names: Iterable[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for name in names:
         path = Path(name)
-        matches = (
-            [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-        )
-        pictures = [file for match in matches for file in _below(match)]
-        if not matches:
-            raise PicturesError(f"{name}: no such file or folder, and no file matches it")
+        pictures = [path] if path.is_file() else _below(path) if path.is_dir() else _matching(name)
         if not pictures:
-            raise PicturesError(f"{name}: no image file in it")
+            raise PicturesError(f"{shown(name)}: no image file in it")
         found |= dict.fromkeys(pictures)
     return list(found)
 
 
 def read_pictures(
-    paths: Sequence[Path], sizes: Sequence[int]
+    paths: Sequence[Path], sizes: Sequence[int], max_megapixels: float = MAX_MEGAPIXELS
 ) -> tuple[dict[int, Pixels], list[Path], dict[Path, str]]:
     """Decode pictures as the data layer does.
 
@@ -55,6 +64,8 @@ def read_pictures(
     ----------
     sizes : Sequence[int]
         Side lengths in pixels; each picture is decoded to every size.
+    max_megapixels : float
+        Larger pictures are not decoded.
 
     Returns
     -------
@@ -68,9 +79,9 @@ def read_pictures(
 
     def read(path: Path) -> list[Pixels] | None:
         try:
-            return [_decode(path, size) for size in sizes]
-        except _unreadable() as error:
-            failures[path] = str(error) or type(error).__name__
+            return [read_picture(path, size, max_megapixels) for size in sizes]
+        except Exception as error:  # a damaged file can raise anything in a decoder
+            failures[path] = reason(error)
             return None
 
     with ThreadPoolExecutor() as pool:
@@ -84,18 +95,31 @@ def read_pictures(
     return pixels, kept, {path: failures[path] for path in paths if path in failures}
 
 
-def _below(path: Path) -> list[Path]:
-    return [Path(file.path) for file in list_images(path)] if path.is_dir() else [path]
+def _matching(pattern: str) -> list[Path]:
+    """Return the pictures that a pattern matches, and those below the folders that it matches."""
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        raise PicturesError(f"{shown(pattern)}: no such file or folder, and no file matches it")
+    found: dict[Path, None] = {}
+    skipped: list[str] = []
+    for match in (Path(match) for match in matches):
+        if any(is_system(part) for part in match.parts if part not in pattern):
+            continue
+        if match.is_dir():
+            found |= dict.fromkeys(Path(file.path) for file in scan_images(match).files)
+        elif is_supported(match.name):
+            found[match] = None
+        else:
+            skipped.append(str(match))
+    if skipped:
+        logger.warning(
+            "%s", skipped_text(Path(os.path.commonpath([Path(s).parent for s in skipped])), skipped)
+        )
+    return list(found)
 
 
-def _decode(path: Path, size: int) -> Pixels:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return to_rgb(picture, size)
-
-
-def _unreadable() -> tuple[type[Exception], ...]:
-    from PIL import Image
-
-    return OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError
+def _below(folder: Path) -> list[Path]:
+    scan = scan_images(folder)
+    if scan.skipped:
+        logger.warning("%s", skipped_text(folder, scan.skipped))
+    return [Path(file.path) for file in scan.files]

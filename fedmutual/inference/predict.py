@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedmutual.data.decoding import to_rgb
+from fedmutual.data.decoding import MAX_MEGAPIXELS, to_rgb
 from fedmutual.inference.pictures import find_pictures, read_pictures
 from fedmutual.learning.evaluation import ensemble, predict
 from fedmutual.models.stored import StoredModel
@@ -41,13 +41,17 @@ class Prediction:
 
 
 def predict_pictures(
-    models: Sequence[StoredModel], paths: Sequence[Path], device: torch.device, batch_size: int = 32
+    models: Sequence[StoredModel],
+    paths: Sequence[Path],
+    device: torch.device,
+    batch_size: int = 32,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Iterator[Prediction]:
     """Yield predictions in order, a batch at a time; an unreadable picture has an error instead."""
     for stored in models:
         stored.model.to(device)
     for start in range(0, len(paths), batch_size):
-        yield from _batch(models, paths[start : start + batch_size], batch_size)
+        yield from _batch(models, paths[start : start + batch_size], batch_size, max_megapixels)
 
 
 def predict_images(models: Sequence[StoredModel], images: Any) -> NDArray[np.floating]:
@@ -85,8 +89,11 @@ def _predict_arrays(models: Sequence[StoredModel], images: NDArray[np.generic]) 
     return np.asarray(np.exp(ensemble(said)))
 
 
-def _batch(models: Sequence[StoredModel], paths: Sequence[Path], batch_size: int) -> Iterator[Prediction]:
-    pixels, kept, failures = read_pictures(paths, sorted({stored.image_size for stored in models}))
+def _batch(
+    models: Sequence[StoredModel], paths: Sequence[Path], batch_size: int, max_megapixels: float
+) -> Iterator[Prediction]:
+    sizes = sorted({stored.image_size for stored in models})
+    pixels, kept, failures = read_pictures(paths, sizes, max_megapixels)
     found: dict[Path, Prediction] = {}
     if kept:
         said = [

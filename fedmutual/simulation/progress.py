@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from fedmutual.logs import shown_lines
 from fedmutual.report.tables import human_bytes
 
 Row = dict[str, Any]
@@ -171,7 +172,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Print a line above the bar, unformatted."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(shown_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def log(self, text: str) -> None:
         """Print a log line, with its colours if the terminal supports them."""
