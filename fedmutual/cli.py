@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None, app_dir: Path | None = None) -> int:
     int
         The exit code.
     """
+    if argv is None:  # the command itself: no process that it starts imports from the current folder
+        os.environ["PYTHONSAFEPATH"] = "1"
     parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:  # called by the shell for completion
         import argcomplete

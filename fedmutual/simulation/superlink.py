@@ -38,6 +38,7 @@ _ENVIRONMENT = {
     "RAY_enable_metrics_collection": "0",
     "RAY_prestart_worker_first_driver": "0",  # unused: Flower's actors need their own workers
     "PYTHONUNBUFFERED": "1",
+    "PYTHONSAFEPATH": "1",  # nothing is imported from the folder where a process happens to start
 }
 # By default glibc returns large activations to the system and maps them again in every training step, which
 # takes a third of the CPU time. With these values it keeps them, for a fifth more memory.
