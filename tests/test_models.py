@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +120,34 @@ def test_one_output_only_for_models_made_for_it() -> None:
     model, arguments = build_model(settings, num_classes=2, image_size=40, seed=0)
     assert arguments["num_classes"] == 2
     assert model(torch.zeros((1, 3, 40, 40))).shape == (1, 2)
+
+
+class _Planted:
+    """What a pickle from elsewhere can do when it is read: anything."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+class FromFile(nn.Module):
+    """A model that reads its weights as torchvision does, without ``weights_only``."""
+
+    def __init__(self, num_classes: int, file: str) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, num_classes)
+        self.head.load_state_dict(torch.load(file, weights_only=False))
+
+
+def test_pretrained_weights_are_read_as_tensors_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    good = {"weight": torch.ones(3, 2), "bias": torch.ones(3)}
+    torch.save(good, tmp_path / "good.pt")
+    torch.save({**good, "bias": _Planted()}, tmp_path / "bad.pt")
+    target = f"{__name__}.FromFile"
+    model, _ = build_model(model_settings(target, file="good.pt"), 3, 20, 0)
+    assert torch.equal(model.state_dict()["head.bias"], good["bias"])
+    with pytest.raises(ValueError, match="FromFile"):
+        build_model(model_settings(target, file="bad.pt"), 3, 20, 0)
+    assert not (tmp_path / "ran").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ  # the caller's own torch.load is as before

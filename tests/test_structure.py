@@ -50,3 +50,19 @@ def test_no_circle_of_folders() -> None:
 def test_a_circle_would_be_found() -> None:
     with pytest.raises(CycleError):
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_nothing_unpickles_and_pictures_are_opened_in_one_place() -> None:
+    opened, unpickled = [], []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called.endswith("Image.open"):
+                opened.append((path.name, {keyword.arg for keyword in node.keywords}))
+            loads = called in ("torch.load", "pickle.load", "pickle.loads", "joblib.load", "torch.hub.load")
+            if loads or "allow_pickle=True" in ast.unparse(node):
+                unpickled.append((path.name, called))
+    assert opened == [("decoding.py", {"formats"})]
+    assert unpickled == [("hydra_conf.py", "pickle.loads")]  # what the same process has pickled

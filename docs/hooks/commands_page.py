@@ -19,8 +19,8 @@ What `fedmutual --help` and `fedmutual COMMAND --help` say; this page is made fr
 
 Every command is also there as `python -m fedmutual COMMAND`, and `fedmutual completion` makes the shell
 complete commands, options, settings and their choices. In a folder with files of others, use `fedmutual` or
-`python -P -m fedmutual`: none of them imports packages from the current folder, but with `-m` alone Python itself
-looks there for a few of its own modules (`types`, `re`, ...) before fedmutual starts.
+`python -P -m fedmutual`. None of them imports packages from the current folder, but with `-m` alone Python
+itself looks there for a few of its own modules (`types`, `re`, ...) before fedmutual starts.
 """
 
 

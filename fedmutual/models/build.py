@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from hydra.utils import get_object
 from torch import Tensor, nn
 
 from fedmutual.settings import ModelSettings
+
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # of torch.load
 
 
 def build_model(
@@ -46,12 +51,26 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = factory(**arguments)
-        except (TypeError, ValueError) as error:
+            with _tensors_only():
+                model = factory(**arguments)
+        except (TypeError, ValueError, UnpicklingError) as error:
             raise ValueError(f"model: {settings.target}({arguments}): {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model._target_: {settings.target} does not create a torch.nn.Module")
     return model, arguments
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Let ``torch.load`` read tensors only, whoever calls it: torchvision would unpickle its weights."""
+    if _TENSORS_ONLY in os.environ:
+        yield
+        return
+    os.environ[_TENSORS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_TENSORS_ONLY, None)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
