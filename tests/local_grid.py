@@ -20,6 +20,7 @@ import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 
 from fedmutual.results.directory import read_history
 from fedmutual.simulation.inprocess import FIRST_NODE, InProcessGrid, enter_run, node_context, over_the_wire
@@ -64,6 +65,8 @@ class LocalGrid(InProcessGrid):
     ----------
     offline : set of int
         Nodes that are not connected; an order that is on its way to one is never answered.
+    keys : dict[int, bytes]
+        Public keys of the nodes that an operator has registered.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class LocalGrid(InProcessGrid):
         self.tamper = tamper or (lambda node, reply: reply)
         self.before = before or (lambda node, order: None)
         self.offline: set[int] = set()
+        self.keys: dict[int, bytes] = {}
         self.orders: list[Message] = []
         self.replies: list[Message] = []
 
@@ -95,6 +99,14 @@ class LocalGrid(InProcessGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         return [node for node in self.contexts if node not in self.offline]
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [
+            NodeInfo(
+                node_id=node, public_key=self.keys.get(node), name="registered" if node in self.keys else None
+            )
+            for node in self.get_node_ids()
+        ]
 
     def _push(self, message: Message) -> str:
         name = super()._push(message)

@@ -337,7 +337,7 @@ def test_a_newcomer_with_a_taken_name_is_refused_and_the_run_goes_on(
     with caplog.at_level(logging.ERROR):
         run = play(tmp_path / "disturbed" / "run", EAGER, prepare=prepare, tamper=tamper)
     assert run.summary["status"] == "completed"
-    assert "node 5 waits: client client-1 is still connected as node 1001" in caplog.text
+    assert "node 5 gets no order: nodes 1001 and 5 are both named client-1" in caplog.text
     assert 5 not in {node for node, _ in run.orders()}
     assert figures(run) == figures(undisturbed(EAGER))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from local_grid import FIRST_NODE, Played, play
 
+from fedmutual.engine.names import Names, Node
 from fedmutual.engine.roster import Roster
 from fedmutual.settings import ParticipationSettings
 
@@ -17,9 +18,10 @@ def reported(run: Played, round: int) -> set[str]:
 
 
 def roster(fraction: float, names: dict[int, str], *absent: str) -> Roster:
-    made = Roster(None, ParticipationSettings(fraction=fraction, absent=list(absent)), seed=3)
-    made._names = dict(names)
-    return made
+    known = Names()
+    for node, name in names.items():
+        assert known.claim(Node(node), name, {}) == ""
+    return Roster(None, ParticipationSettings(fraction=fraction, absent=list(absent)), seed=3, names=known)
 
 
 def test_the_same_clients_are_chosen_whatever_their_nodes_are_called() -> None:

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from fedmutual.data.site import SharedData
 from fedmutual.engine.asynchronous import AsynchronousLoop
 from fedmutual.engine.history import History, Line
+from fedmutual.engine.names import Names, connected
 from fedmutual.engine.participants import Participant, Participants
 from fedmutual.engine.roster import IDENTIFY, IDENTIFY_SECONDS
 from fedmutual.engine.timing import Dispatch, Timing, VirtualTiming, WallTiming
@@ -73,7 +74,7 @@ class Arriving:
         self.unseen_predictions: dict[str, FloatArray] = {}
         self.arrivals = 0
         self.delivered = 0
-        self.participants = Participants(settings.emulation.speeds)
+        self.participants = Participants(settings.emulation.speeds, Names(settings.clients))
         self._updates = updates
         self._seconds = seconds
         self._expected = 0
@@ -137,7 +138,7 @@ class Arriving:
         client = self.participants.at(reply.node_id)
         if client is None:
             assert self._grid is not None
-            return self.participants.identified(reply, set(self._grid.get_node_ids()))
+            return self.participants.identified(reply, connected(self._grid))
         late = self._enough(now)
         self.arrivals, self._now = self.arrivals + 1, now
         report, reason, extra = self._checked(client, reply, late)
@@ -168,7 +169,7 @@ class Arriving:
             "clock": self._now,
             "expected": self._expected,
             "last": self._history.last,
-            "participants": self.participants.as_list(),
+            "participants": self.participants.as_dict(),
             "strategy": meta,
         }, arrays
 

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedmutual.engine.history import History
+from fedmutual.engine.names import Names, Node, connected
 from fedmutual.results.summary import natural_key
 from fedmutual.settings import ParticipationSettings
 from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
@@ -35,17 +36,24 @@ class Roster:
         Selects the participants of a round; None: all clients.
     seed : int
         Seed of the selection.
+    names : Names or None
+        Who may join, and which node has which name; None: anyone.
     """
 
     def __init__(
-        self, min_clients: int | None, participation: ParticipationSettings | None = None, seed: int = 0
+        self,
+        min_clients: int | None,
+        participation: ParticipationSettings | None = None,
+        seed: int = 0,
+        names: Names | None = None,
     ) -> None:
         self.expected = 0
         self._min_clients = min_clients
         self._participation = participation
         self._seed = seed
-        self._names: dict[int, str] = {}
-        self._refused: set[int] = set()
+        self._names = names or Names()
+        self._online: dict[int, Node] = {}
+        self._refused: dict[int, str] = {}  # node -> why it gets no order
         self._history = History()
         self._lines: list[dict[str, Any]] = []
         self.good = 0
@@ -57,19 +65,21 @@ class Roster:
 
     def name(self, node: int) -> str | None:
         """Return the name of a node; None until it has reported."""
-        return self._names.get(node)
+        return self._names.of(node)
 
     def nodes(self, grid: Grid) -> list[int]:
         """Return the connected nodes that participate."""
-        return [node for node in sorted(grid.get_node_ids()) if node not in self._refused]
+        self._online = connected(grid)
+        strangers = {node.id for node in self._online.values() if self._names.stranger(node)}
+        return [node for node in self._online if node not in strangers and node not in self._refused]
 
     def taking_part(self, round: int, nodes: list[int]) -> list[int]:
         """Return the participants of a round, selected by client name and not by node id."""
         chosen = self._participation
         if chosen is None or chosen.is_full:
             return nodes
-        there = [node for node in nodes if not chosen.misses(self._names.get(node), round)]
-        there.sort(key=lambda node: natural_key(self._names.get(node, f"~{node}")))
+        there = [node for node in nodes if not chosen.misses(self.name(node), round)]
+        there.sort(key=lambda node: natural_key(self.name(node) or f"~{node}"))
         count = self._part_of(len(nodes))
         if count >= len(there):
             return there
@@ -83,35 +93,33 @@ class Roster:
     def identify(self, exchange: Exchange) -> None:
         """Ask unknown nodes for their names: those that joined after the first round or a server restart.
 
-        If clients are selected by name, nodes are also asked before the first round.
+        If clients are selected or admitted by name, nodes are also asked before the first round.
 
-        A restarted SuperNode has a new id but must get its own client's target. A second node with the name
-        of a connected node is rejected for this round and asked again in the next: Flower takes up to a
-        minute to notice a dead node.
+        A restarted SuperNode without a key has a new id but must get its own client's target. A node that
+        may not have the name it claims gets no order, and is asked again in the next round: Flower takes up
+        to a minute to notice a dead node.
         """
-        self._refused.clear()
-        online = self.nodes(exchange.grid)
-        strangers = [node for node in online if node not in self._names]
+        self._online = connected(exchange.grid)
+        reasons = {node.id: self._names.stranger(node) for node in self._online.values()}
+        self._refused = {node: reason for node, reason in reasons.items() if reason}
+        unknown = [n for n in self._online if n not in self._refused and self.name(n) is None]
         by_name = self._participation is not None and not self._participation.is_full
-        if not strangers or not (self._begun or by_name):
-            return
-        asked = {node: RecordDict({"identify": ConfigRecord()}) for node in strangers}
-        questions = messages_to(asked, IDENTIFY, IDENTIFY_SECONDS)
-        for reply in exchange.send_and_collect(questions, everyone=True):
-            name = claimed_client(reply.content) if reply.content is not None else None
-            if name is None:
-                continue  # treat it as a new node: its report gives its name
-            holders = [node for node, known in self._names.items() if known == name]
-            if any(node in online for node in holders):
-                self._refused.add(reply.node_id)
-                logger.error(
-                    "node %d waits: client %s is still connected as node %d; if that node is alive, give "
-                    "every node its own client-name", reply.node_id, name, holders[0],
-                )  # fmt: skip
-                continue
-            for node in holders:
-                del self._names[node]
-            self._names[reply.node_id] = name
+        if unknown and (self._begun or by_name or self._names.restricted):
+            asked = {node: RecordDict({"identify": ConfigRecord()}) for node in unknown}
+            questions = messages_to(asked, IDENTIFY, IDENTIFY_SECONDS)
+            for reply in exchange.send_and_collect(questions, everyone=True):
+                self._meet(reply)
+        for node, reason in self._refused.items():
+            logger.error("node %d gets no order: %s", node, reason)
+
+    def _meet(self, reply: Reply) -> None:
+        name = claimed_client(reply.content) if reply.content is not None else None
+        if name is not None:
+            reason = self._names.claim(self._online[reply.node_id], name, self._online)
+        else:  # a new node without a name yet: its report gives it
+            reason = "it did not give its name (clients.allowed)" if self._names.restricted else ""
+        if reason:
+            self._refused[reply.node_id] = reason
 
     def receive(
         self, replies: list[Reply], read: Callable[[RecordDict], Report], round: int, closing: bool
@@ -124,11 +132,10 @@ class Roster:
         self._lines = []
         for reply in replies:
             report, reason = _checked(reply, read)
-            name = self._names.get(reply.node_id) or (report.client if report else _claimed(reply))
+            name = self.name(reply.node_id) or (report.client if report else _claimed(reply))
             if report is not None:
-                reason = self._conflict(report, reply.node_id, [r.node_id for r in replies])
+                reason = self._claim(reply.node_id, report.client)
             if report is not None and not reason:
-                self._names[reply.node_id] = report.client
                 reports[report.client] = report
             else:
                 report = None
@@ -155,39 +162,30 @@ class Roster:
             return
         reasons = [_blame(line) for line in self._lines if "rejected" in line]
         ordered = {line["node_id"] for line in self._lines}
-        reasons += [f"{name}: not connected" for node, name in self._names.items() if node not in ordered]
+        known = self._names.by_node().items()
+        reasons += [f"{name}: not connected" for node, name in known if node not in ordered]
         raise ExchangeError(
             f"round {round}: {self.good} good reports, {needed} are needed (exchange.min_clients). "
             + " | ".join(reasons)
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the JSON state for the checkpoint, without node ids, which a restart invalidates."""
-        return {"expected": self.expected, "last": self._history.last}
+        """Return the JSON state for the checkpoint."""
+        return {"expected": self.expected, "last": self._history.last, "names": self._names.as_dict()}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore the clients from a checkpoint."""
         self.expected = saved["expected"]
         self._history = History(saved["last"])
+        self._names.restore(saved["names"])
         self._begun = True
 
-    def _conflict(self, report: Report, node: int, asked: list[int]) -> str:
+    def _claim(self, node: int, name: str) -> str:
         """Return why a node may not report under a name; empty if it may."""
-        known = self._names.get(node)
-        if known is not None and known != report.client:
-            return f"client: the report is {report.client}'s, but this node is {known}"
-        other = next((n for n in asked if n != node and self._names.get(n) == report.client), None)
-        if other is None:
-            return ""
-        self._refused.add(node)
-        return _twins(other, node, report.client)
-
-
-def _twins(first: int, second: int, name: str) -> str:
-    return (
-        f"nodes {first} and {second} are both named {name}: give every node its own client-name (or "
-        "partition-id) in its --node-config"
-    )
+        reason = self._names.claim(self._online.get(node, Node(node)), name, self._online)
+        if reason:
+            self._refused[node] = reason
+        return reason
 
 
 def _blame(line: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fedmutual.data.site import SharedData
 from fedmutual.engine.history import Line
+from fedmutual.engine.names import Names
 from fedmutual.engine.roster import Roster
 from fedmutual.engine.virtual_rounds import VirtualRounds
 from fedmutual.results.directory import RunDirectory
@@ -65,7 +66,9 @@ class Rounds:
         self.shared = shared
         self.run = run
         self.journal = journal
-        self.roster = Roster(settings.exchange.min_clients, settings.participation, settings.seed)
+        self.roster = Roster(
+            settings.exchange.min_clients, settings.participation, settings.seed, Names(settings.clients)
+        )
         self.unseen_predictions: dict[str, FloatArray] = {}
         self._rounds_done = 0
         self._clock = VirtualRounds.of(settings.emulation)
@@ -79,7 +82,8 @@ class Rounds:
             Too few clients connect or answer.
         """
         exchange = Exchange(grid, self.settings.exchange)
-        connected = len(self._participants(exchange.wait_for_clients(self.settings.num_clients)))
+        exchange.wait_for_clients(self.settings.num_clients)
+        connected = len(self._participants(self.roster.nodes(grid)))
         self.roster.expect(max(connected, self.roster.expected))  # a resumed run keeps its quorum
         self._log_start()
         rounds = self.settings.rounds

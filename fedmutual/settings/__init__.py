@@ -2,6 +2,7 @@
 
 from fedmutual.settings.schema import (
     AttackSettings,
+    ClientsSettings,
     ConsensusSettings,
     DataSettings,
     EmulationSettings,
@@ -24,6 +25,7 @@ from fedmutual.settings.schema import (
 
 __all__ = [
     "AttackSettings",
+    "ClientsSettings",
     "ConsensusSettings",
     "DataSettings",
     "EmulationSettings",

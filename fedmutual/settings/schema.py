@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 _ABSENCE = r"(.+):(\d+)-(\d+)"
+_ALLOWED = r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?::(SHA256:[A-Za-z0-9+/]{43}))?"
 
 
 class SettingsError(ValueError):
@@ -161,6 +162,36 @@ class ExchangeSettings:
                 "raise it, or set it to null"
             )
         return None
+
+
+@dataclass(kw_only=True)
+class ClientsSettings:
+    """Who may join a run, and which node a client's name belongs to."""
+
+    allowed: list[str] = setting(
+        "clients that may join, NAME or NAME:FINGERPRINT, with the SHA256 fingerprint of the node's key as "
+        "`ssh-keygen -lf` prints it; []: anyone whom the SuperLink lets in"
+    )
+    bind: str = setting(
+        "what a client's name belongs to for the length of a run. key: the key of its node. node: its node; "
+        "once Flower knows that this one is gone, another node may take the name. auto: key, where the node "
+        "was registered with `flwr supernode register --name`, else node",
+        choices=("auto", "key", "node"),
+    )
+
+    def check(self) -> str | None:
+        """Reject malformed or repeated names."""
+        wrong = [text for text in self.allowed if re.fullmatch(_ALLOWED, text) is None]
+        if wrong:
+            return f"allowed: {wrong[0]!r} is not NAME or NAME:SHA256:... (ssh-keygen -lf KEY.pub prints it)"
+        if len(self.keys_of_allowed()) < len(self.allowed):
+            return "allowed: a name stands there twice"
+        return None
+
+    def keys_of_allowed(self) -> dict[str, str]:
+        """Return name -> fingerprint of its key; an empty fingerprint: any key."""
+        found = [re.fullmatch(_ALLOWED, text) for text in self.allowed]
+        return {match[1]: match[2] or "" for match in found if match is not None}
 
 
 @dataclass(kw_only=True)
@@ -357,6 +388,7 @@ class Settings:
     evaluation: EvaluationSettings
     exchange: ExchangeSettings
     participation: ParticipationSettings
+    clients: ClientsSettings
     attack: AttackSettings
     tracking: TrackingSettings
     simulation: SimulationSettings
