@@ -1,12 +1,13 @@
 #!/bin/sh
 # Create the server's certificates and a site's key. Needs openssl and ssh-keygen.
 #   keys.sh ca FOLDER                  certificate authority: FOLDER/ca.key (keep it offline) and FOLDER/ca.crt
-#   keys.sh server FOLDER ADDRESS...   server.key, server.pem (signed by FOLDER/ca.key) and superexec.secret;
-#                                      ADDRESS: each DNS name or IPv4 address at which sites reach the server
+#   keys.sh server FOLDER ADDRESS...   server.key, server.pem (signed by FOLDER/ca.key), superexec.secret, and the
+#                                      folder sites for the sites' public keys; ADDRESS: each DNS name or IPv4
+#                                      address at which sites reach the server
 #   keys.sh site FOLDER NAME           NAME.key, which never leaves the site, and NAME.pub for the server
 # DAYS sets the validity of a certificate (ca: 3650, server: 365). Existing files are never overwritten.
 set -eu
-usage() { sed -n '2,7s/^# //p' "$0" >&2; exit 2; }
+usage() { sed -n '2,8s/^# //p' "$0" >&2; exit 2; }
 fresh() { for file; do [ ! -e "$file" ] || { echo "$file exists: move it away first" >&2; exit 1; }; done; }
 [ $# -ge 2 ] || usage
 command=$1 folder=$2; shift 2
@@ -34,6 +35,7 @@ server)
     -subj "/CN=$1" 2>/dev/null
   openssl x509 -req -in "$request" -CA ca.crt -CAkey ca.key -set_serial "0x$(openssl rand -hex 16)" \
     -out server.pem -sha256 -days "${DAYS:-365}" -extfile "$request.ext" 2>/dev/null
+  mkdir -p sites
   [ -e superexec.secret ] || openssl rand -hex 32 >superexec.secret
   ;;
 site)

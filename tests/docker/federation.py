@@ -128,8 +128,8 @@ class Federation:
         for number, site in enumerate(SITES):
             self.keys("site", site, site)
             self.copy("server/ca.crt", f"{site}/ca.crt")
-            self.copy(f"{site}/{site}.pub", f"server/{site}.pub")
-            self.flwr("supernode", "register", f"/secrets/{site}.pub", "server", "--name", site)
+            self.copy(f"{site}/{site}.pub", f"server/sites/{site}.pub")
+            self.flwr("supernode", "register", f"/secrets/sites/{site}.pub", "server", "--name", site)
             self.define_site(site, number)
             self.compose(site, "up", "-d")
 
