@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from fedmutual.logs import show_logs
 
 app = ClientApp()
+_turn = None  # kept until the process ends
 
 # In simulation, Ray's workers first import from the folder where the SuperLink was started, then from the
 # app: another checkout in that folder would run instead of this one.
@@ -21,9 +22,9 @@ if os.path.basename(sys.argv[0]) == "flwr-simulation":
 @app.train("round")
 def train_round(message: Message, context: Context) -> Message:
     """Carry out an order of any strategy."""
-    client = _client()
     show_logs()
-    reply: Message = client.handle(message, context)
+    _take_turn(context)
+    reply: Message = _client().handle(message, context)
     return reply
 
 
@@ -39,10 +40,18 @@ def identify(message: Message, context: Context) -> Message:
 @app.query("public")
 def public(message: Message, context: Context) -> Message:
     """Return whether this node has the server's public set, or store a part of it."""
-    client = _client()
     show_logs()
-    reply: Message = client.handle_public(message, context)
+    _take_turn(context)
+    reply: Message = _client().handle_public(message, context)
     return reply
+
+
+def _take_turn(context: Context) -> None:
+    """Wait for an earlier process of this node, before anything heavy is imported."""
+    global _turn
+    from fedmutual.client.turn import take_turn
+
+    _turn = take_turn(context.node_id, context.node_config)
 
 
 def _client() -> ModuleType:

@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -37,6 +38,7 @@ APP_PARTS = ("server_app.py", "client_app.py", "pyproject.toml", "README.md", "L
 CONNECTION = "loopback"
 POLL_INTERVAL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 MARK = "FEDMUTUAL_LOOPBACK"  # in the environment of every process that is started here
+KILLPOINT, KILL_AT = APP_DIR / "benchmarks" / "killpoint", "FEDMUTUAL_KILL_AT"
 CONNECTED = "SuperNode ID"  # in a SuperNode's log
 RESTART_SECONDS = 2.0  # between two attempts to start a part again, as a restart policy makes them
 COMMAND_TIMEOUT = 180.0
@@ -68,6 +70,8 @@ class Loopback:
         The Flower app that is submitted; None: this checkout's.
     poll_seconds : float or None
         How often each part looks for work, which takes a CPU's time; None: as often as in ``fedmutual run``.
+    patience : float or None
+        Sites and SuperExec run under ``fedmutual watch`` with this patience, in seconds; None: without it.
     """
 
     def __init__(
@@ -77,10 +81,12 @@ class Loopback:
         secure: bool = True,
         app_dir: Path | None = None,
         poll_seconds: float | None = None,
+        patience: float | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.sites = sites
         self._polling = {} if poll_seconds is None else {POLL_INTERVAL: str(poll_seconds)}
+        self._patience = patience
         self.secure = secure
         self.app_dir = app_dir or self.folder / "app"
         self._own_app = app_dir is None
@@ -126,9 +132,11 @@ class Loopback:
 
     def start_part(self, part: str) -> None:
         """Start a part and keep it running, like a container that is restarted whenever it ends."""
-        self._keepers[part] = _Keeper(
-            self._command(part), self._environment(part), self.folder / f"{part}.log"
-        )
+        command = self._command(part)
+        if self._patience is not None and part != "superlink":
+            watch = [sys.executable, "-m", "fedmutual", "watch", "--patience", str(self._patience), "--"]
+            command = [*watch, program(command[0]), *command[1:]]
+        self._keepers[part] = _Keeper(command, self._environment(part), self.folder / f"{part}.log")
 
     def kill_part(self, part: str) -> None:
         """SIGKILL to all processes of a part at once, and no restart: its power is gone."""
@@ -182,6 +190,18 @@ class Loopback:
             return False
 
         wait_for(there, timeout, f"{part} starts no {name}")
+
+    def arm(self, site: int, moment: str) -> Path:
+        """Have the site's next client process killed at a moment (benchmarks/killpoint/sitecustomize.py).
+
+        Returns the file that is there once it has been.
+        """
+        folder = self.folder / f"site-{site}" / "kill"
+        folder.mkdir(exist_ok=True)
+        done = folder / f"{moment}.done"
+        done.unlink(missing_ok=True)
+        (folder / moment).touch()
+        return done
 
     def client_cpu(self) -> float:
         """CPU seconds of all client processes that have ended: children of the sites' SuperExecs."""
@@ -286,6 +306,8 @@ class Loopback:
             | {
                 MARK: f"{self._id}:{part}",
                 "XDG_CACHE_HOME": str(self.folder),
+                "PYTHONPATH": os.pathsep.join([str(APP_DIR), str(KILLPOINT)]),
+                KILL_AT: str(self.folder / part / "kill"),
             }
         )
 

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import fedmutual
 from fedmutual.appfolder import app_folder
-from fedmutual.commands import clean, compare, completion, config, doctor, export, predict, report, run
+from fedmutual.commands import (
+    clean,
+    compare,
+    completion,
+    config,
+    doctor,
+    export,
+    predict,
+    report,
+    run,
+    watch,
+)
 
 _START = """\
 first steps:
@@ -69,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fedmutual {fedmutual.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (run, compare, doctor, report, predict, export, config, clean, completion):
+    for command in (run, compare, doctor, watch, report, predict, export, config, clean, completion):
         command.add_arguments(commands)
     for name in ("run", "compare", "config"):
         completion.complete_overrides(commands.choices[name])

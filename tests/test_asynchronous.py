@@ -49,6 +49,7 @@ class FakeGrid(Grid):
         enter_run()
         self.clock, self.delay, self.nodes = clock, delay, set(nodes)
         self.rejects: set[int] = set()
+        self.may_lose = False
         self.errors: dict[int, int] = {}
         self.pushed: list[tuple[int, float]] = []
         self.most_open: dict[int, int] = {}
@@ -305,6 +306,39 @@ def test_a_late_reply_makes_its_node_free_again() -> None:
     loop(grid, source, round_timeout=30.0).run()
     assert of(source, 2)[0] >= 46
     assert grid.most_open[2] == 1
+
+
+def test_an_order_that_nothing_is_heard_of_is_sent_again() -> None:
+    grid = FakeGrid(Clock(), lambda node, n: None if (node, n) == (2, 1) else 1.0, [1, 2])
+    grid.may_lose = True
+    source = Counting(100)
+    loop(grid, source, round_timeout=30.0).run()
+    assert of(source, 2)[:3] == [1.0, 17.0, 18.0]  # 1 s and half of 30 s
+    assert not any(error for _, _, error in source.seen)
+
+
+def test_a_node_whose_order_was_lost_is_not_left_out_for_good() -> None:
+    grid = FakeGrid(Clock(), lambda node, n: None if node == 2 and n < 2 else 1.0, [1, 2])
+    grid.may_lose = True
+    source = Counting(150)
+    loop(grid, source, round_timeout=30.0).run()
+    assert 60 <= of(source, 2)[0] <= 64  # given up after 30 s, and asked again after 30 s more
+
+
+def test_a_reply_may_take_as_long_as_the_replies_do() -> None:
+    grid = FakeGrid(Clock(), lambda node, n: None if (node, n) == (2, 3) else 200.0, [1, 2])
+    source = Counting(40)
+    loop(grid, source, round_timeout=None).run()
+    (given_up,) = [at for node, at, error in source.seen if error]
+    assert given_up == 3 * 200 + 5 * 200
+
+
+def test_the_first_reply_of_a_node_may_take_long_whatever_the_others_do() -> None:
+    grid = FakeGrid(Clock(), lambda node, n: 3000.0 if node == 2 else 100.0, [1, 2])
+    source = Counting(60)
+    loop(grid, source, round_timeout=None).run()
+    assert of(source, 2)[0] == 3000
+    assert not any(error for _, _, error in source.seen)
 
 
 def test_a_report_of_no_use_makes_its_node_wait() -> None:

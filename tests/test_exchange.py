@@ -102,7 +102,7 @@ class FakeGrid(Grid):
         return [*self.strays, *(self._ready.pop(name)[1] for name in reversed(due))]
 
 
-def an_exchange(grid: FakeGrid, **changes: float) -> Exchange:
+def an_exchange(grid: FakeGrid, **changes: float | None) -> Exchange:
     values: dict[str, Any] = {
         "min_clients": None,
         "enough_clients": None,
@@ -171,13 +171,11 @@ def test_a_reply_at_the_deadline_counts_and_a_later_one_is_ignored() -> None:
     grid = FakeGrid(Clock(), {1: 20.0, 2: 21.0})
     exchange = an_exchange(grid)
     assert said(exchange.send_and_collect(orders(1, 2))) == [1, None]
-    grid.clock.now += 10  # the late one is there now, and nobody asks for it
+    grid.clock.now += 10  # the late one is there now
     grid.delays = {1: 0.0, 2: 0.0}
-    late = grid.pushed[1].metadata.message_id
     again = exchange.send_and_collect(orders(1, 2))
     assert said(again) == [1, 2]
     assert [reply.seconds for reply in again] == [0.0, 0.0]
-    assert all(late not in ids for now, ids in grid.pulls if now > 121)
 
 
 def test_a_reply_to_something_else_is_ignored() -> None:
@@ -314,6 +312,104 @@ def test_an_order_that_kills_its_process_is_not_sent_for_ever() -> None:
     replies = an_exchange(grid, return_timeout=10.0).send_and_collect(orders(1, 2))
     assert said(replies) == [1, None]
     assert len(grid.pushed) == 1 + 3
+
+
+@pytest.mark.parametrize("code", [ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE])
+def test_a_report_that_got_lost_is_asked_for_again(code: int) -> None:
+    grid = DyingGrid(Clock(), {1: 0.0, 2: 1.0}, {2: [code]})
+    assert said(an_exchange(grid, return_timeout=10.0).send_and_collect(orders(1, 2))) == [1, 2]
+    assert [m.metadata.dst_node_id for m in grid.pushed] == [1, 2, 2]
+
+
+class LosingGrid(DyingGrid):
+    """A deployment's, on which orders may be lost without a word; ``lost`` are numbers of pushed messages."""
+
+    may_lose = True
+
+    def __init__(self, clock: Clock, delays: dict[int, float], lost: set[int], **more: Any) -> None:
+        super().__init__(clock, delays, more.pop("dies", {}), **more)
+        self.lost = lost
+
+    def _push(self, message: Message) -> list[str]:
+        number = len(self.pushed)
+        names = super()._push(message)
+        if number in self.lost:
+            del self._ready[names[0]]
+        return names
+
+
+def test_an_order_that_nothing_is_heard_of_is_sent_again_after_half_of_the_time() -> None:
+    grid = LosingGrid(Clock(), {1: 0.0, 2: 1.0}, {1})
+    replies = an_exchange(grid).send_and_collect(orders(1, 2))
+    assert said(replies) == [1, 2]
+    assert len(grid.pushed) == 3
+    assert grid.clock.now == 100 + 20 / 2 + 1.0
+    assert replies[1].downlink_bytes == 2 * payload_bytes(grid.pushed[1].content)
+
+
+def test_a_slow_node_may_answer_the_first_message_and_then_the_second() -> None:
+    grid = LosingGrid(Clock(), {1: 0.0, 2: 12.0}, set())
+    exchange = an_exchange(grid)
+    assert said(exchange.send_and_collect(orders(1, 2))) == [1, 2]
+    assert grid.clock.now == 112.0
+    grid.clock.now += 20.0
+    grid.delays[2] = 0.0
+    assert said(exchange.send_and_collect(orders(1, 2))) == [
+        1,
+        2,
+    ]  # not the second's answer
+    assert len(grid.pushed) == 2 + 1 + 2
+    assert len(grid.pulls[-1][1]) == 3
+
+
+def test_an_error_counts_only_when_no_other_message_is_under_way() -> None:
+    dies = {2: [ErrorCode.CLIENT_APP_RAISED_EXCEPTION]}
+    grid = LosingGrid(Clock(), {1: 0.0, 2: 12.0}, set(), dies=dies)
+    assert said(an_exchange(grid, round_timeout=24.0).send_and_collect(orders(1, 2))) == [1, 2]
+
+
+def test_silence_has_an_end() -> None:
+    grid = LosingGrid(Clock(), {1: 0.0, 2: 0.0}, set(range(1, 99)))
+    replies = an_exchange(grid).send_and_collect(orders(1, 2))
+    assert said(replies) == [1, None]
+    assert grid.clock.now == 120.0
+    assert len(grid.pushed) <= 1 + 3
+
+
+def test_in_simulation_nothing_is_sent_twice() -> None:
+    grid = FakeGrid(Clock(), {1: 0.0, 2: 19.0})  # there, two messages to one node run at once
+    assert said(an_exchange(grid).send_and_collect(orders(1, 2))) == [1, 2]
+    assert len(grid.pushed) == 2
+
+
+def test_the_rounds_time_follows_the_reports() -> None:
+    grid = FakeGrid(Clock(), {1: 0.0, 2: 300.0})
+    exchange = an_exchange(grid, round_timeout=None)
+    assert exchange.patience.seconds == 3600
+    assert said(exchange.send_and_collect(orders(1, 2))) == [1, 2]
+    assert exchange.patience.seconds == 5 * 300
+    start = grid.clock.now
+    assert said(exchange.send_and_collect(orders(1, 3))) == [1, None]
+    assert grid.clock.now - start == 1500
+
+
+def test_a_late_report_makes_the_next_rounds_longer() -> None:
+    grid = FakeGrid(Clock(), {1: 1.0})
+    exchange = an_exchange(grid, round_timeout=None)
+    exchange.send_and_collect(orders(1))
+    grid.delays[2] = 700.0
+    assert said(exchange.send_and_collect(orders(1, 2))) == [1, None]
+    assert exchange.patience.seconds == 600
+    grid.clock.now += 100
+    exchange.send_and_collect(orders(1))
+    assert 5 * 700 <= exchange.patience.seconds <= 5 * 702
+
+
+def test_the_answer_to_a_question_says_nothing_about_rounds() -> None:
+    grid = FakeGrid(Clock(), {1: 1.0})
+    exchange = an_exchange(grid, round_timeout=None)
+    exchange.send_and_collect(messages_to({1: RecordDict({"order": ConfigRecord({"n": 1})})}, "query.x", 9.0))
+    assert exchange.patience.seconds == 3600
 
 
 def test_an_error_of_the_client_itself_is_final() -> None:

@@ -31,6 +31,7 @@ from fedmutual.strategies.arrivals import Arrays, ArrivalStrategy
 from fedmutual.wire.codec import FloatArray, MessageError
 from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
 from fedmutual.wire.orders import Order, order_record
+from fedmutual.wire.patience import Patience
 from fedmutual.wire.records import MESSAGE_TYPE
 from fedmutual.wire.reports import Expected, Report, attempt, read_report
 
@@ -82,6 +83,7 @@ class Arriving:
         self._history = History()
         self._again: set[str] = set()  # in flight when the server died
         self._grid: Grid | None = None
+        self._patience = Patience(settings.exchange.round_timeout)
 
     def global_weights(self) -> Arrays | None:
         """The global model's weights at the end of a run; None if the strategy has none."""
@@ -108,7 +110,9 @@ class Arriving:
             "%s: %d clients, %s clock, until %d reports",
             self.settings.strategy.name, self._expected, timing.name, self._budget,
         )  # fmt: skip
-        AsynchronousLoop(grid, self.settings.exchange, self, timing, self._expected).run()
+        loop = AsynchronousLoop(grid, self.settings.exchange, self, timing, self._expected)
+        exchange.patience = self._patience = loop.patience
+        loop.run()
         self._close(exchange)
 
     def dispatch(self, node: int, now: float) -> Dispatch | None:
@@ -129,7 +133,7 @@ class Arriving:
             client.under_way, client.sent = True, now
         self._again.discard(client.name)
         content = order_record(self._order(client))
-        (message,) = messages_to({node: content}, MESSAGE_TYPE, self.settings.exchange.round_timeout)
+        (message,) = messages_to({node: content}, MESSAGE_TYPE, self._patience.first)
         label = natural_key(client.name)
         return Dispatch(message, (label, node), client.speed, client.sent if again else None)
 
@@ -239,7 +243,7 @@ class Arriving:
         numbers = {n: client.update + client.under_way for n, client in asked.items()}
         orders = {node: replace(order, round=numbers[node], closing=True) for node, order in orders.items()}
         contents = {node: order_record(order) for node, order in orders.items()}
-        timeout = self.settings.exchange.round_timeout
+        timeout = self._patience.seconds
         replies = exchange.send_and_collect(messages_to(contents, MESSAGE_TYPE, timeout), everyone=True)
         self.arrivals += 1
         lines = []

@@ -8,18 +8,19 @@ nodes.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedmutual.engine.timing import Dispatch, Flight, Timing
 from fedmutual.settings import ExchangeSettings
-from fedmutual.wire.exchange import MEANING, ExchangeError, Reply, explain
+from fedmutual.wire.exchange import NO_REPORT, ExchangeError, Reply, explain, resent
+from fedmutual.wire.patience import ATTEMPTS, Patience, resend_after
 from fedmutual.wire.records import payload_bytes
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,15 @@ class _Node:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class _Late:
+    """A message that was given up; ``until`` then, its node is taken to be busy with it."""
+
+    node: int
+    until: float
+    sent_at: float
+
+
 @dataclass
 class AsynchronousLoop:
     """Send messages, wait for replies, pass them to the source, repeat.
@@ -63,7 +73,8 @@ class AsynchronousLoop:
     grid : Grid
     settings : ExchangeSettings
         ``min_clients`` must participate; fewer are tolerated for ``return_timeout``; a reply may take
-        ``round_timeout``. All times are on the machine's clock.
+        ``round_timeout``, and after half of that its message is sent once more. All times are on the
+        machine's clock.
     source : Source
     timing : Timing
     expected : int
@@ -80,11 +91,17 @@ class AsynchronousLoop:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     _flights: dict[int, Flight] = field(default_factory=dict)
-    _late: dict[str, int] = field(default_factory=dict)  # timed out, but their nodes may still work on them
+    patience: Patience = field(init=False)
+    _late: dict[str, _Late] = field(default_factory=dict)  # timed out, but their nodes may still work on them
+    _known: set[int] = field(default_factory=set)  # nodes that have reported
     _nodes: dict[int, _Node] = field(default_factory=dict)
     _online: set[int] = field(default_factory=set)
     _looked: float | None = None
     _few_since: float | None = None
+
+    def __post_init__(self) -> None:
+        self.patience = Patience(self.settings.round_timeout)
+        self._may_lose = getattr(self.grid, "may_lose", False)
 
     def run(self) -> None:
         """Run until the source is over, then wait for the messages in flight.
@@ -112,19 +129,22 @@ class AsynchronousLoop:
         online, self._looked = set(self.grid.get_node_ids()), self.clock()
         for node in online - self._online:
             self._nodes[node] = _Node()
-        gone = {node for node in self._late.values() if node not in online}
-        self._late = {name: node for name, node in self._late.items() if node not in gone}
+        now = self.clock()
+        self._late = {k: late for k, late in self._late.items() if late.node in online and late.until > now}
         self._online = online
 
     def _send(self) -> None:
         self.timing.tick()
-        busy = {*self._flights, *self._late.values()}
+        busy = self._busy()
         for node in sorted(self._online - busy):
             if self._nodes[node].not_before > self.timing.now:
                 continue
             dispatch = self.source.dispatch(node, self.timing.now)
             if dispatch is not None:
                 self._push(node, dispatch)
+
+    def _busy(self) -> set[int]:
+        return {*self._flights, *(late.node for late in self._late.values())}
 
     def _push(self, node: int, dispatch: Dispatch) -> None:
         # one at a time: a rejected message has an empty id in deployment, but no id in simulation
@@ -136,9 +156,27 @@ class AsynchronousLoop:
             self.source.arrived(reply, self.timing.now)
             self._failed(node, reply.error)
             return
-        flight = Flight(node, ids[0], dispatch, size, sent, self.clock() + self.settings.round_timeout)
+        now = self.clock()
+        flight = Flight(node, {ids[0]: now}, dispatch, size, sent, now + self._timeout(node))
         self.timing.send(flight)
         self._flights[node] = flight
+
+    def _timeout(self, node: int) -> float:
+        return self.patience.seconds if node in self._known else self.patience.first
+
+    def _push_again(self) -> None:
+        """Send messages once more that nothing has been heard of."""
+        now = self.clock()
+        for node, flight in self._flights.items():
+            silence = now - max(flight.names.values())
+            if flight.reply is not None or len(flight.names) == ATTEMPTS or node not in self._online:
+                continue
+            if silence >= resend_after(self._timeout(node)):
+                ids = list(self.grid.push_messages([resent(flight.dispatch.message)]))
+                if ids and ids[0]:
+                    flight.names[ids[0]] = now
+                    flight.size += payload_bytes(flight.dispatch.message.content)
+                    logger.warning("node %d has not answered: its order was sent again", node)
 
     def _step(self) -> None:
         """Process the next reply, or let time pass."""
@@ -146,9 +184,11 @@ class AsynchronousLoop:
         if first is not None and first.reply is not None:
             self._hand_over(first)
             return
+        if self._may_lose:
+            self._push_again()
         # with a virtual clock, pull only the first reply: an in-process grid may run one client at a time
-        names = {f.name: f for f in ([first] if first else self._flights.values()) if f.reply is None}
-        arrived = self._pull(names)
+        waiting = [f for f in ([first] if first else self._flights.values()) if f.reply is None]
+        arrived = self._pull({name: flight for flight in waiting for name in flight.names})
         if not arrived and not (first is None and self._skip_pause()):
             self.sleep(self.settings.poll_interval)
 
@@ -158,19 +198,35 @@ class AsynchronousLoop:
         for message in messages:
             name = message.metadata.reply_to_message_id
             if name in self._late:
-                logger.info("node %d: its report arrived too late", self._late.pop(name))
-            elif name in waiting:
-                self._receive(waiting[name], message)
+                late = self._late.pop(name)
+                logger.info("node %d: its report arrived too late", late.node)
+                self._observe(late.node, late.sent_at, message)
+            elif name in waiting and waiting[name].reply is None:
+                self._receive(waiting[name], name, message)
         for flight in waiting.values():
             if flight.reply is None and self.clock() >= flight.deadline:
-                self._late[flight.name] = flight.node
-                self._answer(
-                    flight,
-                    Reply(flight.node, None, MEANING[ErrorCode.MESSAGE_UNAVAILABLE], flight.size, 0, 0),
-                )
+                self._leave_open(flight)
         return bool(messages)
 
-    def _receive(self, flight: Flight, message: Message) -> None:
+    def _leave_open(self, flight: Flight) -> None:
+        """Give a reply up; its node gets nothing else before it answers or is gone.
+
+        Where messages may get lost, it gets another one after as long again.
+        """
+        until = self.clock() + self._timeout(flight.node) if self._may_lose else math.inf
+        self._late |= {name: _Late(flight.node, until, sent) for name, sent in flight.names.items()}
+        self._answer(flight, Reply(flight.node, None, NO_REPORT, flight.size, 0, 0))
+
+    def _observe(self, node: int, sent_at: float, message: Message) -> None:
+        if not message.has_error() and message.metadata.message_type.startswith("train"):
+            self._known.add(node)
+            self.patience.observe(self.clock() - sent_at)
+
+    def _receive(self, flight: Flight, name: str, message: Message) -> None:
+        self._observe(flight.node, flight.names[name], message)
+        if message.has_error() and len(flight.names) > 1:
+            del flight.names[name]  # it was sent twice, and the other message is still under way
+            return
         if message.has_error():
             reply = Reply(flight.node, None, explain(message.error), flight.size, 0, 0.0)
         else:
@@ -204,7 +260,7 @@ class AsynchronousLoop:
         """Advance a virtual clock to the end of the first pause if all nodes pause."""
         if self._flights or self.source.over(self.timing.now):
             return False
-        pauses = [self._nodes[node].not_before for node in self._online - set(self._late.values())]
+        pauses = [self._nodes[node].not_before for node in self._online - self._busy()]
         later = [moment for moment in pauses if moment > self.timing.now]
         skipped = bool(later) and self.timing.wait_until(min(later))
         # virtual time passes instantly: sleep, so that repeatedly failing nodes do not keep the machine busy

@@ -25,6 +25,7 @@ from fedmutual.strategies.base import RoundStrategy
 from fedmutual.wire.codec import FloatArray
 from fedmutual.wire.exchange import Exchange, Reply, messages_to
 from fedmutual.wire.orders import Order, order_record
+from fedmutual.wire.patience import Patience
 from fedmutual.wire.records import MESSAGE_TYPE, NO_SAMPLES
 from fedmutual.wire.reports import Expected
 
@@ -71,6 +72,7 @@ class Rounds:
         )
         self.unseen_predictions: dict[str, FloatArray] = {}
         self._rounds_done = 0
+        self._patience = Patience(settings.exchange.round_timeout)
         self._clock = VirtualRounds.of(settings.emulation)
 
     def start(self, grid: Grid) -> None:
@@ -84,6 +86,7 @@ class Rounds:
         exchange = Exchange(grid, self.settings.exchange)
         exchange.wait_for_clients(self.settings.num_clients)
         connected = len(self._participants(self.roster.nodes(grid)))
+        self._patience = exchange.patience
         self.roster.expect(max(connected, self.roster.expected))  # a resumed run keeps its quorum
         self._log_start()
         rounds = self.settings.rounds
@@ -140,7 +143,7 @@ class Rounds:
         if not closing:
             nodes = self.roster.taking_part(current, nodes)
         orders = {node: order_record(strategy.order(self.roster.name(node), base)) for node in nodes}
-        return messages_to(orders, MESSAGE_TYPE, self.settings.exchange.round_timeout)
+        return messages_to(orders, MESSAGE_TYPE, self._patience.seconds)
 
     def _participants(self, nodes: list[int]) -> list[int]:
         return self.strategy.participants({node: self.roster.name(node) for node in nodes})

@@ -41,10 +41,14 @@ class Dispatch:
 
 @dataclass
 class Flight:
-    """A message in flight, and its reply."""
+    """A message in flight, and its reply.
+
+    ``names`` are the ids under which it was sent, with the machine's time of each; two where the first was
+    not answered for long.
+    """
 
     node: int
-    name: str
+    names: dict[str, float]
     dispatch: Dispatch
     size: int
     sent: float

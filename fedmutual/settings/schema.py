@@ -146,7 +146,12 @@ class ExchangeSettings:
         minimum=1,
     )
     join_timeout: float = setting("seconds to wait for the clients to connect", above=0)
-    round_timeout: float = setting("seconds after which a round ends with the reports received", above=0)
+    round_timeout: float | None = setting(
+        "seconds after which a round ends with the reports received; half of it after which an order is sent "
+        "again that got no answer; null: an hour at first, then five times the longest wait for a report, at "
+        "least 600",
+        above=0,
+    )
     return_timeout: float = setting(
         "seconds that a round waits for a crashed client process or SuperNode to return, and then resends "
         "its order; 0: the client misses that round",

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from flwr.app import Error, Message, RecordDict
@@ -14,6 +14,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedmutual.settings import ExchangeSettings
+from fedmutual.wire.patience import ATTEMPTS, Patience, resend_after
 from fedmutual.wire.records import payload_bytes
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ CLOCK_SKEW = 300.0  # seconds; Flower itself refuses a node with a key whose clo
 
 MEANING = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "its ClientApp cannot be loaded (is fedmutual installed there?)",
-    ErrorCode.MESSAGE_UNAVAILABLE: "no report within the round's time (exchange.round_timeout)",
+    ErrorCode.MESSAGE_UNAVAILABLE: "its report got lost on the way, or came after exchange.round_timeout",
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its report expired on the way (exchange.round_timeout)",
     ErrorCode.NODE_UNAVAILABLE: "the node is gone; it may join again when its SuperNode is back",
     ErrorCode.CLIENT_APP_CRASHED: "its ClientApp process died (out of memory? killed?)",
@@ -31,8 +32,13 @@ MEANING = {
     ErrorCode.MOD_FAILED_PRECONDITION: "a Flower mod of its ClientApp refused the order",
     ErrorCode.INVALID_FAB: "its SuperNode takes signed apps only (--trusted-entities) and refused this one",
 }
-_MAY_COME_BACK = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED)
-_ATTEMPTS = 3  # a client that dies of the order itself must not die for ever
+NO_REPORT = "no report within the round's time (exchange.round_timeout)"
+_MAY_COME_BACK = (
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+)
 
 
 class ExchangeError(RuntimeError):
@@ -82,7 +88,9 @@ class Exchange:
         self.settings = settings
         self._clock = clock
         self._sleep = sleep
-        self._late: dict[str, tuple[int, float]] = {}  # orders of earlier rounds: node, deadline
+        self.patience = Patience(settings.round_timeout)
+        self._may_lose = getattr(grid, "may_lose", False)
+        self._late: dict[str, _Late] = {}  # orders that are no longer waited for
         self._nodes: set[int] = set()
         self._asked = -math.inf
 
@@ -118,8 +126,9 @@ class Exchange:
         """Send every message, and wait for the replies or until the round's time is over.
 
         A node that still works on the order of an earlier round gets its order when it has answered that one.
-        An order whose process or node died is sent again once the node is there, within
-        ``exchange.return_timeout``: a client answers what it has done before from its state.
+        An order whose process or node died, or whose report got lost, is sent again once the node is there,
+        within ``exchange.return_timeout``; one that nothing is heard of is sent again after half of the
+        round's time. A client answers what it has done before from its state.
 
         Parameters
         ----------
@@ -135,10 +144,14 @@ class Exchange:
         """
         now, enough = self._clock(), None if everyone else self.settings.enough_clients
         orders = [_Order(message, payload_bytes(message.content), now) for message in messages]
-        deadline = now + self.settings.round_timeout
+        timeout = self.patience.seconds
+        deadline, silence = now + timeout, resend_after(timeout)
         while True:
-            self._push([order for order in orders if order.reply is None and not order.name])
-            self._pull({order.name: order for order in orders if order.reply is None and order.name})
+            waiting = [order for order in orders if order.reply is None]
+            self._push([order for order in waiting if not order.names])
+            if self._may_lose:
+                self._push_again([order for order in waiting if order.silent(self._clock(), silence)])
+            self._pull({name: order for order in orders if order.reply is None for name in order.names})
             answered = sum(order.reply is not None and order.reply.content is not None for order in orders)
             open_orders = [order for order in orders if order.reply is None]
             if not open_orders or self._clock() >= deadline or (enough is not None and answered >= enough):
@@ -150,61 +163,86 @@ class Exchange:
 
     def _push(self, orders: list[_Order]) -> None:
         now = self._clock()
-        self._late = {name: late for name, late in self._late.items() if late[1] > now}
-        busy = {node for node, _ in self._late.values()}
+        self._late = {name: late for name, late in self._late.items() if late.until > now}
+        busy = {late.node for late in self._late.values() if late.busy}
         lost = [order for order in orders if order.lost_at is not None]
         online = self._online() if lost else set()
         for order in orders:
             if order.node in busy or (order.lost_at is not None and order.node not in online):
                 continue
-            # one at a time: a rejected message is an empty id in deployment, but is left out in simulation
-            ids = list(self.grid.push_messages([order.message()]))
-            if ids and ids[0]:
-                order.name, order.attempts = ids[0], order.attempts + 1
-                order.sent_at = self._clock() if order.attempts == 1 else order.sent_at
+            if self._send(order):
                 if order.lost_at is not None:
                     logger.info("node %d is there: its order was sent again", order.node)
             elif order.lost_at is None:
                 order.reply = Reply(order.node, None, "the node is not connected", 0, 0, 0.0)
         for order in lost:
-            if not order.name and self._clock() - cast(float, order.lost_at) > self.settings.return_timeout:
+            if not order.names and self._clock() - cast(float, order.lost_at) > self.settings.return_timeout:
                 self._close(order, f"{order.error} (it was not back within exchange.return_timeout)")
+
+    def _push_again(self, orders: list[_Order]) -> None:
+        """Send orders once more that nothing has been heard of; their first messages are still waited for."""
+        online = self._online() if orders else set()
+        for order in orders:
+            if order.node in online and self._send(order):
+                logger.warning("node %d has not answered: its order was sent again", order.node)
+
+    def _send(self, order: _Order) -> bool:
+        # one at a time: a rejected message is an empty id in deployment, but is left out in simulation
+        ids = list(self.grid.push_messages([order.message()]))
+        if not (ids and ids[0]):
+            return False
+        now = self._clock()
+        order.names[ids[0]], order.attempts = now, order.attempts + 1
+        order.sent_at = now if order.attempts == 1 else order.sent_at
+        return True
 
     def _pull(self, waiting: dict[str, _Order]) -> None:
         names = [*waiting, *self._late]
         for message in self.grid.pull_messages(names) if names else []:
             name = message.metadata.reply_to_message_id
             if name in self._late:
-                logger.info("node %d: its report of an earlier round came too late", self._late.pop(name)[0])
-            elif name in waiting:
-                self._receive(waiting[name], message)
+                late = self._late.pop(name)
+                if late.sent_at is not None and not message.has_error():
+                    logger.info("node %d: its report of an earlier round came too late", late.node)
+                    self.patience.observe(self._clock() - late.sent_at)
+            elif name in waiting and waiting[name].reply is None:
+                self._receive(waiting[name], name, message)
 
-    def _receive(self, order: _Order, message: Message) -> None:
+    def _receive(self, order: _Order, name: str, message: Message) -> None:
+        sent_at = order.names.pop(name)
         if not message.has_error():
-            size = payload_bytes(message.content)
-            self._close(order, "", message.content, size)
+            if order.trains:
+                self.patience.observe(self._clock() - sent_at)
+            self._close(order, "", message.content, payload_bytes(message.content))
             return
         order.error = explain(message.error)
-        again = message.error.code in _MAY_COME_BACK and order.attempts < _ATTEMPTS
+        if order.names:
+            return  # it was sent twice, and the other message is still under way
+        may_come_back = message.error.code in _MAY_COME_BACK
         order.lost_at = self._clock() if order.lost_at is None else order.lost_at
+        again = may_come_back and order.attempts < ATTEMPTS
         if again and self._clock() - order.lost_at < self.settings.return_timeout:
             logger.warning("node %d: %s; its order is sent again when it is there", order.node, order.error)
-            order.name = ""
         else:
             self._close(order, order.error)
 
     def _leave_open(self, order: _Order, deadline: float) -> None:
         """The round goes on without this reply: its time is over, or enough others are in."""
-        if self._clock() >= deadline:
-            self._close(order, order.error or MEANING[ErrorCode.MESSAGE_UNAVAILABLE])
-            return
-        if order.name:
-            self._late[order.name] = (order.node, deadline)
-        self._close(order, order.error or "enough others had reported (exchange.enough_clients)")
+        over = self._clock() >= deadline
+        for name, sent_at in order.names.items():
+            until = self._clock() + CLOCK_SKEW if over else deadline
+            self._late[name] = _Late(order.node, until, not over, sent_at if order.trains else None)
+        order.names = {}
+        self._close(
+            order,
+            order.error or (NO_REPORT if over else "enough others had reported (exchange.enough_clients)"),
+        )
 
     def _close(
         self, order: _Order, error: str, content: RecordDict | None = None, uplink_bytes: int = 0
     ) -> None:
+        for name in order.names:  # it was sent twice; the other answer is only taken off the SuperLink
+            self._late[name] = _Late(order.node, self._clock() + CLOCK_SKEW, False, None)
         seconds, downlink_bytes = self._clock() - order.sent_at, order.size * order.attempts
         order.reply = Reply(order.node, content, error, downlink_bytes, uplink_bytes, seconds)
 
@@ -215,6 +253,26 @@ class Exchange:
         return self._nodes
 
 
+@dataclass(frozen=True)
+class _Late:
+    """A message whose answer is no longer waited for.
+
+    Attributes
+    ----------
+    until : float
+        When it is forgotten.
+    busy : bool
+        The node gets no other order before it has answered.
+    sent_at : float or None
+        None where the answer says nothing about how long a round takes.
+    """
+
+    node: int
+    until: float
+    busy: bool
+    sent_at: float | None
+
+
 @dataclass
 class _Order:
     """An order of the present round, and what has come of it."""
@@ -222,7 +280,7 @@ class _Order:
     original: Message
     size: int
     sent_at: float
-    name: str = ""  # the id under which it is under way
+    names: dict[str, float] = field(default_factory=dict)  # ids under which it is under way -> when sent
     attempts: int = 0
     lost_at: float | None = None
     error: str = ""
@@ -232,12 +290,18 @@ class _Order:
     def node(self) -> int:
         return self.original.metadata.dst_node_id
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is a round's order, and not a question."""
+        return self.original.metadata.message_type.startswith("train")
+
+    def silent(self, now: float, seconds: float) -> bool:
+        """Whether nothing has been heard of it for so long that it is to be sent once more."""
+        return bool(self.names) and self.attempts < ATTEMPTS and now - max(self.names.values()) >= seconds
+
     def message(self) -> Message:
         """The message itself, and later a copy of it: one that was pushed has its id for good."""
-        if self.attempts == 0:
-            return self.original
-        metadata = self.original.metadata
-        return Message(self.original.content, self.node, metadata.message_type, ttl=metadata.ttl)
+        return self.original if self.attempts == 0 else resent(self.original)
 
 
 def messages_to(orders: Mapping[int, RecordDict], message_type: str, timeout: float) -> list[Message]:
@@ -247,6 +311,12 @@ def messages_to(orders: Mapping[int, RecordDict], message_type: str, timeout: fl
     """
     ttl = timeout + CLOCK_SKEW
     return [Message(content, node, message_type, ttl=ttl) for node, content in orders.items()]
+
+
+def resent(message: Message) -> Message:
+    """A message with the same content, which gets an id of its own."""
+    metadata = message.metadata
+    return Message(message.content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl)
 
 
 def as_reply(message: Message) -> Reply:

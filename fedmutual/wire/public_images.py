@@ -108,7 +108,7 @@ class Distributor:
         return sent
 
     def _send(self, contents: dict[int, RecordDict]) -> list[Reply]:
-        timeout = self._exchange.settings.round_timeout
+        timeout = self._exchange.patience.seconds
         return self._exchange.send_and_collect(messages_to(contents, MESSAGE_TYPE, timeout), everyone=True)
 
 
@@ -119,6 +119,7 @@ class ServingGrid(Grid):
         self._grid = grid
         self._distributor = distributor
         self.takes_turns = getattr(grid, "takes_turns", False)
+        self.may_lose = getattr(grid, "may_lose", False)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         batch = list(messages)

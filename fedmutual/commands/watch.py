@@ -1,0 +1,62 @@
+"""``fedmutual watch``: keep a Flower process working."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import Any
+
+from fedmutual.commands.parser import add_command
+
+_EXAMPLES = """\
+examples:
+  fedmutual watch -- flower-supernode --superlink server:8443 --root-certificates ca.crt ...
+  fedmutual watch -- flower-superexec --runtime-api-address 127.0.0.1:8000 ...
+
+It starts the command again when it ends, and when it hangs: a SuperNode that holds an order without a client
+process, whose main thread stands still, or whose SuperExec has ended. Processes that the command leaves
+behind are ended. Under systemd with Type=notify it reports READY and WATCHDOG.
+
+exit codes: 0 ended by SIGTERM or SIGINT, 2 the command cannot be started.
+"""
+
+
+def add_arguments(commands: Any) -> None:
+    """Add the subcommand to the parser."""
+    parser = add_command(
+        commands,
+        "watch",
+        call,
+        help="keep a SuperNode or SuperExec working: restart it when it ends or hangs",
+        description="Run a command; restart it when it ends or hangs.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="time for which it must look hung before it is restarted (120)",
+    )
+    parser.add_argument("watched", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Run the command until a signal ends it."""
+    from fedmutual.logs import show_logs
+    from fedmutual.watch.supervisor import Supervisor
+
+    command = arguments.watched[1:] if arguments.watched[:1] == ["--"] else arguments.watched
+    if not command:
+        print("fedmutual watch: name the command to run, after --", file=sys.stderr)
+        return 2
+    show_logs()
+    supervisor = Supervisor(command, arguments.patience)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, supervisor.stop)
+    try:
+        return supervisor.run()
+    except OSError as error:
+        print(f"fedmutual watch: {command[0]} cannot be started: {error.strerror}", file=sys.stderr)
+        return 2

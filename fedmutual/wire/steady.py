@@ -1,0 +1,81 @@
+"""A Grid whose calls survive a moment in which the SuperLink cannot be reached."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import httpx
+from flwr.app import Message
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.run import Run
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+GIVE_UP = 600.0  # seconds
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0
+
+
+class SteadyGrid(Grid):
+    """Repeats a call that failed on the way.
+
+    Flower itself repeats most of them, but not those that fail within TLS (a handshake that takes more than
+    30 s on a busy machine, a connection cut by a gateway's restart), nor a push whose session was lost. Every
+    call may be repeated: the SuperLink takes a message once, and the error for a report that was already on
+    its way makes the exchange send its order again. A certificate that is refused is an error at once.
+    For grids that lose nothing (in simulation) it is of no use.
+    """
+
+    may_lose = True  # an order or its report may be lost without a word
+
+    def __init__(
+        self,
+        grid: Grid,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._grid = grid
+        self._clock, self._sleep = clock, sleep
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._repeat("asking for the nodes", lambda: list(self._grid.get_node_ids()))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        batch = list(messages)
+        return self._repeat("sending an order", lambda: list(self._grid.push_messages(batch)))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        names = list(message_ids)
+        return self._repeat("asking for reports", lambda: list(self._grid.pull_messages(names)))
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)
+
+    def _repeat(self, what: str, call: Callable[[], T]) -> T:
+        start, pause = self._clock(), FIRST_PAUSE
+        while True:
+            try:
+                return call()
+            except (httpx.TransportError, ObjectPushError) as error:
+                if "certificate" in str(error).lower() or self._clock() - start >= GIVE_UP:
+                    raise
+                logger.warning("%s failed (%s); again in %g s", what, error or type(error).__name__, pause)
+            self._sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
