@@ -203,6 +203,11 @@ class Loopback:
         (folder / moment).touch()
         return done
 
+    def restarts(self) -> int:
+        """How often ``fedmutual watch`` has started a site or the SuperExec again."""
+        logs = [log.read_text() for log in self.folder.glob("*.log")]
+        return sum(text.count("starting it again") for text in logs)
+
     def client_cpu(self) -> float:
         """CPU seconds of all client processes that have ended: children of the sites' SuperExecs."""
         total = 0.0

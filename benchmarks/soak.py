@@ -8,13 +8,20 @@ bit for bit, with those of ``fedmutual run`` with the same settings, to which no
     python benchmarks/soak.py --json soak.json
     python benchmarks/soak.py --rounds 20 --every 5
 
-Exit code 1: the run did not complete, a report is missing, a model differs, or something grew: the median of
-the last third of the rounds is more than 10 % above that of the third before.
+Two other trials, in which sites run under ``fedmutual watch``; growth is not looked at:
+
+    python benchmarks/soak.py --worst 30                          kills at the state's write and at the reply
+    python benchmarks/soak.py --busy 8 --minutes 20 --rounds 30   busy loops beside it, at normal priority
+
+Exit code 1: the run did not complete, a report is missing, a model differs, something grew (the median of the
+last third of the rounds is more than 10 % above that of the third before), or a site had more than one client
+process beside the one that is needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -24,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +47,8 @@ from fedmutual.results.directory import read_history
 GROWTH = 1.10  # of the last third of the rounds over the middle third
 KILLS = ("client process", "site", "ServerApp", "SuperLink")
 ROUND_TIMEOUT = 1200.0
+MOMENTS = ("reply", "state", "saved")  # of benchmarks/killpoint/sitecustomize.py
+PROCESSES = 2  # client processes of a site at a time: the one that works, and one that starts or ends
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,19 @@ GROWING = ("round", "seconds", "server_disk_mb")  # the history and Flower's dat
 class Soak:
     """One soak."""
 
-    def __init__(self, deployment: Loopback, rounds: int, every: int, seed: int, console: Console) -> None:
+    def __init__(
+        self, deployment: Loopback, rounds: int, every: int, seed: int, console: Console, worst: int = 0
+    ) -> None:
         self.deployment = deployment
+        self.worst = worst
+        self.spared = 0  # client processes that were to be killed, and were not
+        self.most_processes = 0
         self.output = deployment.folder / "out"
         self.rounds, self.every = rounds, every
         self.console = console
         self.samples: list[Sample] = []
         self.kills: list[dict[str, Any]] = []
+        self.seed = seed
         self._random = random.Random(seed)
         self._next: list[str] = []
         self._settings = (*SHORT_ROUNDS, f"rounds={rounds}")
@@ -96,13 +111,19 @@ class Soak:
         self._run = self.deployment.submit(*self._settings, f"output_dir={self.output}")
         sampled = killed = 0
         last_change = asked = time.monotonic()
+        armed: list[Path] = []
         while True:
             time.sleep(0.2)
+            self.most_processes = max(self.most_processes, self._processes())
             done = max((line["round"] for line in read_history(self.output)), default=0)
             if done > sampled:
                 sampled, last_change = done, time.monotonic()
                 self.samples.append(self._sample(done))
-            if done and done % self.every == 0 and done < self.rounds and done != killed:
+            if self.worst and done > killed and len(self.kills) < self.worst and done < self.rounds:
+                killed = done
+                self.spared += sum(not path.exists() for path in armed)
+                armed = self._arm(done + 1)
+            if done and not self.worst and done % self.every == 0 and done < self.rounds and done != killed:
                 killed = done
                 self._kill(done + 1)
             if time.monotonic() - last_change > ROUND_TIMEOUT:
@@ -111,7 +132,22 @@ class Soak:
                 asked = time.monotonic()
                 status = self.deployment.status(self._run)
                 if status.startswith("finished"):
+                    self.spared += sum(not path.exists() for path in armed)
                     return status
+
+    def _arm(self, round: int) -> list[Path]:
+        """Have a client process of every site killed in this round, each at its own moment."""
+        armed = []
+        for site in range(min(SITES, self.worst - len(self.kills))):
+            moment = MOMENTS[(site + round + self.seed) % len(MOMENTS)]
+            armed.append(self.deployment.arm(site, moment))
+            self.kills.append({"round": round, "what": moment, "where": f"site-{site}"})
+            self._say(f"round {round}: SIGKILL to the client process of site-{site} at: {moment}")
+        return armed
+
+    def _processes(self) -> int:
+        """Client processes of the site that has most of them."""
+        return max(len(self.deployment.processes(f"site-{i}", "flwr-clientapp")) for i in range(SITES))
 
     def _kill(self, round: int) -> None:
         since = (self.output / "history.jsonl").stat().st_mtime
@@ -232,9 +268,28 @@ def missing(soak: Soak) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def busy_loops(count: int, minutes: float) -> Iterator[None]:
+    """So many processes that do nothing but use a CPU, for so long at most."""
+    code = f"import time; end = time.monotonic() + {60 * minutes}\nwhile time.monotonic() < end: pass"
+    loops = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A long run in which something is killed again and again.")
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=None, help="100; with --worst as many as it takes")
+    parser.add_argument(
+        "--worst", type=int, default=0, help="kills at the worst moments, one a site and round"
+    )
+    parser.add_argument("--busy", type=int, default=0, help="busy loops beside it, and no kills")
+    parser.add_argument("--minutes", type=float, default=20.0, help="how long they last")
+    parser.add_argument("--patience", type=float, default=120.0, help="of the sites' watch, with either")
     parser.add_argument("--every", type=int, default=10, help="rounds between two kills")
     parser.add_argument("--seed", type=int, default=0, help="what is killed, and where")
     parser.add_argument("--json", type=Path, default=None, help="write all figures there")
@@ -244,16 +299,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="fedmutual-soak-") as temporary:
         folder = arguments.folder or Path(temporary)
-        with Loopback(folder, SITES) as deployment:
-            soak = Soak(deployment, arguments.rounds, arguments.every, arguments.seed, console)
-            status = soak.run()
+        trial = bool(arguments.worst or arguments.busy)
+        rounds = arguments.rounds or (-(-arguments.worst // SITES) + 1 if arguments.worst else 100)
+        every = rounds if arguments.busy else arguments.every
+        with Loopback(folder, SITES, patience=arguments.patience if trial else None) as deployment:
+            soak = Soak(deployment, rounds, every, arguments.seed, console, arguments.worst)
+            with busy_loops(arguments.busy, arguments.minutes):
+                status = soak.run()
+            restarts = deployment.restarts()
         wrong = [] if status == "finished:completed" else [f"the run ended as {status}"]
         lost = missing(soak)
         different = soak.differences(soak.reference()) if not wrong else []
-    figures = growth(soak.samples)
-    console.print(table(figures))
+    figures = growth(soak.samples) if not trial else {}
+    if not trial:
+        console.print(table(figures))
     console.print(f"{len(soak.kills)} kills, {len(soak.samples)} rounds sampled, "
-                  f"{soak.samples[-1].seconds:.0f} s in all", highlight=False)  # fmt: skip
+                  f"{soak.samples[-1].seconds:.0f} s in all; at most {soak.most_processes} client processes "
+                  f"of a site at a time; {restarts} restarts by the watch", highlight=False)  # fmt: skip
     wrong += [f"missing: {report}" for report in lost]
     wrong += [f"{client}: its model differs from the undisturbed run's" for client in different]
     wrong += [
@@ -261,12 +323,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, (_, middle, last) in figures.items()
         if name not in GROWING and last > GROWTH * middle
     ]
+    if soak.most_processes > PROCESSES:
+        wrong.append(f"{soak.most_processes} client processes of a site at a time")
+    if soak.spared:
+        wrong.append(f"{soak.spared} client processes were not killed at their moment")
     for problem in wrong:
         console.print(f"WRONG {problem}", highlight=False, markup=False)
     if not wrong:
-        console.print("ok: every report is there, the models have the undisturbed run's bits, nothing grew")
+        console.print(
+            "ok: every report is there, the models have the undisturbed run's bits"
+            + ("" if trial else ", nothing grew")
+        )
     if arguments.json is not None:
-        report = {"status": status, "kills": soak.kills, "missing": lost, "different_models": different,
+        report = {"status": status, "kills": soak.kills, "most_processes": soak.most_processes,
+                  "restarts": restarts, "missing": lost, "different_models": different,
                   "thirds": figures, "samples": [asdict(sample) for sample in soak.samples]}  # fmt: skip
         arguments.json.write_text(json.dumps(report, indent=2))
     return 1 if wrong else 0

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from fedmutual.watch.supervisor import LOOK_SECONDS
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
 LOCKS = ("torch.txt", "requirements.txt")
@@ -25,6 +27,27 @@ def fixed(lock: str) -> dict[str, tuple[str, int]]:
         name, version = re.match(r"([a-z0-9-]+)(?:\[[a-z,]+\])?==([^ ]+) ", entry).groups()  # type: ignore[union-attr]
         found[name] = version, len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry))
     return found
+
+
+@pytest.mark.parametrize("unit", sorted((DOCKER / "systemd").glob("*.service")), ids=lambda path: path.stem)
+def test_a_unit_is_restarted_and_watched(unit: Path) -> None:
+    service = [line.strip() for line in unit.read_text().split("[Service]")[1].splitlines()]
+    assert {"Type=notify", "NotifyAccess=main", "Restart=always", "KillMode=control-group"} <= set(service)
+    (command,) = [line for line in service if line.startswith("ExecStart=")]
+    assert "fedmutual watch --once -- flower-super" in command
+    (seconds,) = [
+        int(line.removeprefix("WatchdogSec=")) for line in service if line.startswith("WatchdogSec=")
+    ]
+    assert seconds > 10 * LOOK_SECONDS
+
+
+@pytest.mark.parametrize("file", ["client/compose.yaml", "trial.compose.yaml"])
+def test_every_site_is_watched(file: str) -> None:
+    for name, service in yaml.safe_load((DOCKER / file).read_text())["services"].items():
+        command = [*service.get("entrypoint", []), *service.get("command", [])]
+        if name != "gateway":
+            assert command[:7] == ["python", "-m", "fedmutual", "watch", "--once", "--", "flower-supernode"]
+            assert service["restart"] == "unless-stopped"
 
 
 def needed() -> list[Requirement]:

@@ -141,9 +141,14 @@ def test_what_a_command_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     end = f"open({str(tmp_path / 'pids')!r}, 'a').write(f'{{child.pid}} '); sys.exit(1)"
     code = PARENT.format(end=end) + f"; open({str(tmp_path / 'never')!r}, 'w')"
     watch = Supervisor([sys.executable, "-c", code], look_seconds=0.02, pause_seconds=0.01)
-    assert watch._once().startswith("it ended with exit code 1")
+    assert watch._run_once().startswith("it ended with exit code 1")
     (pid,) = [int(word) for word in (tmp_path / "pids").read_text().split()]
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_where_somebody_else_restarts_it_its_end_is_the_end() -> None:
+    watch = Supervisor(["sh", "-c", "exit 0"], once=True, look_seconds=0.02)
+    assert watch.run() == 1
 
 
 def test_a_hung_command_is_ended_and_started_again(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from fedmutual.commands.parser import add_command
 _EXAMPLES = """\
 examples:
   fedmutual watch -- flower-supernode --superlink server:8443 --root-certificates ca.crt ...
+  fedmutual watch --once -- flower-supernode ...      under Docker or systemd, which start it again themselves
   fedmutual watch -- flower-superexec --runtime-api-address 127.0.0.1:8000 ...
 
 It starts the command again when it ends, and when it hangs: a SuperNode that holds an order without a client
 process, whose main thread stands still, or whose SuperExec has ended. Processes that the command leaves
 behind are ended. Under systemd with Type=notify it reports READY and WATCHDOG.
 
-exit codes: 0 ended by SIGTERM or SIGINT, 2 the command cannot be started.
+exit codes: 0 ended by SIGTERM or SIGINT, 1 with --once: the command ended or hung, 2 it cannot be started.
 """
 
 
@@ -39,6 +40,11 @@ def add_arguments(commands: Any) -> None:
         metavar="SECONDS",
         help="time for which it must look hung before it is restarted (120)",
     )
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="do not start it again, but end with exit code 1 and nothing left over",
+    )
     parser.add_argument("watched", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run")
 
 
@@ -52,7 +58,7 @@ def call(arguments: argparse.Namespace) -> int:
         print("fedmutual watch: name the command to run, after --", file=sys.stderr)
         return 2
     show_logs()
-    supervisor = Supervisor(command, arguments.patience)
+    supervisor = Supervisor(command, arguments.patience, arguments.once)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, supervisor.stop)
     try:

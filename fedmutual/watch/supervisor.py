@@ -1,4 +1,4 @@
-"""Run a command, pass its output on, and start it again when it ends or hangs; nothing of it is left over."""
+"""Run a command, pass its output on, and end or restart it when it hangs; nothing of it is left over."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # between two looks
 PAUSE_SECONDS = 5.0  # before a restart
-STOP_SECONDS = 10.0  # from SIGTERM to SIGKILL; a SuperNode says goodbye to its SuperLink
+STOP_SECONDS = 8.0  # from SIGTERM to SIGKILL: a SuperNode says goodbye to its SuperLink; Docker gives 10 s
 
 
 class Supervisor:
@@ -36,17 +36,21 @@ class Supervisor:
     command : sequence of str
     patience : float
         Seconds after which it counts as hung (:class:`fedmutual.watch.health.Health`).
+    once : bool
+        Never start it again: somebody else does that.
     """
 
     def __init__(
         self,
         command: Sequence[str],
         patience: float = PATIENCE,
+        once: bool = False,
         look_seconds: float = LOOK_SECONDS,
         pause_seconds: float = PAUSE_SECONDS,
     ) -> None:
         self._command = list(command)
         self._patience = patience
+        self._once = once
         self._look_seconds = look_seconds
         self._pause_seconds = pause_seconds
         self._stopped = threading.Event()
@@ -56,7 +60,7 @@ class Supervisor:
         self._stopped.set()
 
     def run(self) -> int:
-        """Run until :meth:`stop`; returns the exit code.
+        """Run until :meth:`stop`, or once; returns the exit code, 1 where the command ended or hung.
 
         Raises
         ------
@@ -64,14 +68,17 @@ class Supervisor:
             The command cannot be started.
         """
         while not self._stopped.is_set():
-            reason = self._once()
-            if not self._stopped.is_set():
-                logger.warning("%s: %s; starting it again", self._command[0], reason)
-                tell_systemd(f"STATUS=restarting: {reason}")
-                self._stopped.wait(self._pause_seconds)
+            reason = self._run_once()
+            if self._stopped.is_set():
+                break
+            logger.warning("%s: %s%s", self._command[0], reason, "" if self._once else "; starting it again")
+            if self._once:
+                return 1
+            tell_systemd(f"STATUS=restarting: {reason}")
+            self._stopped.wait(self._pause_seconds)
         return 0
 
-    def _once(self) -> str:
+    def _run_once(self) -> str:
         """Run it until it ends, hangs or is to stop; returns the reason."""
         process = subprocess.Popen(
             self._command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
