@@ -272,6 +272,7 @@ class Loopback:
             "partition-id": str(site),
             "num-partitions": str(self.sites),
             "state-dir": f'"{self.folder}/site-{site}/state"',
+            "cache-dir": f'"{self.folder}/site-{site}/cache"',
         }
 
     # -----------------------------------------------------------------------------------------------

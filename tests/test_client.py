@@ -34,7 +34,7 @@ from fedmutual.wire.codec import MessageError
 from fedmutual.wire.orders import Order, order_record
 from fedmutual.wire.records import payload_bytes
 
-NODE = {"partition-id": 0, "num-partitions": 2}
+NODE = {"partition-id": 0, "num-partitions": 2, "trust-run": True}
 
 
 def a_context(state_dir: Path, *overrides: str, **node_config: Any) -> Context:
@@ -351,8 +351,9 @@ def test_the_exported_model_is_rebuilt_from_its_card_and_predicts_the_same(
     assert card["rounds"] == 1
 
 
-def test_a_node_chooses_its_model_before_the_run_does(tmp_path: Path) -> None:
-    run = a_context(tmp_path, "model.per_client=[squeezenet1_1,resnet18]")
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_node_chooses_its_model_before_the_run_does(trust: bool) -> None:
+    run = {"overrides": "model.per_client=[squeezenet1_1,resnet18]"}
     for node, target in (
         ({"partition-id": 0, "num-partitions": 2}, "torchvision.models.squeezenet1_1"),
         ({"partition-id": 1, "num-partitions": 2}, "torchvision.models.resnet18"),
@@ -363,4 +364,4 @@ def test_a_node_chooses_its_model_before_the_run_does(tmp_path: Path) -> None:
         ),
         ({"client-name": "a"}, "fedmutual.models.visionnet.VisionNet"),
     ):
-        assert client.client_settings(run.run_config, node).model.target == target
+        assert client.client_settings(run, {"trust-run": trust, **node}).model.target == target

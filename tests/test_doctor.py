@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from local_grid import TINY
+from local_grid import CACHE, TINY
 from loopback import free_port, make_certificates, make_node_key
 
 import fedmutual.learning.device
@@ -26,8 +26,9 @@ from fedmutual.doctor.finding import CheckError
 from fedmutual.doctor.link import Link
 from fedmutual.learning.device import choose_device, describe, why_no_gpu
 
-DATA = [setting for setting in TINY if not setting.startswith("exchange")]
-NODE = "partition-id=0 num-partitions=3"
+DATA = [setting for setting in TINY if not setting.startswith(("exchange", "cache_dir"))]
+OWN = f'cache-dir="{CACHE.name}"'
+NODE = f"partition-id=0 num-partitions=3 {OWN}"
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, dict[str, str]]]:
@@ -55,11 +56,22 @@ def test_a_site_that_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ("arguments", "check", "problem"),
     [
         (["--node-config", ""], "name", "this node has no name"),
-        (["--node-config", "partition-id=7 num-partitions=3"], "data", "7 is not below num-partitions 3"),
+        (
+            ["--node-config", f"partition-id=7 num-partitions=3 {OWN}"],
+            "data",
+            "7 is not below num-partitions 3",
+        ),
         (["--node-config", NODE, "train.batch=3"], "settings", "train.batch"),
         (["--node-config", f'{NODE} model="no.such.thing"'], "model", "no.such.thing"),
+        (["--node-config", "partition-id=0", "cache_dir=/run"], "settings", "cache-dir="),
+        (["--node-config", NODE, "model=custom", "model._target_=os.getcwd"], "settings", "allowed-models="),
+        (
+            ["--node-config", NODE, "model=custom", "model._target_=torchvision.models.get_model"],
+            "model",
+            "is no model that this site builds",
+        ),
         (["--node-config", f'{NODE} device="cuda:99"'], "device", "torch sees"),
-        (["--node-config", 'client-name="a"'], "data", "needs its own public"),
+        (["--node-config", f'client-name="a" {OWN}'], "data", "needs its own public"),
         (["--node-config", NODE, "--public-digest", "0123"], "public set", "the server has 0123"),
         (["--node-config", f'{NODE} state-dir="/proc/nowhere"'], "disk", "cannot be written"),
         (["--node-config", NODE, "--superlink", f"127.0.0.1:{free_port()}"], "SuperLink", "refused"),

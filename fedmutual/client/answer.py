@@ -20,17 +20,19 @@ from flwr.common.constant import ErrorCode
 from torch import nn
 
 from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
+from fedmutual.client.refusal import error_reason
 from fedmutual.client.site_log import progress
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.learning.attack import poisoned
 from fedmutual.learning.device import choose_device, describe
 from fedmutual.learning.ema import MovingAverage
+from fedmutual.models.allowed import require_model
 from fedmutual.models.build import build_model, load_weights
 from fedmutual.models.card import model_card
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
-from fedmutual.settings.compose import from_contexts
+from fedmutual.settings.at_site import site_settings
 from fedmutual.settings.identity import IdentityError, client_name, partition_of
 from fedmutual.wire.codec import FloatArray, MessageError
 from fedmutual.wire.orders import Order, read_order
@@ -58,8 +60,8 @@ class Method(Protocol):
 def handle(message: Message, context: Context) -> Message:
     """Answer an order with a report, or with an error that names the client.
 
-    A ClientApp that returns None blocks its SuperNode forever, and one that raises sends the whole traceback
-    to the server. Here the traceback stays in the site's own log.
+    A ClientApp that returns None blocks its SuperNode forever, and one that raises sends its whole text to
+    the server. Here that and the traceback stay in the site's own log.
     """
     return _handle(message, context, answer)
 
@@ -82,7 +84,7 @@ def _handle(
         return Message(respond(message.content, context), reply_to=message)
     except Exception as error:
         logger.exception("the order failed")
-        reason = f"{_name_for_errors(context)}: {type(error).__name__}: {error}"
+        reason = f"{_name_for_errors(context)}: {error_reason(error, context.node_config)}"
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
@@ -129,9 +131,9 @@ def _step_back(folder: StateFolder, done: int, asked: int) -> ClientState:
     """Restore the state before the client's last round, because the server has lost that round."""
     state = folder.step_back(asked)
     if state is None:
+        remedy = f"the order is for round {asked}: resume the run from its newest results, or start a new run"
         raise StateError(
-            f"{folder.path} is at round {done}, the order is for round {asked}: "
-            "resume the run from its newest results folder, or start a new run"
+            f"{folder.path} is at round {done}, {remedy}", f"this site's state is at round {done}, {remedy}"
         )
     logger.warning(
         "%s: back from round %d to round %d: the server asks for round %d again",
@@ -152,11 +154,12 @@ def _name_for_errors(context: Context) -> str:
 
 def client_settings(run_config: Mapping[str, Any], node_config: Mapping[str, Any]) -> Settings:
     """Return the run's settings for this node: its own configuration wins, then ``model.per_client``."""
-    settings = from_contexts(run_config, node_config)
+    settings = site_settings(run_config, node_config)
     models = settings.model.per_client
     if models and "model" not in node_config and "partition-id" in node_config:
-        model = models[int(node_config["partition-id"]) % len(models)]
-        settings = from_contexts(run_config, {**node_config, "model": model})
+        settings = site_settings(
+            run_config, node_config, models[int(node_config["partition-id"]) % len(models)]
+        )
     return settings
 
 
@@ -171,6 +174,7 @@ def _learn(
 ) -> ClientState:
     site = _site(settings, partition_of(node_config), order.public_digest)
     _check_order(order, site)
+    require_model(settings.model.target, node_config)
     device = choose_device(settings.device)
     if state is None:  # log once per run: in deployment every order has its own process
         logger.info("%s: training on %s", name, describe(device, settings.device))
@@ -252,14 +256,19 @@ def _restore_layout(optimizer: torch.optim.Optimizer) -> None:
 
 def _check_order(order: Order, site: SiteData) -> None:
     if order.classes != site.classes:
+        remedy = (
+            f"the server {', '.join(order.classes)}: give both the same class folders, or set data.classes"
+        )
         raise MessageError(
-            f"classes: this site has {', '.join(site.classes)}, the server {', '.join(order.classes)}: "
-            "give both the same class folders, or set data.classes"
+            f"classes: this site has {', '.join(site.classes)}, {remedy}",
+            f"classes: this site has others, {remedy}",
         )
     if order.public_digest != site.public.digest:
+        copy = "copy the server's public images to this site again, unchanged"
+        remedy = f"the server's {order.public_digest}: {copy}"
         raise MessageError(
-            f"public set: this site's digest is {site.public.digest}, the server's {order.public_digest}: "
-            f"copy the server's public images to this site again, unchanged ({len(site.public)} are here)"
+            f"public set: this site's digest is {site.public.digest}, {remedy} ({len(site.public)} are here)",
+            f"public set: this site has another, {remedy}",
         )
 
 

@@ -29,12 +29,13 @@ from fedmutual.files.checkpoint import (
     step_back,
 )
 from fedmutual.models.stored import save_model
+from fedmutual.told import Told
 from fedmutual.wire.reports import Report
 
 _OPTIMIZER_GROUPS = "optimizer-groups"
 
 
-class StateError(RuntimeError):
+class StateError(Told, RuntimeError):
     """The state on disk does not fit the order; the message names the folder and the remedy."""
 
 

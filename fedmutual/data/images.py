@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmutual.logs import shown
+from fedmutual.told import Told
 
 HASH_BYTES = 16
 
 
-class DataError(ValueError):
+class DataError(Told, ValueError):
     """The data do not fit the settings; the message names the folder or setting and the remedy."""
 
 

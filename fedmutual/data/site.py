@@ -99,10 +99,11 @@ def load_site(
     data = settings.data.load(cache_dir)
     if partition is None:
         if whole_pool:
-            raise DataError(
+            text = (
                 "strategy=centralised reads the images of all clients, but this client has only its own: "
                 "give it a partition-id and num-partitions of one pool"
             )
+            raise DataError(text, text)
         return _own_site(data, settings, public_digest)
     partition_id, num_clients = partition
     if not 0 <= partition_id < num_clients:
@@ -160,12 +161,13 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None) ->
             own = load_received(cache_folder(settings.cache_dir), public_digest)
         return _site(data, settings, own, data.pool, 0)
     if data.public is None:
-        raise DataError(
+        text = (
             "a client without partition-id keeps all its images private, so its data needs its own public "
             "set: put the images that all clients share into <data.root>/public (data=folder), set "
             "data.public_split (data=huggingface), give the node a partition-id and num-partitions, or let "
             "the server send it (public.distribute=true)"
         )
+        raise DataError(text, text)
     public, _ = public_and_private(data, settings, None)
     return _site(data, settings, public, data.pool, 0)
 

@@ -46,7 +46,8 @@ def examine(patient: Patient) -> list[Finding]:
     def read() -> str:
         from fedmutual.client.answer import client_settings
 
-        compose(patient.overrides)  # report a wrong key of the run before one of the node
+        folder = {key: patient.node_config[key] for key in ("data-dir",) if key in patient.node_config}
+        compose(patient.overrides, folder)  # report a wrong key of the run before one of the node
         settings.append(client_settings(_run_config(patient.overrides), patient.node_config))
         return "accepted"
 
@@ -74,7 +75,7 @@ def _site(patient: Patient, settings: Settings) -> list[Finding]:
     sizes = [0]
 
     def model() -> str:
-        size, text = checks.build(settings, len(loaded[0].classes) if loaded else 2)
+        size, text = checks.build(settings, patient.node_config, len(loaded[0].classes) if loaded else 2)
         sizes.append(size)
         return text
 

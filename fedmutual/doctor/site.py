@@ -16,6 +16,7 @@ from fedmutual.data.site import SiteData, load_site
 from fedmutual.doctor.finding import CheckError
 from fedmutual.files.atomic import atomic_write
 from fedmutual.learning.device import choose_device, describe
+from fedmutual.models.allowed import require_model
 from fedmutual.models.build import build_model
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
@@ -65,8 +66,9 @@ def check_device(settings: Settings) -> str:
     )
 
 
-def build(settings: Settings, num_classes: int) -> tuple[int, str]:
+def build(settings: Settings, node_config: Mapping[str, Any], num_classes: int) -> tuple[int, str]:
     """Build the site's model; return the disk space of its states in bytes, and a description."""
+    require_model(settings.model.target, node_config)
     model, _ = build_model(settings.model, num_classes, settings.data.image_size, seed=0)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     parameters = sum(p.numel() for p in model.parameters())

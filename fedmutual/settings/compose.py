@@ -61,7 +61,7 @@ def compose(overrides: Sequence[str] = (), node_config: Mapping[str, Any] | None
     SettingsError
         With the full name of the key and what it takes.
     """
-    node = tuple(sorted((k, str(v)) for k, v in (node_config or {}).items() if k in _NODE_KEYS))
+    node = tuple(sorted((k, str(v)) for k, v in (node_config or {}).items() if k in NODE_KEYS))
     return _compose(tuple(overrides), node)
 
 
@@ -74,13 +74,24 @@ def from_contexts(run_config: Mapping[str, Any], node_config: Mapping[str, Any] 
         As :func:`compose`, and for a relative path.
     """
     settings = compose(run_config_overrides(run_config), node_config)
+    require_absolute(settings)
+    return settings
+
+
+def require_absolute(settings: Settings) -> None:
+    """Refuse relative paths.
+
+    Raises
+    ------
+    SettingsError
+        Naming the first one.
+    """
     for key in ("output_dir", "state_dir", "cache_dir", "resume"):
         value = getattr(settings, key)
         if value is not None and not Path(value).is_absolute():
             raise SettingsError(
                 f"{key}: {value!r} is relative, but an app has its own working folder: make it absolute"
             )
-    return settings
 
 
 def run_config_overrides(run_config: Mapping[str, Any]) -> list[str]:
@@ -92,7 +103,7 @@ def run_config_overrides(run_config: Mapping[str, Any]) -> list[str]:
         raise SettingsError(f"overrides: {error}: {run_config['overrides']!r}") from error
 
 
-_NODE_KEYS = {
+NODE_KEYS = {  # of a node's configuration, and the settings that they set
     "data-dir": "data",
     "state-dir": "state_dir",
     "cache-dir": "cache_dir",
@@ -104,22 +115,22 @@ FOLDER_KEYS = ("root", "dataset")  # of a data source that reads a folder: what 
 
 @functools.lru_cache(maxsize=64)
 def _compose(overrides: tuple[str, ...], node: tuple[tuple[str, str], ...]) -> Settings:
-    return _checked(composed(*effective_overrides(overrides, dict(node)), dict(node)))
+    return checked(composed(*effective_overrides(overrides, dict(node)), dict(node)))
 
 
 def effective_overrides(
     overrides: Sequence[str], node_config: Mapping[str, Any]
 ) -> tuple[list[str], list[str]]:
     """Return the run's overrides that a node leaves standing, and the node's own."""
-    node = {key: str(node_config[key]) for key in sorted(_NODE_KEYS) if key in node_config}
+    node = {key: str(node_config[key]) for key in sorted(NODE_KEYS) if key in node_config}
     own = [
-        f"{_NODE_KEYS[key]}={QuotedString(value, Quote.single).with_quotes()}"
+        f"{NODE_KEYS[key]}={QuotedString(value, Quote.single).with_quotes()}"
         for key, value in node.items()
         if key not in ("model", "data-dir")
     ]
     kept = list(overrides)
     if "model" in node:  # the run's arguments belong to the run's model
-        kept = [o for o in overrides if not re.match(r"[+~]*model([.=]|$)", o)]
+        kept = without_model(overrides)
         own += model_overrides(node["model"])
     return kept, own
 
@@ -147,7 +158,7 @@ def composed(run: Sequence[str], own: Sequence[str], node_config: Mapping[str, A
         if "data-dir" in node_config:
             _set_folder(config.data, str(node_config["data-dir"]))
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(_explain(error)) from error
+        raise SettingsError(explained(error)) from error
     except SettingsError:
         raise
     except ValueError as error:  # Hydra's, for a group that is set to null or a number
@@ -162,13 +173,18 @@ def _set_folder(data: DictConfig, folder: str) -> None:
     data[key] = folder
 
 
+def without_model(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without those of the model and its arguments."""
+    return [text for text in overrides if not re.match(r"[+~]*model([.=]|$)", text)]
+
+
 def model_overrides(name: str) -> list[str]:
     """Overrides that select a model by the name of its ``conf/model`` file or by its dotted path."""
     return ["model=custom", f"model._target_={name}"] if "." in name else [f"model={name}"]
 
 
-def _explain(error: Exception) -> str:
-    """The first lines of a Hydra error say what is wrong; the cause below it names the key."""
+def explained(error: Exception) -> str:
+    """Say what is wrong: the first lines of a Hydra error do; the cause below it names the key."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}: {option!r} is none of {', '.join(error.options or ())}"
@@ -183,7 +199,14 @@ def _explain(error: Exception) -> str:
     return f"{key}: {text}" if key and key not in text else f"{head}: {text}" if cause else head
 
 
-def _checked(config: DictConfig) -> Settings:
+def checked(config: DictConfig) -> Settings:
+    """Return the settings of a composed config, typed and in range.
+
+    Raises
+    ------
+    SettingsError
+        With the full name of the key and what it takes.
+    """
     groups = {
         "strategy": StrategySettings,
         "consensus": ConsensusSettings,

@@ -7,12 +7,14 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from fedmutual.told import Told
+
 WIRE_DTYPES = ("float16", "float32", "int8", "label")
 
 FloatArray = npt.NDArray[np.float32]
 
 
-class MessageError(ValueError):
+class MessageError(Told, ValueError):
     """What arrived is not what the protocol allows; the message says what was wrong and what to do."""
 
 

@@ -3,12 +3,16 @@
 The server asks a node whether it has the set; what is missing goes out in parts of about 32 MB, since
 every message starts a process at the site. A site keeps what it has received, so that after a break only the
 rest is sent. Nodes that join later get the set before their first order.
+
+A site takes a set only if its owner has agreed (``accept-public``, ``max-public-bytes`` of its node
+configuration), and checks every part before it unpacks or writes anything.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,20 +20,27 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from numpy.typing import NDArray
 
 from fedmutual.data.cache import cache_folder
 from fedmutual.data.images import DataError
 from fedmutual.data.public import PublicSet
-from fedmutual.data.received import Part, has_received, parts_received, receive
+from fedmutual.data.received import MAX_BYTES, Part, has_received, parts_received, receive
 from fedmutual.data.site import SharedData, own_public_set
-from fedmutual.settings import Settings
+from fedmutual.settings import Settings, SettingsError
+from fedmutual.settings.at_site import trusts_run
 from fedmutual.settings.identity import partition_of
+from fedmutual.wire.arrays import unpacked
+from fedmutual.wire.codec import MessageError
 from fedmutual.wire.exchange import Exchange, Reply, messages_to
+from fedmutual.wire.metrics import shown
 
 logger = logging.getLogger(__name__)
 
 MESSAGE_TYPE = "query.public"
 PART_BYTES = 32 * 2**20
+ACCEPT, MOST = "accept-public", "max-public-bytes"  # of a node's configuration
+MOST_CLASSES, LONGEST_NAME = 10_000, 256
 _PUBLIC, _PIXELS = "public", "pixels"
 
 
@@ -72,18 +83,14 @@ class Distributor:
         new = [node for node in nodes if node not in self._served]
         if not new:
             return
-        question = RecordDict({_PUBLIC: ConfigRecord({"digest": self._shared.public.digest})})
-        missing: dict[int, set[int]] = {}
         slices = part_slices(self._shared.public)
+        asked = ConfigRecord({"digest": self._shared.public.digest, "parts": len(slices)})
+        question = RecordDict({_PUBLIC: asked})
+        missing: dict[int, set[int]] = {}
         for reply in self._send(dict.fromkeys(new, question)):
-            said = None if reply.content is None else dict(cast(ConfigRecord, reply.content[_PUBLIC]))
-            if said is None:
-                logger.warning("node %d was not asked for the public set: %s", reply.node_id, reply.error)
-            elif said["whole"]:
-                self._served.add(reply.node_id)
-            else:
-                missing[reply.node_id] = set(range(len(slices))) - set(cast(list[int], said["parts"]))
-                missing[reply.node_id] |= {0} if not missing[reply.node_id] else set()
+            said = self._said(reply, len(slices), "did not say whether it has the public set")
+            if said is not None and not said[0]:
+                missing[reply.node_id] = set(range(len(slices))) - said[1] or {0}
         sent = sum(
             self._send_part(number, len(slices), where, missing) for number, where in enumerate(slices)
         )
@@ -101,11 +108,21 @@ class Distributor:
         sent = 0
         for reply in self._send(dict.fromkeys(nodes, part_record(part))):
             sent += reply.downlink_bytes
-            if reply.content is None:
-                logger.warning("node %d did not take the public set: %s", reply.node_id, reply.error)
-            elif dict(cast(ConfigRecord, reply.content[_PUBLIC]))["whole"]:
-                self._served.add(reply.node_id)
+            self._said(reply, count, "did not take the public set")
         return sent
+
+    def _said(self, reply: Reply, count: int, problem: str) -> tuple[bool, set[int]] | None:
+        """Read an answer and note who has the whole set; None, and a warning, for whatever else it is."""
+        try:
+            if reply.content is None:
+                raise MessageError(reply.error)
+            said = read_answer(reply.content, count)
+        except Exception as error:  # nothing that a stranger sends ends the run
+            logger.warning("node %d %s: %s", reply.node_id, problem, shown(str(error)))
+            return None
+        if said[0]:
+            self._served.add(reply.node_id)
+        return said
 
     def _send(self, contents: dict[int, RecordDict]) -> list[Reply]:
         timeout = self._exchange.patience.seconds
@@ -178,32 +195,124 @@ def answer(content: RecordDict, settings: Settings, node_config: Mapping[str, An
 
     Raises
     ------
+    MessageError
+        What was sent is no question, and no part that this site takes.
     DataError
-        What was sent does not have its digest.
+        The site's owner has not agreed, there is no room for the set, or it does not have its digest.
     """
-    config, cache_dir = dict(cast(ConfigRecord, content[_PUBLIC])), cache_folder(settings.cache_dir)
-    wanted = str(config["digest"])
+    cache_dir, question = cache_folder(settings.cache_dir), _config(content)
+    wanted, count = question.get("digest"), question.get("parts")
+    if not isinstance(wanted, str) or not _is_int(count):
+        raise MessageError(f"{_PUBLIC}: {shown(wanted)}, {shown(count)}: not a digest and a number of parts")
     if _PIXELS in content:
-        images = cast(ArrayRecord, content[_PIXELS])["images"].numpy()
-        labels = config.get("labels")
-        whole = receive(
-            cache_dir,
-            Part(
-                digest=wanted,
-                number=cast(int, config["part"]),
-                count=cast(int, config["parts"]),
-                classes=tuple(cast(list[str], config["classes"])),
-                labels=None if labels is None else np.frombuffer(cast(bytes, labels), "<i8"),
-                images=images,
-            ),
-        )
+        _require_agreement(node_config)
+        most = _max_bytes(node_config)
+        part = _read_part(wanted, question, content, settings.data.image_size, most)
+        whole = receive(cache_dir, part, most)
     else:
         whole = _has(settings, node_config, cache_dir, wanted)
-    parts = [] if whole else parts_received(cache_dir, wanted)
+    parts = [] if whole else parts_received(cache_dir, wanted, cast(int, count))
     return RecordDict({_PUBLIC: ConfigRecord({"whole": whole, "parts": parts})})
 
 
-def _has(settings: Settings, node_config: Mapping[str, Any], cache_dir: Any, wanted: str) -> bool:
+def read_answer(content: RecordDict, count: int) -> tuple[bool, set[int]]:
+    """Return whether a site has the whole set, and which of the ``count`` parts.
+
+    Raises
+    ------
+    MessageError
+        The answer is none; the text names what is wrong with it.
+    """
+    said = _config(content)
+    whole, parts = said.get("whole"), said.get("parts")
+    if not isinstance(whole, bool):
+        raise MessageError(f"{_PUBLIC}: whole: {shown(whole)} is neither true nor false")
+    if not isinstance(parts, list) or len(parts) > count:
+        size = f"{len(parts)} entries" if isinstance(parts, list) else shown(parts)
+        raise MessageError(f"{_PUBLIC}: parts: {size}, not a list of up to {count} parts")
+    numbers = {part for part in parts if isinstance(part, int) and 0 <= part < count}
+    if len(numbers) < len(parts) or not all(map(_is_int, parts)):
+        raise MessageError(f"{_PUBLIC}: parts: {shown(parts[:9])}: a part is a number from 0 to {count - 1}")
+    return whole, numbers
+
+
+def _config(content: RecordDict) -> ConfigRecord:
+    record = content.get(_PUBLIC)
+    if not isinstance(record, ConfigRecord):
+        raise MessageError(f"{_PUBLIC}: missing: install the same fedmutual version on both")
+    return record
+
+
+def _read_part(
+    wanted: str, config: ConfigRecord, content: RecordDict, image_size: int, max_bytes: int
+) -> Part:
+    """Read a part; its pixels are unpacked only after their header has been checked."""
+    number, count = config.get("part"), config.get("parts")
+    if not (_is_int(number) and _is_int(count)):
+        raise MessageError(f"{_PUBLIC}: part {shown(number)} of {shown(count)}: not two integers")
+    classes = config.get("classes")
+    if not (
+        isinstance(classes, list)
+        and 2 <= len(classes) <= MOST_CLASSES
+        and all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in classes)
+    ):
+        raise MessageError(f"{_PUBLIC}: classes: not a list of 2 to {MOST_CLASSES} names")
+    return Part(
+        digest=wanted,
+        number=cast(int, number),
+        count=cast(int, count),
+        classes=tuple(cast(list[str], classes)),
+        labels=_read_labels(config.get("labels")),
+        images=_read_pixels(content[_PIXELS], image_size, max_bytes),
+    )
+
+
+def _read_labels(values: object) -> NDArray[np.int64] | None:
+    if values is None:
+        return None
+    if not isinstance(values, bytes) or len(values) % 8:
+        raise MessageError(f"{_PUBLIC}: labels: not 8 bytes for each image")
+    return np.frombuffer(values, "<i8").astype(np.int64)
+
+
+def _read_pixels(record: object, image_size: int, max_bytes: int) -> NDArray[np.uint8]:
+    array = record.get("images") if isinstance(record, ArrayRecord) else None
+    if array is None or len(cast(ArrayRecord, record)) != 1:
+        raise MessageError(f"{_PIXELS}: not one array of images")
+    shape = tuple(array.shape)
+    one = image_size * image_size * 3
+    if len(shape) != 4 or not _is_int(shape[0]) or not 0 < shape[0] <= max_bytes // one:
+        raise MessageError(
+            f"{_PIXELS}: {shown(shape)} is no shape of pictures that this site takes (max-public-bytes)"
+        )
+    expected = (int(shape[0]), image_size, image_size, 3)
+    remedy = f"the run's data.image_size is {image_size}"
+    return unpacked(f"{_PIXELS}: images", array, expected, np.dtype(np.uint8), "not", remedy)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require_agreement(node_config: Mapping[str, Any]) -> None:
+    agreed = node_config.get(ACCEPT, trusts_run(node_config))
+    if not (agreed is True or str(agreed).lower() == "true"):
+        text = (
+            "public.distribute: this site takes no public images from a server: copy them to it, or let its "
+            f"owner agree in its node configuration ({ACCEPT}=true)"
+        )
+        raise DataError(text, text)
+
+
+def _max_bytes(node_config: Mapping[str, Any]) -> int:
+    most = node_config.get(MOST, MAX_BYTES)
+    try:
+        return int(most)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{MOST}: not a number of bytes") from error
+
+
+def _has(settings: Settings, node_config: Mapping[str, Any], cache_dir: Path, wanted: str) -> bool:
     if partition_of(node_config) is not None:  # it shares the server's pool; its order checks the digest
         return True
     if has_received(cache_dir, wanted):

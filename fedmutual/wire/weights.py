@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from io import BytesIO
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from fedmutual.wire.arrays import unpacked
 from fedmutual.wire.codec import MessageError
-from fedmutual.wire.metrics import shown
 from fedmutual.wire.reports import Report
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -56,33 +54,9 @@ def read_array(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[
     MessageError
         Naming the array and what is wrong with it.
     """
-    if array.stype != "numpy.ndarray":
-        raise MessageError(f"model: {name} is serialised as {shown(array.stype)}, not as numpy.ndarray")
-    found, kind, start = _header(name, array.data)
-    if (found, kind) != (shape, dtype):
-        raise MessageError(
-            f"model: {name} is {kind} {found}, the server's {dtype} {shape}: give this site the run's model"
-        )
-    size = math.prod(shape) * dtype.itemsize
-    if len(array.data) - start != size:
-        raise MessageError(f"model: {name} has {len(array.data) - start} bytes, not {size}")
-    values = np.load(BytesIO(array.data), allow_pickle=False)
+    values = unpacked(f"model: {name}", array, shape, dtype, "the server's", "give this site the run's model")
     if np.issubdtype(dtype, np.floating) and not (np.abs(values) <= LARGEST_WEIGHT).all():
         raise MessageError(
             f"model: {name} is not finite, or above {LARGEST_WEIGHT:g} (did the training diverge?)"
         )
-    return cast("np.ndarray[Any, Any]", values)
-
-
-def _header(name: str, data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, type and length of the header of an array in NumPy's file format."""
-    file = BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
-    except Exception as error:  # whatever a stranger sends instead of an array
-        raise MessageError(f"model: {name} is no array: {shown(error)}") from error
-    return shape, dtype, file.tell()
+    return values
