@@ -41,8 +41,11 @@ def unpacked(
     if array.stype != "numpy.ndarray":
         raise MessageError(f"{what} is serialised as {shown(array.stype)}, not as numpy.ndarray")
     found, kind, start = _header(what, array.data)
-    if (found, kind) != (shape, dtype):
-        raise MessageError(f"{what} is {kind} {found}, {expected} {dtype} {shape}: {remedy}")
+    for its_shape, its_type in ((tuple(array.shape), array.dtype), (found, kind.name)):
+        if (its_shape, its_type) != (shape, dtype.name):
+            raise MessageError(
+                f"{what} is {shown(its_type)} {shown(its_shape)}, {expected} {dtype} {shape}: {remedy}"
+            )
     size = math.prod(shape) * dtype.itemsize
     if len(array.data) - start != size:
         raise MessageError(f"{what} has {len(array.data) - start} bytes, not {size}")
