@@ -312,7 +312,7 @@ class Loopback:
             | {
                 MARK: f"{self._id}:{part}",
                 "XDG_CACHE_HOME": str(self.folder),
-                "PYTHONPATH": os.pathsep.join([str(APP_DIR), str(KILLPOINT)]),
+                "PYTHONPATH": os.pathsep.join([str(KILLPOINT), os.environ.get("PYTHONPATH", "")]),
                 KILL_AT: str(self.folder / part / "kill"),
             }
         )

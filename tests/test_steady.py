@@ -9,9 +9,11 @@ import httpx
 import pytest
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.superlink.grid import HttpGrid
 from test_exchange import Clock, FakeGrid
 
-from fedmutual.wire.steady import GIVE_UP, SteadyGrid
+from fedmutual.wire.steady import GIVE_UP, SteadyGrid, steady
 
 HANDSHAKE = httpx.ConnectTimeout("_ssl.c:1011: The handshake operation timed out")
 CUT = httpx.ReadError("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred in violation of protocol")
@@ -43,7 +45,7 @@ class FailingGrid(FakeGrid):
         return []
 
 
-def steady(grid: FailingGrid) -> SteadyGrid:
+def steadied(grid: FailingGrid) -> SteadyGrid:
     return SteadyGrid(grid, grid.clock, grid.clock.sleep)
 
 
@@ -58,14 +60,14 @@ def steady(grid: FailingGrid) -> SteadyGrid:
 )
 def test_a_moment_without_the_superlink_is_survived(error: Exception, call: Any, answer: Any) -> None:
     grid = FailingGrid([error, error, error])
-    assert call(steady(grid)) == answer
+    assert call(steadied(grid)) == answer
     assert grid.clock.slept == [1.0, 2.0, 4.0]
 
 
 def test_it_is_not_tried_for_ever() -> None:
     grid = FailingGrid(HANDSHAKE for _ in iter(int, 1))
     with pytest.raises(httpx.ConnectTimeout):
-        steady(grid).get_node_ids()
+        steadied(grid).get_node_ids()
     assert GIVE_UP <= grid.clock.now - 100 <= GIVE_UP + 20
 
 
@@ -73,5 +75,22 @@ def test_it_is_not_tried_for_ever() -> None:
 def test_what_will_not_get_better_is_raised_at_once(error: Exception) -> None:
     grid = FailingGrid([error])
     with pytest.raises(type(error)):
-        steady(grid).get_node_ids()
+        steadied(grid).get_node_ids()
     assert grid.clock.slept == []
+
+
+@pytest.mark.parametrize("error", [HANDSHAKE, CUT])
+def test_flower_itself_gives_up_what_fails_within_tls(error: Exception) -> None:
+    """The reason for all this; where it no longer holds, SteadyGrid may go."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        make_simple_http_retry_invoker().invoke(fail)
+
+
+def test_only_a_deployments_grid_is_made_steady() -> None:
+    assert getattr(steady(HttpGrid(insecure=True, token="t")), "may_lose", False)
+    simulated = FailingGrid([])
+    assert steady(simulated) is simulated

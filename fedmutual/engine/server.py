@@ -24,7 +24,7 @@ from fedmutual.settings.compose import from_contexts, run_config_overrides
 from fedmutual.tracking.tracker import Tracking, missing_logger
 from fedmutual.wire.exchange import Exchange
 from fedmutual.wire.public_images import Distributor, ServingGrid
-from fedmutual.wire.steady import SteadyGrid
+from fedmutual.wire.steady import steady
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def run(grid: Grid, context: Context) -> None:
     """
     start = time.time()
     settings = from_contexts(context.run_config)
-    if type(grid).__name__ == "HttpGrid":  # a deployment's; to import it would cost simulations 0.6 s
-        grid = SteadyGrid(grid)
+    grid = steady(grid)
     problem = missing_logger(settings)
     if problem:
         raise SettingsError(problem)
