@@ -91,6 +91,7 @@ class Soak:
         self, deployment: Loopback, rounds: int, every: int, seed: int, console: Console, worst: int = 0
     ) -> None:
         self.deployment = deployment
+        self.sites = deployment.sites
         self.worst = worst
         self.spared = 0  # client processes that were to be killed, and were not
         self.most_processes = 0
@@ -102,7 +103,8 @@ class Soak:
         self.seed = seed
         self._random = random.Random(seed)
         self._next: list[str] = []
-        self._settings = (*SHORT_ROUNDS, f"rounds={rounds}")
+        common = [setting for setting in SHORT_ROUNDS if not setting.startswith("num_clients=")]
+        self._settings = (*common, f"num_clients={self.sites}", f"rounds={rounds}")
         self._start = time.monotonic()
         self._run = ""
 
@@ -138,7 +140,7 @@ class Soak:
     def _arm(self, round: int) -> list[Path]:
         """Have a client process of every site killed in this round, each at its own moment."""
         armed = []
-        for site in range(min(SITES, self.worst - len(self.kills))):
+        for site in range(min(self.sites, self.worst - len(self.kills))):
             moment = MOMENTS[(site + round + self.seed) % len(MOMENTS)]
             armed.append(self.deployment.arm(site, moment))
             self.kills.append({"round": round, "what": moment, "where": f"site-{site}"})
@@ -147,12 +149,12 @@ class Soak:
 
     def _processes(self) -> int:
         """Client processes of the site that has most of them."""
-        return max(len(self.deployment.processes(f"site-{i}", "flwr-clientapp")) for i in range(SITES))
+        return max(len(self.deployment.processes(f"site-{i}", "flwr-clientapp")) for i in range(self.sites))
 
     def _kill(self, round: int) -> None:
         since = (self.output / "history.jsonl").stat().st_mtime
         self._next = self._next or self._random.sample(KILLS, len(KILLS))  # each kind before one comes twice
-        what, site = self._next.pop(), f"site-{self._random.randrange(SITES)}"
+        what, site = self._next.pop(), f"site-{self._random.randrange(self.sites)}"
         self.deployment.wait_for_process(site, "flwr-clientapp", since=since, timeout=ROUND_TIMEOUT)
         time.sleep(self._random.uniform(0.0, 3.0))  # anywhere between its imports and its answer
         if what == "client process":
@@ -169,7 +171,7 @@ class Soak:
         self._say(f"round {round}: SIGKILL to {what} {where}")
 
     def _sample(self, round: int) -> Sample:
-        folders = [self.deployment.folder / f"site-{site}" for site in range(SITES)]
+        folders = [self.deployment.folder / f"site-{site}" for site in range(self.sites)]
         states = [tree(folder / "state") for folder in folders]
         sites = [tree(folder) for folder in folders]
         results, database = tree(self.output), list(self.deployment.folder.glob("superlink.db*"))
@@ -179,7 +181,7 @@ class Soak:
             superlink_mb=self._memory("superlink", "flower-superlink"),
             site_mb=statistics.median(
                 self._memory(f"site-{i}", "flower-supernode") + self._memory(f"site-{i}", "flower-superexec")
-                for i in range(SITES)
+                for i in range(self.sites)
             ),
             state_files=statistics.median(files for files, _ in states),
             state_mb=statistics.median(size for _, size in states),
@@ -218,7 +220,7 @@ class Soak:
     def differences(self, reference: Path) -> list[str]:
         """Clients whose final model has other bits than in the undisturbed run, or none."""
         found = []
-        for site in range(SITES):
+        for site in range(self.sites):
             name = f"client-{site}"
             ours = list(
                 (self.deployment.folder / f"site-{site}" / "state").glob(f"*/{name}/model.safetensors")
@@ -259,7 +261,7 @@ def missing(soak: Soak) -> list[str]:
     """Reports that are not there, and those that were rejected."""
     history = read_history(soak.output)
     good = {(line["round"], line["client"]) for line in history if "rejected" not in line}
-    wanted = [(round, f"client-{site}") for round in range(1, soak.rounds + 2) for site in range(SITES)]
+    wanted = [(round, f"client-{site}") for round in range(1, soak.rounds + 2) for site in range(soak.sites)]
     gone = [f"round {round}, {name}" for round, name in wanted if (round, name) not in good]
     return gone + [
         f"round {line['round']}, {line['client']}: {line['rejected']}"
@@ -283,6 +285,7 @@ def busy_loops(count: int, minutes: float) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A long run in which something is killed again and again.")
+    parser.add_argument("--sites", type=int, default=SITES)
     parser.add_argument("--rounds", type=int, default=None, help="100; with --worst as many as it takes")
     parser.add_argument(
         "--worst", type=int, default=0, help="kills at the worst moments, one a site and round"
@@ -300,9 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="fedmutual-soak-") as temporary:
         folder = arguments.folder or Path(temporary)
         trial = bool(arguments.worst or arguments.busy)
-        rounds = arguments.rounds or (-(-arguments.worst // SITES) + 1 if arguments.worst else 100)
+        rounds = arguments.rounds or (-(-arguments.worst // arguments.sites) + 1 if arguments.worst else 100)
         every = rounds if arguments.busy else arguments.every
-        with Loopback(folder, SITES, patience=arguments.patience if trial else None) as deployment:
+        with Loopback(folder, arguments.sites, patience=arguments.patience if trial else None) as deployment:
             soak = Soak(deployment, rounds, every, arguments.seed, console, arguments.worst)
             with busy_loops(arguments.busy, arguments.minutes):
                 status = soak.run()
