@@ -26,6 +26,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -298,6 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None, help="write all figures there")
     parser.add_argument("--folder", type=Path, default=None, help="where everything goes, and stays")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing is left running
     os.environ["OMP_NUM_THREADS"] = "1"  # equal bits in the deployment and in the simulation
     console = Console()
     with tempfile.TemporaryDirectory(prefix="fedmutual-soak-") as temporary:

@@ -12,13 +12,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
+from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker
+from test_steady import CUT, HANDSHAKE, REFUSED
 
 from fedmutual.cli import main, make_parser
 from fedmutual.watch import supervisor
 from fedmutual.watch.health import CLIENT, CLIENTS, SUPEREXEC, Health, Look, Process, superfluous
-from fedmutual.watch.supervisor import Supervisor, environment
+from fedmutual.watch.patient import patient
+from fedmutual.watch.supervisor import Supervisor, environment, started_as
 
 PATIENCE = 100.0
 WORKS = ((1, SUPEREXEC), (2, CLIENT))
@@ -104,6 +108,38 @@ def test_the_log_must_say_what_a_supernode_does(monkeypatch: pytest.MonkeyPatch)
         if level:
             monkeypatch.setenv("FLWR_LOG_LEVEL", level)
         assert environment()["FLWR_LOG_LEVEL"] == set_to
+
+
+def test_a_flower_program_goes_on_after_a_failure_within_tls() -> None:
+    sleeps: list[float] = []
+
+    def make() -> RetryInvoker:
+        invoker = make_simple_http_retry_invoker()
+        invoker.wait_function = sleeps.append
+        return invoker
+
+    failures = iter([HANDSHAKE, CUT, HANDSHAKE])
+
+    def answer() -> str:
+        error = next(failures, None)
+        if error is not None:
+            raise error
+        return "answer"
+
+    assert patient(make)().invoke(answer) == "answer"
+    assert len(sleeps) == 3
+    failures = iter([REFUSED])
+    with pytest.raises(httpx.ConnectError):
+        patient(make)().invoke(answer)
+
+
+def test_flowers_programs_are_started_that_way_and_say_who_they_are() -> None:
+    assert started_as(["sh", "-c", "true"]) == ["sh", "-c", "true"]
+    for name in ("flower-supernode", "flower-superexec"):
+        command = started_as([f"/some/bin/{name}", "--version"])
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "Flower version" in done.stdout
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -21,6 +22,7 @@ from fedmutual.watch.health import CLIENT, PATIENCE, Health, Look, Process, supe
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # between two looks
+PATIENT_PROGRAMS = ("flower-supernode", "flower-superexec")
 PAUSE_SECONDS = 5.0  # before a restart
 STOP_SECONDS = 8.0  # from SIGTERM to SIGKILL: a SuperNode says goodbye to its SuperLink; Docker gives 10 s
 
@@ -81,7 +83,7 @@ class Supervisor:
     def _run_once(self) -> str:
         """Run it until it ends, hangs or is to stop; returns the reason."""
         process = subprocess.Popen(
-            self._command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            started_as(self._command), env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, text=True, errors="replace",
         )  # fmt: skip
         health = Health(self._patience)
@@ -108,6 +110,14 @@ class Supervisor:
             if problem:
                 return problem
         return "it is to stop"
+
+
+def started_as(command: Sequence[str]) -> list[str]:
+    """The command as it is started: Flower's programs in a way that a TLS time-out does not end them."""
+    name = os.path.basename(command[0])
+    if name not in PATIENT_PROGRAMS:
+        return list(command)
+    return [sys.executable, "-P", str(Path(__file__).with_name("patient.py")), name, *command[1:]]
 
 
 def environment() -> dict[str, str]:

@@ -1,0 +1,47 @@
+"""Run a Flower program that does not end of a TLS time-out: ``patient.py PROGRAM ARGUMENT ...``.
+
+Flower's SuperNode and SuperExec repeat a request that failed on the way, but not one that failed within TLS:
+a SuperLink that stands still for a minute ends them, and with a SuperExec its runs. Here those are repeated.
+A connection that cannot be made (a refused certificate, no TLS at the other end) is an error as before.
+
+Run as a script of its own: nothing of fedmutual is imported.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+import flwr.supercore.retry
+import httpx
+from flwr.supercore.retry import RetryInvoker
+
+
+def patient(make: Callable[[], RetryInvoker]) -> Callable[[], RetryInvoker]:
+    """Have the invokers that a function makes go on after a failure within TLS."""
+
+    def make_patient() -> RetryInvoker:
+        invoker = make()
+        give_up = invoker.should_giveup
+
+        def should_giveup(error: Exception) -> bool:
+            on_the_way = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ConnectError)
+            return not on_the_way and give_up is not None and give_up(error)
+
+        invoker.should_giveup = should_giveup
+        return invoker
+
+    return make_patient
+
+
+def main() -> None:
+    """Run the program that the first argument names."""
+    del sys.argv[0]
+    flwr.supercore.retry.make_simple_http_retry_invoker = patient(  # before anything imports it
+        flwr.supercore.retry.make_simple_http_retry_invoker
+    )
+    (program,) = entry_points(group="console_scripts", name=sys.argv[0])
+    sys.exit(program.load()())
+
+
+if __name__ == "__main__":
+    main()
