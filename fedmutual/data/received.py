@@ -26,6 +26,7 @@ from fedmutual.files.atomic import atomic_write
 
 MAX_BYTES = 2 * 2**30  # pixels of all public sets that a site keeps
 MOST_PARTS = 10_000
+_HEADER_BYTES = 128  # of an array of pixels in NumPy's format
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _require_room(cache_dir: Path, part: Part, max_bytes: int) -> None:
     """Refuse a part that makes all public sets of this cache larger than allowed."""
     replaced = _parts(cache_dir, part.digest) / f"{part.number}.npy"
     kept = [*cache_dir.glob("received/*/*.npy"), *cache_dir.glob("images/public-*/images.npy")]
-    used = sum(path.stat().st_size for path in kept if path != replaced)
+    used = sum(path.stat().st_size - _HEADER_BYTES for path in kept if path != replaced)
     if used + part.images.nbytes > max_bytes:
         raise _too_large(max_bytes)
 
