@@ -148,7 +148,7 @@ def doctor(federation: Federation, site: str) -> str:
 
 def test_the_doctor_finds_a_site_ready(federation: Federation) -> None:
     said = doctor(federation, "site-a")
-    assert "certificate accepted, by /secrets/ca.crt" in said
+    assert "certificate accepted by /secrets/ca.crt" in said
     assert "/secrets/site-a.key is registered" in said
 
 
@@ -178,6 +178,66 @@ def test_runs_cannot_be_started_from_outside(federation: Federation) -> None:
     said = federation.compose("site-a", "run", "--rm", "-T", "supernode", "sh", "-c", script, check=False)
     assert "404 Not Found" in said
     assert "control/start-run" in said
+
+
+_FLOOD = """
+import socket, ssl, sys
+host, port, megabytes, signed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "signed"
+context = ssl.create_default_context(cafile="/secrets/ca.crt")
+stream = context.wrap_socket(socket.create_connection((host, port)), server_hostname=host)
+headers = {"host": host, "content-length": str(megabytes << 20)}
+if signed:  # as a stranger forges it
+    headers |= {"flwr-public-key": "A" * 300, "flwr-signature": "A" * 140}
+    headers |= {"flwr-timestamp": "2026-01-01T00:00:00"}
+lines = ["POST /v1/fleet/push-object HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+stream.sendall(("\\r\\n".join(lines) + "\\r\\n\\r\\n").encode())
+sent = 0
+try:
+    while sent < megabytes << 20:
+        stream.sendall(bytes(1 << 20))
+        sent += 1 << 20
+except OSError:
+    pass
+try:
+    print(sent >> 20, stream.recv(100).split()[1].decode())
+except OSError:
+    print(sent >> 20, "closed")
+"""
+
+
+def test_a_flood_without_a_key_fills_neither_disk_nor_memory(federation: Federation) -> None:
+    gateway, superlink = (federation.container("server", name) for name in ("gateway", "superlink"))
+
+    def memory() -> int:
+        """MB that all processes of the SuperLink's container have had at most."""
+        script = (
+            "cat /proc/[0-9]*/status 2>/dev/null | awk '/^VmHWM/ { kb += $2 } END { print int(kb / 1024) }'"
+        )
+        return int(call("docker", "exec", superlink, "sh", "-c", script))
+
+    before = memory()
+    for megabytes, signed, status in (
+        (10, "unsigned", "401"),
+        (300, "unsigned", "413"),
+        (200, "signed", "413"),
+    ):
+        command = ["python", "-c", _FLOOD, federation.address, str(federation.port), str(megabytes), signed]
+        said = federation.compose("site-a", "run", "--rm", "-T", "supernode", *command).split()
+        assert said[-1] in (status, "closed"), said  # nginx reads on for 5 s, and keeps nothing
+    assert call("docker", "exec", gateway, "find", "/tmp", "-type", "f", "-size", "+100k") == ""
+    assert memory() - before < 50
+
+
+def test_no_container_of_the_server_sees_the_authority_s_key(federation: Federation) -> None:
+    seen = {
+        name: set(call("docker", "exec", federation.container("server", name), "ls", "/secrets").split())
+        for name in ("superlink", "superexec", "gateway")
+    }
+    assert seen["superlink"] == {"ca.crt", "server.pem", "server.key", "superexec.secret"}
+    assert seen["superexec"] == {"superexec.secret"}
+    assert seen["gateway"] == {"ca.crt", "server.pem", "server.key"}
+    shown = federation.compose("server", "run", "--rm", "-T", "--entrypoint", "ls", "flwr", "/secrets")
+    assert set(shown.split()) == {"ca.crt", "sites"}
 
 
 def test_faults_change_nothing(undisturbed: Outcome, disturbed: Outcome) -> None:
