@@ -55,16 +55,8 @@ def _plant(folder: Path, names: tuple[str, ...]) -> None:
 def test_the_module_imports_nothing_from_the_current_folder(tmp_path: Path) -> None:
     _plant(tmp_path, PACKAGES)
     faces = ["data.pool_size=20", "data.unseen_size=4", "data.image_size=20"]
-    state = [f"cache_dir={tmp_path / 'cache'}", "--node-config"]
-    done = _started(
-        tmp_path,
-        "-m",
-        "fedmutual",
-        "doctor",
-        *faces,
-        *state,
-        "client-name='x' partition-id=0 num-partitions=2",
-    )
+    node = f'client-name="x" partition-id=0 num-partitions=2 cache-dir="{tmp_path}" state-dir="{tmp_path}"'
+    done = _started(tmp_path, "-m", "fedmutual", "doctor", *faces, "--node-config", node)
     assert "of the current folder ran" not in done.stdout + done.stderr
     assert "ok      data" in done.stdout, done.stdout + done.stderr
 
