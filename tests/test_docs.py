@@ -188,3 +188,10 @@ def known_keys() -> set[str]:
     """What can be overridden."""
     study = {f"study.{key}" for key in meanings(load_study([]).settings)}
     return {item.rstrip("=") for item in complete_override("")} | study
+
+
+def test_every_test_that_security_md_names_is_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) > 15
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (ROOT / file).read_text()]
+    assert missing == []
