@@ -41,7 +41,8 @@ _NODE = """\
 ## A site's own configuration { #node-configuration }
 
 What a SuperNode is started with (`--node-config 'client-name="clinic-a" data-dir="/data"'`) wins over the
-run's settings: a site chooses its own name, folders, device and model.
+run's settings: a site chooses its own name, folders, device and model, and what else a run may do there
+([What a site's owner decides](site-owner.md)).
 
 | key | sets |
 |---|---|
@@ -51,6 +52,9 @@ run's settings: a site chooses its own name, folders, device and model.
 | `cache-dir` | `cache_dir` |
 | `device` | `device` |
 | `model` | `model`, by the name of its file in `conf/model/` or by its dotted path |
+| `allowed-models`, `allowed-classes` | further models, and classes of the groups, that a run may name |
+| `accept-public`, `max-public-bytes` | whether the server may send public images, and how many bytes |
+| `trust-run` | `true`: the run's own settings hold; for trials by one person |
 | `partition-id`, `num-partitions` | which part of one pool this node holds; Flower's simulation sets them |
 """
 

@@ -123,8 +123,8 @@ def _site_settings(
         run = [*without_model(run), *model_overrides(model)]
     kept, own = effective_overrides(run, node_config)
     config = composed(kept, own, node_config)
-    _confine_paths(config, node_config)
     check_targets(_plain(config), node_config)
+    _confine_paths(config, node_config)
     settings = checked(config)
     require_absolute(settings)
     return settings
