@@ -1,6 +1,7 @@
 """Flower ClientApp of fedmutual."""
 
 import gc
+import logging
 import os
 import sys
 from types import ModuleType
@@ -65,6 +66,9 @@ def _client() -> ModuleType:
         gc.disable()
     try:
         from fedmutual.client import answer as client
+    except ImportError as error:  # its text names files of the site, and Flower would send it
+        logging.getLogger("fedmutual").exception("the client cannot be imported")
+        raise ImportError("the client cannot be imported at this site; its own log says more") from error
     finally:
         if first:
             gc.freeze()

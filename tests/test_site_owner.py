@@ -459,3 +459,18 @@ def test_a_hostile_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
         "ward: SettingsError: model._target_: torch.hub.load is not allowed at this site"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_import_says_of_the_sites_files_stays_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import client_app
+    import fedmutual.client
+
+    monkeypatch.delattr(fedmutual.client, "answer")
+    monkeypatch.setitem(sys.modules, "fedmutual.client.answer", None)
+    with pytest.raises(ImportError, match="at this site; its own log says more") as told:
+        client_app._client()
+    cause = str(told.value.__cause__)
+    assert cause in caplog.text
+    assert cause not in str(told.value)
