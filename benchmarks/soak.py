@@ -94,6 +94,7 @@ class Soak:
         self.deployment = deployment
         self.sites = deployment.sites
         self.worst = worst
+        self.trial = bool(worst) or every >= rounds
         self.spared = 0  # client processes that were to be killed, and were not
         self.most_processes = 0
         self.output = deployment.folder / "out"
@@ -122,6 +123,10 @@ class Soak:
             if done > sampled:
                 sampled, last_change = done, time.monotonic()
                 self.samples.append(self._sample(done))
+                if self.trial:
+                    self._say(
+                        f"round {done} done; so far at most {self.most_processes} client processes a site"
+                    )
             if self.worst and done > killed and len(self.kills) < self.worst and done < self.rounds:
                 killed = done
                 self.spared += sum(not path.exists() for path in armed)

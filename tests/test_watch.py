@@ -79,6 +79,10 @@ def test_without_client_processes_an_order_is_never_done() -> None:
     assert "it holds an order" in watched("Received successfully", (150, NO_CLIENT))
 
 
+def test_client_processes_that_are_somewhere_else_are_not_missed() -> None:
+    assert watched("Received successfully", (500, ())) == ""
+
+
 def test_a_main_thread_that_has_ended_is_seen_by_its_stillness() -> None:
     assert watched((90, NO_CLIENT), per_second=0.0) == ""
     assert "main thread has not moved for 100 s" in watched((110, NO_CLIENT), per_second=0.0)
@@ -135,11 +139,10 @@ def test_a_flower_program_goes_on_after_a_failure_within_tls() -> None:
 
 def test_flowers_programs_are_started_that_way_and_say_who_they_are() -> None:
     assert started_as(["sh", "-c", "true"]) == ["sh", "-c", "true"]
-    for name in ("flower-supernode", "flower-superexec"):
-        command = started_as([f"/some/bin/{name}", "--version"])
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "Flower version" in done.stdout
+    assert started_as(["/some/bin/flower-supernode", "--insecure"])[-2:] == ["flower-supernode", "--insecure"]
+    done = subprocess.run(started_as(["flower-superexec", "--version"]), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Flower version" in done.stdout
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -188,10 +191,12 @@ def test_where_somebody_else_restarts_it_its_end_is_the_end() -> None:
 
 
 def test_a_hung_command_is_ended_and_started_again(tmp_path: Path) -> None:
+    (tmp_path / SUPEREXEC).write_text("import time; time.sleep(60)")
     code = (
-        "import pathlib, time, sys;"
+        "import pathlib, subprocess, sys, time;"
         f"first = pathlib.Path({str(tmp_path / 'first')!r}); again = first.exists(); first.touch();"
         f"again and pathlib.Path({str(tmp_path / 'second')!r}).touch();"
+        f"subprocess.Popen([sys.executable, {str(tmp_path / SUPEREXEC)!r}]);"
         "print('INFO: Received successfully', flush=True);\n"
         "while True: time.sleep(0.05)"
     )
@@ -212,7 +217,7 @@ def test_the_command_line_passes_options_on_and_ends_by_a_signal() -> None:
 
 
 def test_a_command_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         assert main(["watch", "--", "/no/such/program"]) == 2
         assert main(["watch"]) == 2

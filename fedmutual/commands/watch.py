@@ -59,7 +59,7 @@ def call(arguments: argparse.Namespace) -> int:
         return 2
     show_logs()
     supervisor = Supervisor(command, arguments.patience, arguments.once)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, supervisor.stop)
     try:
         return supervisor.run()

@@ -95,11 +95,11 @@ class Health:
 
     def problem(self, look: Look) -> str:
         """Return why the process must be restarted; empty where it works."""
-        return self._order(look) or self._superexec(look) or self._main_thread(look)
+        return self._superexec(look) or self._order(look) or self._main_thread(look)
 
     def _order(self, look: Look) -> str:
-        if self._busy_since is None:
-            return ""
+        if self._busy_since is None or not self._superexec_seen:
+            return ""  # with --isolation process, its client processes are somewhere else
         if look.running(CLIENT) or self._busy_beats is None:
             self._busy_since, self._busy_beats = look.now, look.beats
         since = look.now - self._busy_since

@@ -130,7 +130,7 @@ def look(leader: int) -> Look:
     """Look at a session from outside."""
     beats = None
     with contextlib.suppress(psutil.Error, OSError):
-        beats = psutil.Process(leader).num_ctx_switches().voluntary
+        beats = psutil.Process(leader).num_ctx_switches().voluntary or None  # 0: it is not counted here
     found = {process.pid: process for process in members(leader) if process.pid != leader}
     names = {pid: program(process) for pid, process in found.items()}
     clients = {pid for pid, name in names.items() if name == CLIENT}
@@ -165,8 +165,9 @@ def program(process: psutil.Process) -> str:
 def _pass_on(process: subprocess.Popen[str], health: Health) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        sys.stdout.write(line)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # where nobody reads on, the command must not wait for that
+            sys.stdout.write(line)
+            sys.stdout.flush()
         health.read(line, time.monotonic())
 
 
