@@ -44,16 +44,16 @@ class Run:
         Raises
         ------
         RunError
-            If the run is not over.
+            If the run is not over, or the file is damaged.
         """
-        import json
+        from fedmutual.results.directory import ResultsError, read_summary
 
         try:
-            found: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
-        except FileNotFoundError as error:
-            raise RunError(
-                f"{self.path} has no summary.json: the run is not over, or this is no run"
-            ) from error
+            found = read_summary(self.path)
+        except ResultsError as error:
+            raise RunError(str(error)) from error
+        if found is None:
+            raise RunError(f"{self.path} has no summary.json: the run is not over, or this is no run")
         return found
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 from small_data import write_images
 
-from fedmutual.data import decoding
+from fedmutual.data import cache, decoding
 from fedmutual.data.cache import cached, new_array
 from fedmutual.data.decoding import decode_files, list_images, to_rgb
 from fedmutual.data.images import DataError, pixel_hashes
@@ -100,6 +101,83 @@ def test_a_failed_build_leaves_nothing_and_a_damaged_entry_is_named(tmp_path: Pa
     (tmp_path / "images" / "key").mkdir()
     with pytest.raises(DataError, match="delete that folder"):
         cached(tmp_path, "key", fail)
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "one bit", "cut", "hashes", "index", "garbage"])
+def test_pixels_that_are_not_those_that_were_stored_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    def build(folder: Path) -> dict[str, np.ndarray]:
+        new_array(folder, 5, 8)[:] = 7
+        return {}
+
+    cached(tmp_path, "key", build)
+    images, index = (tmp_path / "images" / "key" / name for name in ("images.npy", "index.npz"))
+    whole = images.read_bytes()
+    if damage == "zeroed":
+        images.write_bytes(whole[:128] + bytes(len(whole) - 128))
+    if damage == "one bit":
+        images.write_bytes(whole[:-1] + b"\x06")
+    if damage == "cut":
+        images.write_bytes(whole[:-1])
+    if damage == "hashes":
+        np.savez(index, hashes=np.zeros((4, 16), np.uint8))
+    if damage == "index":
+        np.savez(index, other=np.zeros(1))
+    if damage == "garbage":
+        index.write_bytes(b"PK")
+    monkeypatch.setattr(cache, "_verified", set())  # as in another process
+    with pytest.raises(DataError, match=r"cached images in .*key are damaged .*delete that folder") as error:
+        cached(tmp_path, "key", build)
+    if damage == "one bit":
+        assert "1 of 5 images are not those that were stored" in str(error.value)
+
+
+def test_pixels_are_compared_once_a_process_and_again_when_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(folder: Path) -> dict[str, np.ndarray]:
+        new_array(folder, 5, 8)[:] = 7
+        return {}
+
+    cached(tmp_path, "key", build)
+    calls: list[int] = []
+
+    def counted(images: np.ndarray) -> np.ndarray:
+        calls.append(len(images))
+        return pixel_hashes(images)
+
+    monkeypatch.setattr(cache, "pixel_hashes", counted)
+    cached(tmp_path, "key", build)
+    assert not calls  # this process has made it
+    monkeypatch.setattr(cache, "_verified", set())
+    for _ in range(3):
+        cached(tmp_path, "key", build)
+    assert calls == [5]
+    os.utime(tmp_path / "images" / "key" / "images.npy", ns=(1, 1))
+    cached(tmp_path, "key", build)
+    assert calls == [5, 5]
+
+
+def test_only_the_owner_can_read_cached_images(tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "in", 3)
+    decode_files(list_images(paths[0].parent), 8, tmp_path / "cache")
+    kinds = {path.is_dir(): set[int]() for path in (tmp_path, paths[0])}
+    for path in (tmp_path / "cache", *(tmp_path / "cache").rglob("*")):
+        kinds[path.is_dir()].add(stat.S_IMODE(path.stat().st_mode))
+    assert kinds == {True: {0o700}, False: {0o600}}
+
+
+def test_a_damaged_index_of_files_is_made_again(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 3)
+    first, _ = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+    (pointer,) = (tmp_path / "cache" / "files").iterdir()
+    whole = pointer.read_bytes()
+    for damage in (b"", bytes(32), b"../../x"):
+        pointer.write_bytes(damage)
+        again, _ = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+        assert np.array_equal(first.images, again.images)
+        assert pointer.read_bytes() == whole
 
 
 def test_unchanged_files_are_not_read_again_and_changed_ones_are(

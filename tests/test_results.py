@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,12 @@ from fedmutual.results.directory import (
     RunDirectory,
     build_summary,
     leave_summary,
+    read_history,
+    read_summary,
+    saved_overrides,
     user_runs_dir,
 )
+from fedmutual.results.hold import held_by_command, in_use
 from fedmutual.results.summary import natural_key
 from fedmutual.settings.described import without_paths
 
@@ -218,8 +223,10 @@ def test_checkpoint_refuses_what_it_cannot_hold(tmp_path: Path, array: np.ndarra
 def test_create_saves_the_config_and_refuses_a_second_run(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", SETTINGS, "r1")
     assert run.config() == SETTINGS
-    RunDirectory.create(tmp_path / "run", SETTINGS, "r1")  # nothing was computed yet: may be started again
+    run.close()
+    run = RunDirectory.create(tmp_path / "run", SETTINGS, "r1")  # nothing was computed: may be started again
     run.append([line(1, "a")])
+    run.close()
     with pytest.raises(ResultsError, match=r"history\.jsonl.*choose another folder.*resume="):
         RunDirectory.create(tmp_path / "run", SETTINGS, "r2")
 
@@ -292,6 +299,7 @@ def test_resume_drops_the_interrupted_round(tmp_path: Path) -> None:
         file.write('{"round": 3, "cl')
     run.write_summary({"status": "stopped"})
     (tmp_path / ".checkpoint.safetensors.0123456789ab.tmp").write_bytes(b"half")
+    run.close()
 
     again = RunDirectory.resume(tmp_path)
     assert [(entry["round"], entry["client"]) for entry in again.history()] == [
@@ -306,7 +314,7 @@ def test_resume_drops_the_interrupted_round(tmp_path: Path) -> None:
     assert not (tmp_path / "summary.json").exists()
     assert json.loads((tmp_path / "summary.previous.json").read_text()) == {"status": "stopped"}
     assert again.load_checkpoint()[1]["x"].tolist() == [0, 1]
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_resume_from_the_previous_generation_goes_back_a_round(tmp_path: Path) -> None:
@@ -315,6 +323,7 @@ def test_resume_from_the_previous_generation_goes_back_a_round(tmp_path: Path) -
         run.append([line(round, "a")])
         run.save_checkpoint({"round": round}, {})
     (tmp_path / "checkpoint.safetensors").write_bytes(b"rubbish")
+    run.close()
     again = RunDirectory.resume(tmp_path)
     assert again.load_checkpoint()[0] == {"round": 1}
     assert [entry["round"] for entry in again.history()] == [1]
@@ -332,6 +341,173 @@ def test_checkpoint_without_a_round_is_a_mistake(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, SETTINGS, "r")
     with pytest.raises(TypeError, match="round"):
         run.save_checkpoint({}, {})
+
+
+# --- one run at a time
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from fedmutual.results.directory import RunDirectory
+
+run = RunDirectory.create(Path(sys.argv[1]), {"seed": 7, "rounds": 2, "strategy": {"name": "mutual"}}, "r")
+run.save_checkpoint({"round": 1}, {})
+print("holds", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_is_one_run_s_until_its_process_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", HOLDS, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "holds\n"
+        before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".lock"}
+        busy = f"{folder} is in use by a run that is still going on"
+        with pytest.raises(ResultsError, match=busy):
+            RunDirectory.create(folder, SETTINGS, "r")
+        with pytest.raises(ResultsError, match=busy):
+            RunDirectory.resume(folder)
+        with pytest.raises(ResultsError, match=busy), held_by_command(folder):
+            raise AssertionError
+        assert in_use(folder)
+        after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix != ".lock"}
+        assert after == before
+        process.kill()
+    assert not in_use(folder)
+    RunDirectory.resume(folder).close()
+
+
+def test_the_server_of_a_command_s_own_run_may_use_its_folder(tmp_path: Path) -> None:
+    with held_by_command(tmp_path):
+        RunDirectory.create(tmp_path, SETTINGS, "r").close()
+        with pytest.raises(ResultsError, match="is in use"), held_by_command(tmp_path):
+            raise AssertionError
+    assert not in_use(tmp_path)
+
+
+def test_to_ask_whether_a_folder_is_in_use_changes_nothing(tmp_path: Path) -> None:
+    assert not in_use(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_run_holds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ResultsError, match="already holds"):
+        RunDirectory.create(tmp_path, SETTINGS, "r")
+    (tmp_path / "summary.json").unlink()
+    run = RunDirectory.create(tmp_path, SETTINGS, "r")
+    run.save_checkpoint({"round": 1}, {})
+    run.close()
+    with pytest.raises(ResultsError, match="seed is 8 now"):
+        RunDirectory.resume(tmp_path, SETTINGS | {"seed": 8})
+    RunDirectory.resume(tmp_path, SETTINGS).close()
+
+
+def test_only_the_owner_can_read_results(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = RunDirectory.create(folder, SETTINGS, "r")
+    run.append([line(1, "a")])
+    run.save_checkpoint({"round": 1}, {})
+    run.write_summary({})
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+# --- damage
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1 is no JSON"),
+        ("[" * 100_000, "line 1 is no JSON"),
+        ("[1]", "it has no round"),
+        ('{"round": true}', "it has no round"),
+        ('{"round": -1}', "it has no round"),
+        ('{"round": 1000000001}', "it has no round"),
+        ('{"round": 1, "client": 5}', "client is not what a run writes there"),
+        ('{"round": 1, "seconds": "4"}', "seconds is not what"),
+        ('{"round": 1, "uplink_bytes": [4]}', "uplink_bytes is not what"),
+        ('{"round": 1, "unseen_accuracy": {"a": 1}}', "unseen_accuracy is not what"),
+        ('{"round": 1, "kl_before": NaN}', "kl_before is not what"),
+        (f'{{"round": 1, "num_examples": {"9" * 400}}}', "num_examples is not what"),
+        ('{"round": 1, "client": "\xff"}', "line 1 is no JSON"),
+    ],
+)
+def test_a_damaged_history_line_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "history.jsonl"
+    file.write_bytes(text.encode("latin-1") + b"\n")
+    with pytest.raises(ResultsError, match=message) as error:
+        read_history(tmp_path)
+    assert f"{file}, line 1" in str(error.value)
+    assert "put it back from a copy" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b'{"a": 1}', b"[1]", b"\xff", b"[" * 100_000])
+def test_damaged_overrides_are_one_line(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "overrides.json").write_bytes(text)
+    with pytest.raises(ResultsError, match=r"overrides\.json is damaged .*or delete it, and give") as error:
+        saved_overrides(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"- a", b"a: [", b"\xff\x00", b"a: ${", b"!!python/object:os.system {}"]
+)
+def test_a_damaged_configuration_is_one_line(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(ResultsError, match=r"config\.yaml is damaged .*put it back") as error:
+        RunDirectory(tmp_path).config()
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_count_of_bytes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "public_data.json").write_text('{"bytes": null}')
+    with pytest.raises(ResultsError, match=r"public_data\.json is damaged .*or delete it to count from 0"):
+        RunDirectory(tmp_path).public_bytes()
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint.safetensors", {"owner": {}}, {})
+    with pytest.raises(ResultsError, match=r"checkpoint\.safetensors is no run's"):
+        RunDirectory.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": None}, "strategy is missing"),
+        ({"clients": []}, "clients is missing or of another kind"),
+        ({"clients": {"a": {}}}, "uplink_bytes is missing"),
+        ({"clients": {"a": None}}, "uplink_bytes is missing"),
+        ({"unseen": {"mean_accuracy": "0.5"}}, "mean_accuracy is no number"),
+        ({"seconds": {}}, "total is missing"),
+        ({"rejected": [1]}, "rejected is no list of reports"),
+        ({"global_model": {"folder": "g"}}, "global_model is of another kind"),
+    ],
+)
+def test_a_damaged_summary_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    summary = build_summary(settings=SETTINGS, status="completed", history=full_history())
+    RunDirectory(tmp_path).write_summary(summary)
+    assert read_summary(tmp_path) == json.loads(json.dumps(summary))
+    RunDirectory(tmp_path).write_summary({**summary, **changes})
+    with pytest.raises(ResultsError, match=message) as error:
+        read_summary(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}/summary.json is damaged (")
+
+
+def test_a_name_that_is_no_text_and_one_of_digits_reach_the_summary(tmp_path: Path) -> None:
+    names = ["\udc80", "9" * 5000, "$\\frac{$"]
+    run = RunDirectory(tmp_path)
+    run.append([line(1, name, kl_before=1e308) for name in names])
+    run.write_summary(build_summary(settings=SETTINGS, status="completed", history=run.history()))
+    summary = read_summary(tmp_path)
+    assert summary is not None
+    assert set(summary["clients"]) == set(names)
 
 
 # --- summary

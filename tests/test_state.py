@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import stat
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 import fedmutual.files.atomic
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
-from fedmutual.files.checkpoint import CheckpointError
+from fedmutual.files.checkpoint import save_checkpoint
 from fedmutual.learning.optimizers import make_optimizer
 from fedmutual.wire.reports import Report
 
@@ -187,8 +188,40 @@ def test_a_cut_off_file_falls_back_too(folder: StateFolder) -> None:
 def test_a_damaged_first_state_is_an_error_and_no_fresh_start(folder: StateFolder) -> None:
     folder.save(a_state())
     damage(folder.path / "state.safetensors")
-    with pytest.raises(CheckpointError, match=r"state.safetensors is damaged"):
+    with pytest.raises(StateError, match=r"state.safetensors is damaged.*put this client's own file back"):
         folder.load()
+
+
+@pytest.mark.parametrize("other", [("run", "b"), ("another run", "a")])
+def test_the_state_of_another_client_or_run_is_refused(
+    folder: StateFolder, tmp_path: Path, other: tuple[str, str]
+) -> None:
+    stranger = StateFolder(tmp_path, *other)
+    folder.save(a_state(1))
+    for round in (1, 2):
+        stranger.save(a_state(round, seed=1))
+    names = f"is the state of {other[1]} in the run {other[0]}, not of a in the run run: put"
+    os.replace(stranger.path / "state.previous.safetensors", folder.path / "state.previous.safetensors")
+    with pytest.raises(StateError, match=names):
+        folder.step_back(1)
+    os.replace(stranger.path / "state.safetensors", folder.path / "state.safetensors")
+    with pytest.raises(StateError, match=names) as error:
+        folder.load()
+    assert str(folder.path / "state.safetensors") in str(error.value)
+
+
+def test_a_file_that_is_no_state_is_refused(folder: StateFolder) -> None:
+    save_checkpoint(folder.path / "state.safetensors", {"round": 3}, {})
+    with pytest.raises(StateError, match="is the state of an unknown client in the run unknown"):
+        folder.load()
+
+
+def test_only_the_owner_can_read_a_state(folder: StateFolder, tmp_path: Path) -> None:
+    with folder.locked():
+        folder.save(a_state())
+    for path in (tmp_path / "run", folder.path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.path.iterdir()} == {0o600}
 
 
 def test_a_full_disk_is_an_error_and_leaves_both_generations(folder: StateFolder) -> None:

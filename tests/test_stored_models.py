@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ class Keyword(nn.Module):
     def __init__(self, weights: int) -> None:
         super().__init__()
         self.layer = nn.Linear(weights, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layer(images.mean((2, 3)))
+        return logits
 
 
 def no_module() -> str:
@@ -124,6 +129,11 @@ def test_a_pickle_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"arguments": {"num_classes": 5, "image_size": 20}}, "of another model"),
         ({"classes": "mask"}, "classes is missing or not of type list"),
         ({"image_size": None}, "image_size is missing or not of type int"),
+        ({"image_size": 10**9}, "image_size 1000000000 is not in 1 to 4096"),
+        ({"image_size": 5}, "the model takes no image of image_size 5"),
+        ({"classes": ["mask", 3]}, "classes are not a list of names"),
+        ({"classes": ["mask", "no_mask", "beard"]}, "names 3 classes, the model has 2 outputs"),
+        ({"arguments": {"num_classes": 10**13, "image_size": 20}}, "VisionNet"),
     ],
 )
 def test_cards_that_ask_for_something_else_are_refused(
@@ -147,6 +157,12 @@ def test_pretrained_weights_are_not_fetched_for_torchvision_and_kept_for_others(
     mine = card(target=f"{__name__}.Keyword", arguments={"weights": 3})
     where = StateFolder(tmp_path, "run", "b").export_model(Keyword(3).state_dict(), mine)
     assert load_model(where).model.layer.in_features == 3  # type: ignore[union-attr]
+
+
+def test_only_the_owner_can_read_a_model(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "a")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
 
 
 def test_an_ensemble_needs_the_same_classes(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 ``<state-dir>/<run>/<client>/state.safetensors`` holds all that is needed to continue bit for bit and the
 last report, so that an order that arrives twice is answered and not trained twice. Random numbers are
-derived from (seed, client, round), so no generator's state has to be kept.
+derived from (seed, client, round), so no generator's state has to be kept. The file names its client and run,
+and only its owner can read it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from fedmutual.files.checkpoint import (
     save_checkpoint,
     step_back,
 )
+from fedmutual.files.disk import make_private
 from fedmutual.models.stored import save_model
 from fedmutual.told import Told
 from fedmutual.wire.reports import Report
 
+_REMEDY = "put this client's own file back, or delete its folder: it then starts with fresh weights"
 _OPTIMIZER_GROUPS = "optimizer-groups"
 
 
@@ -78,6 +81,7 @@ class StateFolder:
 
     def __init__(self, state_dir: Path, run: str, client: str) -> None:
         self.path = state_dir / run / client
+        self._owner = {"client": client, "run": run}
         self._file = self.path / "state.safetensors"
 
     @contextmanager
@@ -87,14 +91,19 @@ class StateFolder:
         Raises
         ------
         StateError
-            If another process holds it: two nodes with one name, or a stray process.
+            If another process holds it (two nodes with one name, or a stray process), or it cannot be made.
         """
         try:
-            held = FileLock(self.path / ".lock", timeout=0).acquire()
+            make_private(self.path)
+            held = FileLock(self.path / ".lock", timeout=0, mode=0o600).acquire()
         except Timeout as error:
             raise StateError(
                 f"{self.path} is in use by another process: this client's last order is still running, "
                 "or two nodes have one client-name"
+            ) from error
+        except OSError as error:
+            raise StateError(
+                f"{self.path} cannot be made ({error.strerror}): see to the state-dir"
             ) from error
         with held:
             for leftover in self.path.glob(".*.tmp"):  # of a write that a kill cut off, a model's size each
@@ -102,18 +111,36 @@ class StateFolder:
             yield
 
     def load(self) -> ClientState | None:
-        """The client's state, or None before its first report."""
-        return _state(*load_checkpoint(self._file)) if has_checkpoint(self._file) else None
+        """The client's state, or None before its first report.
+
+        Raises
+        ------
+        StateError
+            It is damaged, or another client's or run's.
+        """
+        if not has_checkpoint(self._file):
+            return None
+        try:
+            meta, arrays = load_checkpoint(self._file)
+        except CheckpointError as error:
+            raise StateError(f"{error}: {_REMEDY}") from error
+        return self._own(meta, arrays)
 
     def step_back(self, round: int) -> ClientState | None:
         """Return to the previous generation where that is of ``round`` or earlier; None where it is not.
 
         A server whose last checkpoint is damaged goes on from the one before, and asks for that round again.
+
+        Raises
+        ------
+        StateError
+            It is another client's or run's.
         """
         try:
-            state = _state(*read_generation(previous_path(self._file)))
+            meta, arrays = read_generation(previous_path(self._file))
         except CheckpointError:
             return None
+        state = self._own(meta, arrays)
         if state.report.round > round:
             return None
         step_back(self._file)
@@ -129,6 +156,7 @@ class StateFolder:
         """
         report = state.report
         meta: dict[str, Any] = {
+            "owner": self._owner,
             "architecture": state.architecture,
             "report": {
                 "client": report.client,
@@ -161,6 +189,15 @@ class StateFolder:
                 f"{self.path}: the state of round {report.round} cannot be written ({error.strerror}); the "
                 f"client goes on from the one before, which is intact: make room for {size:.1f} MB there"
             ) from error
+
+    def _own(self, meta: dict[str, Any], arrays: Arrays) -> ClientState:
+        owner = meta.get("owner")
+        if owner != self._owner:
+            names = owner if isinstance(owner, dict) else {}
+            whose = f"{names.get('client', 'an unknown client')} in the run {names.get('run', 'unknown')}"
+            wanted = f"{self._owner['client']} in the run {self._owner['run']}"
+            raise StateError(f"{self._file} is the state of {whose}, not of {wanted}: {_REMEDY}")
+        return _state(meta, arrays)
 
     def export_model(self, weights: dict[str, Tensor], card: dict[str, Any]) -> Path:
         """Write the model and its card beside the state (:func:`fedmutual.models.stored.save_model`)."""

@@ -49,7 +49,7 @@ def call(arguments: argparse.Namespace) -> int:
         runs = read_runs(arguments.runs)
         single = arguments.runs[0] if len(runs) == 1 else Path()
         file = (arguments.output or single / REPORT).absolute()
-        write_report(runs, file)
+        write_report(runs, file, private=arguments.output is None)
     except (ResultsError, OSError) as error:
         complain(f"fedmutual report: {error}")
         return 2

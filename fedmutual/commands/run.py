@@ -55,16 +55,14 @@ def call(arguments: argparse.Namespace) -> int:
     except SettingsError as error:
         return _refuse(str(error))
 
-    try:
-        request.output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # a read-only or full disk
-        return _refuse(f"output_dir: {request.output_dir} cannot be created: {error.strerror}")
-
     from rich.console import Console
 
     from fedmutual.simulation.run import LocalRun
 
-    return LocalRun(request, app_dir, Console(), arguments.verbose).run()
+    try:
+        return LocalRun(request, app_dir, Console(), arguments.verbose).run()
+    except SettingsError as error:  # the results folder is another run's, or cannot be made
+        return _refuse(str(error))
 
 
 def _refuse(reason: str) -> int:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedmutual.compare.plan import PlannedRun
+from fedmutual.results import directory
 from fedmutual.results.diagnostics import number
-from fedmutual.results.directory import SUMMARY, read_history
+from fedmutual.results.errors import ResultsError
 from fedmutual.results.summary import mean
+
+logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 MEASURES = ("mean", "worst", "ensemble")
@@ -80,7 +83,10 @@ def read_outcome(run: PlannedRun, path: Path, reason: str = "") -> Outcome:
     if summary is None or summary["status"] != "completed":
         return Outcome(run, failure=(summary or {}).get("reason") or reason or "it left no summary.json")
     unseen = summary["unseen"] or {}
-    history = read_history(path)
+    try:
+        history = directory.read_history(path)
+    except ResultsError as error:
+        return Outcome(run, failure=str(error))
     # clients x rounds, but without rounds nobody reports equally often
     messages = max(1, sum(not line["closing"] and not line.get("rejected") for line in history))
     return Outcome(
@@ -97,10 +103,11 @@ def read_outcome(run: PlannedRun, path: Path, reason: str = "") -> Outcome:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The summary of a run; None where it left none."""
+    """The summary of a run; None where it left none, or a damaged one: the run then is not done."""
     try:
-        return dict(json.loads((path / SUMMARY).read_bytes()))
-    except FileNotFoundError:
+        return directory.read_summary(path)
+    except ResultsError as error:
+        logger.warning("%s", error)
         return None
 
 

@@ -28,6 +28,6 @@ def write_report(
         "table.md": tables.markdown(plan, outcomes, thresholds, command, name or "Comparison"),
     }
     for file, text in texts.items():
-        atomic_write(folder / file, text.encode())
+        atomic_write(folder / file, text.encode(errors="backslashreplace"))
     write_plots(plan, outcomes, folder)
     return folder / "table.md"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from fedmutual.data.cache import FORMAT, Entry, cached, new_array
+from fedmutual.data.cache import FORMAT, Entry, cached, lock, new_array
 from fedmutual.data.images import DataError
 from fedmutual.files.atomic import atomic_write
 from fedmutual.logs import shown
@@ -290,16 +290,26 @@ def _known_key(files: Sequence[ImageFile], options: _Options, cache_dir: Path, n
     stamps = json.dumps([FORMAT, astuple(options), notice, [(f.path, f.size, f.mtime_ns) for f in files]])
     signature = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
     pointer = cache_dir / "files" / signature
-    if not pointer.is_file():
-        with FileLock(cache_dir / "locks" / signature):
-            if not pointer.is_file():
+    known = _pointed_to(pointer)
+    if known is None:
+        with lock(cache_dir, signature):
+            known = _pointed_to(pointer)
+            if known is None:
                 if notice:
                     logger.warning("%s", notice)
-                key, complete = _content_key([file.path for file in files], options)
-                if not complete:  # fixing a permission changes no stamp: check again next time
-                    return key
-                atomic_write(pointer, key.encode())
-    return pointer.read_text(encoding="ascii")
+                known, complete = _content_key([file.path for file in files], options)
+                if complete:  # fixing a permission changes no stamp: check again next time
+                    atomic_write(pointer, known.encode())
+    return known
+
+
+def _pointed_to(pointer: Path) -> str | None:
+    """The key in an entry of the index; None where there is none, or a damaged one."""
+    try:
+        key = pointer.read_bytes()
+    except FileNotFoundError:
+        return None
+    return key.decode() if re.fullmatch(rb"[0-9a-f]{32}", key) else None
 
 
 def _content_key(paths: Sequence[str], options: _Options) -> tuple[str, bool]:

@@ -11,14 +11,15 @@ import hashlib
 import io
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
+from fedmutual.data.cache import lock
 from fedmutual.data.images import DataError, ImageSet, Rows
 from fedmutual.data.stratify import Positions, generator, largest_remainder
 from fedmutual.files.atomic import atomic_write
@@ -93,13 +94,14 @@ def split(
     """
     require_shares(len(data), num_clients)
     path = cache_dir / "splits" / f"{_key(data, settings, num_clients, seed)}.npz"
-    if not path.is_file():
-        with FileLock(cache_dir / "locks" / path.stem):
-            if not path.is_file():
-                parts = _checked(_split(data, settings, num_clients, seed), len(data))
-                _save(path, parts)
-    with np.load(path, allow_pickle=False) as file:
-        return np.split(file["positions"], file["ends"][:-1])
+    saved = _load(path)
+    if saved is None:
+        with lock(cache_dir, path.stem):
+            saved = _load(path)
+            if saved is None:
+                saved = _checked(_split(data, settings, num_clients, seed), len(data))
+                _save(path, saved)
+    return saved
 
 
 def require_shares(num_images: int, num_clients: int) -> None:
@@ -119,6 +121,18 @@ def _save(path: Path, parts: list[Positions]) -> None:
     content = io.BytesIO()
     np.savez(content, positions=np.concatenate(parts), ends=np.cumsum([len(part) for part in parts]))
     atomic_write(path, content.getvalue())
+
+
+def _load(path: Path) -> list[Positions] | None:
+    """Read a saved split; None if there is none, or it is damaged and has to be made again."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return np.split(file["positions"], file["ends"][:-1])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s is damaged (%s) and made again", path, error)
+        return None
 
 
 def _key(data: Table, settings: PartitionSettings, num_clients: int, seed: int) -> str:

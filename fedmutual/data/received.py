@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from fedmutual.data.cache import cached, entry_folder, new_array
+from fedmutual.data.cache import cached, entry_folder, lock, new_array
 from fedmutual.data.images import DataError, ImageSet, pixel_hashes
 from fedmutual.data.public import PublicSet, digest
 from fedmutual.files.atomic import atomic_write
@@ -83,7 +82,7 @@ def receive(cache_dir: Path, part: Part, max_bytes: int = MAX_BYTES) -> bool:
     """
     folder = _parts(cache_dir, part.digest)
     _check(part, max_bytes)
-    with FileLock(cache_dir / "locks" / _key(part.digest).replace("public", "parts")):
+    with lock(cache_dir, _key(part.digest).replace("public", "parts")):
         if has_received(cache_dir, part.digest):
             return True
         _require_room(cache_dir, part, max_bytes)

@@ -6,6 +6,7 @@ import datetime
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,17 @@ def run(grid: Grid, context: Context) -> None:
         seconds = {**outcome.pop("seconds", {}), "total": time.time() - start}
         if shared is not None and engine is not None:
             keep_evidence(journal, shared, engine.unseen_predictions)
-        _finish(journal, settings, outcome, seconds, num_classes, tracking)
+        try:
+            _finish(journal, settings, outcome, seconds, num_classes, tracking)
+        finally:
+            journal.close()
 
 
 def _open_results(
     settings: Settings, overrides: list[str]
 ) -> tuple[RunDirectory, tuple[dict[str, Any], dict[str, Any]] | None]:
     if settings.resume is not None:
-        RunDirectory(Path(settings.resume)).require_same(as_container(settings))
-        journal = RunDirectory.resume(Path(settings.resume))
+        journal = RunDirectory.resume(Path(settings.resume), as_container(settings))
         return journal, journal.load_checkpoint()
     now = datetime.datetime.now()
     name = f"{now:%Y-%m-%d_%H-%M-%S}-{settings.strategy.name}"
@@ -134,22 +137,31 @@ def _finish(
     classes: int,
     tracking: Tracking,
 ) -> None:
-    """Write plots, then the summary, which marks the end of the run and is written even if a plot fails."""
-    history = journal.history()
-    warnings = diagnose(history, classes, getattr(settings.strategy, "kl_weight", 0.0))
+    """Write the summary, then what can be made again and must not cost it: plots and the report."""
+    history: list[Any] = _attempted("history.jsonl", journal.history, [])
+    kl_weight = getattr(settings.strategy, "kl_weight", 0.0)
+    warnings: list[str] = _attempted("a diagnosis", lambda: diagnose(history, classes, kl_weight), [])
     for warning in warnings:
         logger.warning("%s", warning)
     summary = build_summary(
         settings=as_container(settings),
         history=history,
-        public_data_bytes=journal.public_bytes(),
+        public_data_bytes=_attempted("public_data.json", journal.public_bytes, 0),
         seconds=seconds,
         warnings=warnings,
         **outcome,
     )
-    tracking.close(summary)
     try:
-        leave_report(journal.path, summary)
-        write_plots(history, journal.path)
-    finally:
         journal.write_summary(summary)
+    finally:
+        tracking.close(summary)
+        write_plots(history, journal.path)
+        leave_report(journal.path, summary)  # the last one, for which `fedmutual run` waits
+
+
+def _attempted(what: str, call: Callable[[], Any], otherwise: Any) -> Any:
+    try:
+        return call()
+    except Exception as error:  # of a file that something else has damaged; the summary says what is known
+        logger.warning("%s is left out of the summary: %s", what, error)
+        return otherwise

@@ -1,1 +1,1 @@
-"""Files that survive a crash: atomic writes and checkpoints."""
+"""Files that survive a crash or a full disk: atomic writes and checkpoints."""

@@ -18,7 +18,8 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from fedmutual.files.atomic import atomic_write, sync_folder
+from fedmutual.files.atomic import atomic_write
+from fedmutual.files.disk import sync
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def save_checkpoint(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, np
     ------
     TypeError
         ``meta`` holds something that is no JSON, or an array has another dtype.
-    OSError
+    WriteError
         The disk is full, say; both generations are as they were.
     """
     atomic_write(path, _pack(meta, arrays), keep=previous_path(path))
@@ -54,7 +55,7 @@ def save_checkpoint(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, np
 def step_back(path: Path) -> None:
     """Make the previous generation the current one, which is lost."""
     os.replace(previous_path(path), path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], Arrays]:
@@ -118,7 +119,7 @@ def read_generation(path: Path) -> tuple[dict[str, Any], Arrays]:
             arrays: Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no checkpoint is there") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:  # a flipped bit
         raise CheckpointError(f"{path} is damaged: {error}") from error
     text = header.get("meta", "")
     if header.get("sha256") != _checksum(text, arrays):

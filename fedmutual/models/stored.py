@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, CARD, PAGE = "model.safetensors", "model.json", "README.md"
 GLOBAL = "global_model"  # folder of a run's global model, next to the clients' models
+_LARGEST_SIZE = 4096  # pixels a side; a damaged card must not ask for more memory than there is
 _PRETRAINED = ("weights", "weights_backbone", "pretrained")  # would download weights that are then replaced
 
 
@@ -62,7 +63,13 @@ class StoredModel:
 
 
 def save_model(folder: Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
-    """Write ``model.safetensors``, ``model.json`` (to rebuild the model) and a card; return the folder."""
+    """Write ``model.safetensors``, ``model.json`` (to rebuild the model) and a card; return the folder.
+
+    Raises
+    ------
+    WriteError
+        The disk is full, say.
+    """
     from safetensors.torch import save
 
     atomic_write(folder / WEIGHTS, save({name: w.cpu().contiguous() for name, w in weights.items()}))
@@ -116,7 +123,8 @@ def load_model(folder: Path) -> StoredModel:
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise StoredModelError(f"{folder / WEIGHTS} is damaged or of another model: {reason}") from error
-    return StoredModel(folder, card, model.eval())
+    _require_outputs(folder, card, model.eval())
+    return StoredModel(folder, card, model)
 
 
 def load_models(folders: Sequence[Path]) -> list[StoredModel]:
@@ -142,13 +150,40 @@ def _read_card(folder: Path) -> dict[str, Any]:
         card = json.loads((folder / CARD).read_bytes())
     except OSError as error:
         raise StoredModelError(f"{folder / CARD} cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoredModelError(f"{folder / CARD} is not JSON: {error}") from error
     kinds = {"target": str, "arguments": dict, "classes": list, "image_size": int}
     for key, kind in kinds.items():
         if not isinstance(card, dict) or not isinstance(card.get(key), kind):
             raise StoredModelError(f"{folder / CARD}: {key} is missing or not of type {kind.__name__}")
+    if not all(isinstance(name, str) for name in card["classes"]) or len(card["classes"]) < 1:
+        raise StoredModelError(f"{folder / CARD}: classes are not a list of names")
+    if not 1 <= card["image_size"] <= _LARGEST_SIZE:
+        raise StoredModelError(
+            f"{folder / CARD}: image_size {card['image_size']} is not in 1 to {_LARGEST_SIZE}"
+        )
     return dict(card)
+
+
+def _require_outputs(folder: Path, card: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse a card with other classes or another image size than the network's."""
+    import torch
+
+    from fedmutual.learning.evaluation import predict
+
+    blank = torch.zeros(1, 3, card["image_size"], card["image_size"], dtype=torch.uint8)
+    try:
+        outputs = predict(model, blank, 1).shape[1]
+    except Exception as error:  # a network raises what it likes
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise StoredModelError(
+            f"{folder / CARD}: the model takes no image of image_size {card['image_size']}: {reason}"
+        ) from error
+    if outputs != len(card["classes"]):
+        raise StoredModelError(
+            f"{folder / CARD} names {len(card['classes'])} classes, the model has {outputs} outputs: "
+            "put the card back that was written with the model"
+        )
 
 
 def _build(folder: Path, target: str, arguments: dict[str, Any]) -> nn.Module:
@@ -169,8 +204,8 @@ def _build(folder: Path, target: str, arguments: dict[str, Any]) -> nn.Module:
         )
     try:
         model = found(**arguments)
-    except (TypeError, ValueError) as error:
-        raise StoredModelError(f"{folder / CARD}: {target}({arguments}): {error}") from error
+    except Exception as error:  # so can a constructor with damaged arguments
+        raise StoredModelError(f"{folder / CARD}: {target}({arguments}): {error!r}") from error
     if not isinstance(model, nn.Module):
         raise StoredModelError(f"{folder / CARD}: {target} does not create a torch.nn.Module")
     return model

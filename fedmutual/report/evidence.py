@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +161,7 @@ def load(path: Path) -> Evidence | None:
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         meta = json.loads(arrays["meta"].tobytes())
-        return Evidence(
+        evidence = Evidence(
             classes=tuple(meta["classes"]),
             confusions=dict(zip(meta["confusions"], arrays["confusions"], strict=True)),
             ensemble=arrays.get("ensemble"),
@@ -176,10 +175,34 @@ def load(path: Path) -> Evidence | None:
                 )
             ),
         )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        _require_whole(evidence)
+    except Exception as error:  # a damaged archive raises those of zlib, struct and zipfile, too
+        reason = " ".join(str(error).split())
         raise ResultsError(
-            f"{file} is damaged ({error}): delete it, the report then says what is missing"
+            f"{file} is damaged ({reason}): delete it, the report then says what is missing"
         ) from error
+    return evidence
+
+
+def _require_whole(evidence: Evidence) -> None:
+    """Refuse parts that do not fit together."""
+    num_classes, num_clients = len(evidence.classes), len(evidence.clients)
+    names = (*evidence.classes, *evidence.clients, *evidence.confusions, *(s.name for s in evidence.samples))
+    matrices: list[tuple[NDArray[Any], int]] = [
+        (matrix, num_classes) for matrix in evidence.confusions.values()
+    ]
+    matrices += [] if evidence.ensemble is None else [(evidence.ensemble, num_classes)]
+    matrices += [] if evidence.agreement is None else [(evidence.agreement, num_clients)]
+    whole = all(isinstance(name, str) for name in names) and isinstance(evidence.num_public, int)
+    whole &= all(m.shape == (size, size) and m.dtype.kind in "iuf" for m, size in matrices)
+    for sample in evidence.samples:
+        whole &= sample.probabilities.shape == (num_clients, num_classes)
+        whole &= isinstance(sample.label, int) and -1 <= sample.label < num_classes
+        whole &= isinstance(sample.divergence, float)
+        pixels = sample.thumbnail
+        whole &= pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0
+    if not whole:
+        raise ValueError("its parts do not fit together")
 
 
 def _disputed(

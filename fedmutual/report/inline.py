@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -14,6 +15,8 @@ from fedmutual.report.plots import BLACK, COLOURS, GRID, STYLE, round_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
 
 Draw = Callable[["Axes"], None]
 MARKERS = "●■▲"  # as fedmutual.report.plots draws them
@@ -44,7 +47,11 @@ def panel(
     whose: str, title: str, note: str, missing: str, draw: Draw, end: int | None = None
 ) -> dict[str, Any]:
     """What the template shows of a chart; ``missing`` if ``draw`` draws nothing."""
-    svg = inline_chart(draw, f"{title} over the rounds, {whose}", end)
+    try:
+        svg = inline_chart(draw, f"{title} over the rounds, {whose}", end)
+    except Exception as error:  # whatever matplotlib makes of the figures
+        logger.warning("the chart %r of %s is left out: %s", title, whose, error)
+        svg, missing = None, f"This could not be drawn: {error}."
     return {"title": title, "note": note if svg else missing, "svg": svg or ""}
 
 

@@ -26,8 +26,9 @@ def keep_evidence(
 
         arrays = journal.load_checkpoint()[1] if has_checkpoint(journal.path / CHECKPOINT) else {}
         evidence.save(evidence.gather(shared, unseen_predictions, arrays), journal.path)
-    except Exception:
-        logger.exception("evidence.npz is not written: the report will lack confusion and agreement")
+    except Exception as error:
+        logger.debug("the evidence", exc_info=True)
+        logger.warning("evidence.npz is not written, the report lacks confusion and agreement: %s", error)
 
 
 def leave_report(path: Path, summary: Mapping[str, Any] | None = None) -> None:
@@ -36,13 +37,13 @@ def leave_report(path: Path, summary: Mapping[str, Any] | None = None) -> None:
     Parameters
     ----------
     summary : Mapping[str, Any] or None
-        The summary that is about to be written (it comes last, since it says that the run is over); None:
-        it is there.
+        The run's summary, which could not be written, say; None: the one that is there.
     """
     try:
         from fedmutual.report.page import REPORT, write_report
         from fedmutual.report.recorded import read_run
 
         write_report([read_run(path, summary)], path / REPORT)
-    except Exception:
-        logger.exception("report.html is not written; try `fedmutual report %s`", path)
+    except Exception as error:
+        logger.debug("the report", exc_info=True)
+        logger.warning("report.html is not written: %s; try `fedmutual report %s`", error, path)

@@ -15,6 +15,7 @@ from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.sections import run_context
 from fedmutual.report.style import STYLE
 from fedmutual.report.template import TEMPLATE
+from fedmutual.results.errors import ResultsError
 
 REPORT = "report.html"
 
@@ -31,6 +32,22 @@ def render(runs: Sequence[RecordedRun]) -> str:
     return environment.from_string(TEMPLATE).render(context)
 
 
-def write_report(runs: Sequence[RecordedRun], file: Path) -> None:
-    """Write the page, atomically."""
-    atomic_write(file, render(runs).encode())
+def write_report(runs: Sequence[RecordedRun], file: Path, private: bool = True) -> None:
+    """Write the page, atomically; for its owner only if ``private``.
+
+    Raises
+    ------
+    ResultsError
+        The runs hold what no run writes.
+    WriteError
+    """
+    try:
+        page = render(runs)
+    except Exception as error:  # whatever a damaged file makes of the figures
+        names = ", ".join(run.name for run in runs)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ResultsError(
+            f"no report can be made of {names}: files of it are damaged ({reason}); put them back from a copy"
+        ) from error
+    # half a surrogate pair is in no UTF-8 file, but can be in a file name
+    atomic_write(file, page.encode(errors="backslashreplace"), private=private)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+logger = logging.getLogger(__name__)
+
 # Okabe and Ito's palette, told apart with every common colour blindness; black is kept for the mean.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c7a00")
 MARKERS = ("o", "s", "^")
@@ -53,11 +56,12 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.hashsalt": "fedmutual",  # equal runs give equal files
+    "text.parse_math": False,  # a dollar sign in a name is one
 }
 
 
 def write_plots(history: Sequence[Record], output_dir: Path) -> None:
-    """Draw what the history has figures for, each as PNG and SVG.
+    """Draw what the history has figures for, each as PNG and SVG; one that fails is named in the log.
 
     Parameters
     ----------
@@ -68,7 +72,11 @@ def write_plots(history: Sequence[Record], output_dir: Path) -> None:
     """
     figures = {"accuracy": accuracy_figure, "collaboration": collaboration_figure, "traffic": traffic_figure}
     for name, draw in figures.items():
-        save_figure(functools.partial(draw, history), output_dir / name)
+        try:
+            save_figure(functools.partial(draw, history), output_dir / name)
+        except Exception as error:  # whatever matplotlib makes of the figures; and a full disk
+            logger.debug("the picture %s", name, exc_info=True)
+            logger.warning("%s is not drawn: %s", output_dir / name, error)
 
 
 def save_figure(draw: Callable[[], Figure | None], stem: Path) -> None:
@@ -228,7 +236,7 @@ def round_axis(axes: Axes, end: int | None = None) -> None:
     axes.set_xlabel("round")
     low, high = math.ceil(axes.dataLim.x0), math.floor(axes.dataLim.x1)
     step = next(s for s in _STEPS if (high - low) / s <= 12)
-    ticks = {x: str(x) for x in range(low, high + 1) if x % step == 0}
+    ticks = {x: str(x) for x in range(math.ceil(low / step) * step, high + 1, step)}
     if end is not None:  # a tick this close to "end" would be written over
         ticks = {x: text for x, text in ticks.items() if end - x >= 0.6 * step} | {end: "end"}
     axes.set_xticks(list(ticks), list(ticks.values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from fedmutual.results.directory import (
     Record,
     ResultsError,
     RunDirectory,
+    read_summary,
     saved_overrides,
 )
 from fedmutual.results.summary import build_summary
@@ -108,16 +108,13 @@ def read_runs(paths: Sequence[Path]) -> list[RecordedRun]:
 
 
 def _summary(path: Path, history: list[Record]) -> dict[str, Any]:
-    file = path / SUMMARY
-    try:
-        return dict(json.loads(file.read_bytes()))
-    except FileNotFoundError:
-        reason = f"there is no {SUMMARY}: the run is still going on, or was killed"
-        return build_summary(
-            settings=RunDirectory(path).config(), status="stopped", reason=reason, history=history
-        )
-    except ValueError as error:
-        raise ResultsError(f"{file} is no JSON: {error}") from error
+    summary = read_summary(path)
+    if summary is not None:
+        return summary
+    reason = f"there is no {SUMMARY}: the run is still going on, or was killed"
+    return build_summary(
+        settings=RunDirectory(path).config(), status="stopped", reason=reason, history=history
+    )
 
 
 def _recovered(path: Path) -> Evidence | None:

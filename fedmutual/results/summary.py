@@ -10,10 +10,26 @@ from typing import Any
 from fedmutual.settings.described import installed_versions, without_paths
 
 STATUSES = ("completed", "failed", "stopped")
-MEASURES = ("accuracy", "balanced_accuracy", "auroc", "recall")
+MEASURES = ("accuracy", "balanced_accuracy", "auroc", "recall")  # the last one a list, a figure a class
 DIRECTIONS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes")
 
 Record = Mapping[str, Any]
+_KINDS: dict[str, Any] = {
+    "strategy": str,
+    "rounds": int,
+    "rounds_completed": int,
+    "seed": int,
+    "status": str,
+    "reason": str,
+    "clients": dict,
+    "unseen": dict | None,
+    "traffic": dict,
+    "seconds": dict,
+    "versions": dict,
+    "warnings": list,
+    "rejected": list,
+    "config": dict,
+}
 
 
 def build_summary(
@@ -85,6 +101,33 @@ def build_summary(
     }
 
 
+def summary_problem(summary: Any) -> str | None:
+    """Say what keeps ``summary`` from being one that a run has written; None if nothing does."""
+    if not isinstance(summary, dict):
+        return "it is no object"
+    for key, kind in _KINDS.items():
+        if not isinstance(summary.get(key), kind):
+            return f"{key} is missing or of another kind"
+    figures = [summary["unseen"], summary["traffic"], summary["seconds"], *summary["clients"].values()]
+    if not all(isinstance(part, dict) for part in figures if part is not None):
+        return "its figures are of another kind"
+    needed = [(summary["traffic"], way) for way in DIRECTIONS[:2]]
+    needed += [(client, way) for client in summary["clients"].values() for way in DIRECTIONS[:2]]
+    for part, key in [*needed, (summary["seconds"], "total")]:
+        if part is None or not isinstance(part.get(key), int | float):
+            return f"{key} is missing or no number"
+    for part in figures:
+        for key, value in (part or {}).items():
+            if key not in ("model", "config") and isinstance(value, str | dict):
+                return f"{key} is no number"
+    together = summary.get("global_model")
+    if together is not None and not (isinstance(together, dict) and isinstance(together.get("model"), str)):
+        return "global_model is of another kind"
+    if not all(isinstance(line, dict) for line in summary["rejected"]):
+        return "rejected is no list of reports"
+    return None
+
+
 def hostile_clients(settings: Mapping[str, Any]) -> set[str]:
     """Names of the emulated hostile clients, which no figure of the whole run counts."""
     return set(settings.get("attack", {}).get("clients", []))
@@ -92,8 +135,15 @@ def hostile_clients(settings: Mapping[str, Any]) -> set[str]:
 
 def natural_key(name: str) -> tuple[tuple[bool, int, str], ...]:
     """Sort key under which "client-2" comes before "client-10"."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    return tuple((not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts)
+    return tuple(_part_key(part) for part in re.findall(r"[0-9]+|[^0-9]+", name))
+
+
+def _part_key(part: str) -> tuple[bool, int, str]:
+    """Numbers by their length, then by their digits: Python refuses to read one of thousands of digits."""
+    if not part.isdecimal():
+        return True, 0, part
+    digits = part.lstrip("0")
+    return False, len(digits), f"{digits} {part}"
 
 
 def _clients(history: Sequence[Record]) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedmutual.appfolder import app_folder
 from fedmutual.files.checkpoint import has_checkpoint
 from fedmutual.results.directory import CHECKPOINT
-from fedmutual.simulation.request import RunRequest, hydra_override, prepare
+from fedmutual.simulation.request import RunRequest, held, hydra_override, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,11 @@ def carry_out(request: RunRequest) -> int:
     -------
     int
         0 when the run completed, 1 when it failed: ``summary.json`` has the reason, the log the traceback.
+
+    Raises
+    ------
+    SettingsError
+        The results folder is in use by another run, or cannot be written; nothing was started.
     """
     import torch
 
@@ -85,11 +90,12 @@ def carry_out(request: RunRequest) -> int:
     config = {"overrides": shlex.join([*request.overrides, QUICK])}
     grid = InProcessGrid(load_client_app(), request.num_clients, config)
     context = Context(run_id=RUN_ID, node_id=1, node_config={}, state=RecordDict(), run_config=dict(config))
-    try:
-        run(grid, context)
-    except Exception:  # summary.json has the reason, the run's log the traceback
-        logger.exception("the run failed")
-        return 1
+    with held(request.output_dir):
+        try:
+            run(grid, context)
+        except Exception:  # summary.json has the reason, the run's log the traceback
+            logger.exception("the run failed")
+            return 1
     return 0
 
 

@@ -21,6 +21,7 @@ import psutil
 
 from fedmutual.data.cache import cache_folder
 from fedmutual.results.directory import CONFIG, user_runs_dir
+from fedmutual.results.hold import COMMAND, RUN, in_use
 from fedmutual.simulation.owner import OWNER, owner_lives
 from fedmutual.simulation.processes import ProcessTree, runs
 
@@ -80,7 +81,7 @@ def _cache(_: Path) -> Iterator[Leftover]:
 
 def _runs(outputs: Path) -> Iterator[Leftover]:
     for run in [*sorted(outputs.glob(_DATED)), *sorted(user_runs_dir().glob("*"))]:
-        if (run / CONFIG).is_file():
+        if (run / CONFIG).is_file() and not in_use(run):
             yield _folder("runs", run, str(run))
 
 
@@ -175,7 +176,7 @@ def _folder(
 
     size, used = _memory(processes), folder.lstat().st_mtime
     for parent, _, names in os.walk(folder):
-        for name in names:
+        for name in set(names) - {RUN, COMMAND}:  # opening a lock changes its time
             with contextlib.suppress(FileNotFoundError):
                 status = (Path(parent) / name).lstat()
                 size, used = size + status.st_size, max(used, status.st_mtime)

@@ -7,16 +7,20 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 
+from fedmutual.files.disk import WriteError
 from fedmutual.models.arguments import arguments_problem
 from fedmutual.models.lookup import models_problem
-from fedmutual.results.directory import saved_overrides
+from fedmutual.results.directory import OVERRIDES, ResultsError, saved_overrides
+from fedmutual.results.hold import held_by_command
 from fedmutual.settings import DataSettings, Settings, SettingsError
 from fedmutual.settings.compose import compose
 from fedmutual.tracking.tracker import missing_logger
@@ -88,7 +92,7 @@ def prepare(
     settings = compose(typed)
     if settings.resume is not None:  # with the settings it was started with
         resumed = _absolute(settings.resume, cwd)
-        typed = [*_at_home(saved_overrides(resumed), resumed), *typed]
+        typed = [*_saved(resumed), *typed]
         settings = compose(typed)
     num_clients = settings.num_clients or DEFAULT_CLIENTS
     problem = models_problem(settings.model) or arguments_problem(settings.model)
@@ -109,6 +113,23 @@ def prepare(
     if problem:
         raise SettingsError(problem)
     return RunRequest(settings, tuple(completed), output_dir, num_clients, at_once, gpus)
+
+
+@contextmanager
+def held(output_dir: Path) -> Iterator[None]:
+    """Hold the results folder for a command that starts a run in it.
+
+    Raises
+    ------
+    SettingsError
+        Another run holds it, or it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held_by_command(output_dir))
+        except (ResultsError, WriteError) as error:
+            raise SettingsError(f"output_dir: {error}") from error
+        yield
 
 
 def hydra_override(key: str, value: str) -> str:
@@ -175,6 +196,16 @@ def _expand_user(override: str) -> str:
     if key.lstrip("+") in PATH_KEYS and value.startswith("~"):
         return hydra_override(key, str(Path(value).expanduser()))
     return override
+
+
+def _saved(resumed: Path) -> list[str]:
+    try:
+        return _at_home(saved_overrides(resumed), resumed)
+    except ResultsError as error:
+        raise SettingsError(f"resume: {error}") from error
+    except HydraException as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"resume: {resumed / OVERRIDES} is damaged: {reason}") from error
 
 
 def _at_home(saved: Sequence[str], folder: Path) -> list[str]:

@@ -13,14 +13,15 @@ from rich.console import Console
 from fedmutual.appfolder import runnable_app
 from fedmutual.simulation.interrupts import Interrupted, Interrupts
 from fedmutual.simulation.progress import Display, HistoryTail
-from fedmutual.simulation.request import RunRequest
+from fedmutual.simulation.request import RunRequest, held
 from fedmutual.simulation.superlink import FlowerError, SuperLink
 
 POLL_SECONDS = 0.1
 RECORD_SECONDS = 0.5  # interval of the search for new processes
 ASK_SECONDS = 20.0  # interval of status requests while the run's process has not appeared
 ENDING_SECONDS = 120.0  # time limit of the ServerApp after its summary
-FAILING_SECONDS = 2.0  # the same for a failed run: Flower would still start its clients
+FAILING_SECONDS = 2.0  # the same after a failed run's report: Flower would still start its clients
+REPORTING_SECONDS = 20.0  # time limit of a failed run's plots and report, which come after its summary
 STOPPING_SECONDS = 5.0  # time limit for a simulation to stop
 
 
@@ -53,15 +54,24 @@ class LocalRun:
     def run(self) -> int:
         """Run the simulation to its end.
 
+        Raises
+        ------
+        SettingsError
+            The results folder is in use by another run, or cannot be made; nothing was started.
+
         Returns
         -------
         int
             The exit code: 0 when the run completed, 1 when it failed, 130 after Ctrl-C, 143 after SIGTERM.
         """
-        self._output.mkdir(parents=True, exist_ok=True)
+        with held(self._output):
+            return self._run()
+
+    def _run(self) -> int:
         self._log_offset = self._log.stat().st_size if self._log.exists() else 0
         self._shown = self._log_offset
         self._old_summary = _identity(self._output / "summary.json")
+        self._old_report = _identity(self._output / "report.html")
         with self._interrupts, runnable_app(self._app_dir) as app_dir:
             self._display = Display(self._console, self._request.num_clients, self._request.settings.rounds)
             gpu_index = self._request.settings.device.startswith("cuda:")
@@ -104,12 +114,14 @@ class LocalRun:
     def _follow(self, history: HistoryTail) -> None:
         """Show the run's history until its process has ended."""
         asked = time.monotonic()
-        deadline = None
+        deadline, failed = None, False
         while True:
             over = self._superlink.simulation is not None and not self._superlink.simulating
             if deadline is None and (summary := self._summary()) is not None:
-                completed = summary.get("status") == "completed"
-                deadline = time.monotonic() + (ENDING_SECONDS if completed else FAILING_SECONDS)
+                failed = summary.get("status") != "completed"
+                deadline = time.monotonic() + (REPORTING_SECONDS if failed else ENDING_SECONDS)
+            if failed and _identity(self._output / "report.html") != self._old_report:
+                deadline, failed = time.monotonic() + FAILING_SECONDS, False
             if deadline is not None:  # Flower's shutdown takes seconds, with no further rows
                 over = over or self._superlink.returned
             self._display.rows(history.poll())
