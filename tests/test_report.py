@@ -249,3 +249,41 @@ def test_any_history_can_be_drawn(history: History) -> None:
 
 def test_colours_differ() -> None:
     assert len(set(plots.COLOURS)) * len(plots.MARKERS) >= MOST_LINES
+
+
+WEIRD = ("$\\frac{$", "_hidden", "\udc80", "a\nb", "\x01", "<script>", "9" * 300)
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 1.7e308, 5e-324])
+def test_weird_names_and_figures_cost_no_picture(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: float
+) -> None:
+    keys = ("unseen_accuracy", "validation_accuracy", "loss_before", "loss_after", "kl_before", "kl_after")
+    history = [
+        {"round": round, "client": name, "model": name, "uplink_bytes": 10, **dict.fromkeys(keys, value)}
+        for round in (1, 2, 3)
+        for name in WEIRD
+    ]
+    write_plots(history, tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    expected = {"traffic"} if abs(value) > 1 else {"accuracy", "collaboration", "traffic"}
+    assert drawn == {f"{name}{suffix}" for name in expected for suffix in (".png", ".svg")}
+    assert not caplog.records
+
+
+def test_a_picture_that_fails_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(history: object) -> None:
+        raise RuntimeError("no such glyph")
+
+    monkeypatch.setattr("fedmutual.report.plots.accuracy_figure", broken)
+    write_plots(run(), tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == {"collaboration", "traffic"}
+    assert caplog.messages == [f"{tmp_path / 'accuracy'} is not drawn: no such glyph"]
+
+
+def test_the_axis_of_a_round_that_cannot_be_is_drawn_at_once(tmp_path: Path) -> None:
+    history = [{"round": round, "client": "a", "unseen_accuracy": 0.5} for round in (1, 10**9)]
+    write_plots(history, tmp_path)
+    assert (tmp_path / "accuracy.png").exists()

@@ -19,7 +19,7 @@ from fedmutual.cli import main
 from fedmutual.report import evidence, leave
 from fedmutual.report.comparison import differences
 from fedmutual.report.evidence import Evidence
-from fedmutual.report.page import render
+from fedmutual.report.page import render, write_report
 from fedmutual.report.recorded import RecordedRun, read_run, read_runs
 from fedmutual.report.sections import seconds
 from fedmutual.results.directory import ResultsError
@@ -315,3 +315,30 @@ def test_leaving_a_report_raises_nothing(tmp_path: Path) -> None:
     broken: Callable[..., Any] = leave.leave_report
     broken(tmp_path / "nowhere", {})
     leave.keep_evidence(None, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308])
+def test_weird_names_and_figures_cost_no_report(tmp_path: Path, value: float) -> None:
+    names = ("$\\frac{$", "\udc80", "\x01", "9" * 5000)
+    keys = ("unseen_accuracy", "validation_accuracy", "loss_before", "loss_after", "kl_before", "train_loss")
+    history = [
+        {**line, "client": name, "model": name, **dict.fromkeys(keys, value)}
+        for name in names
+        for line in lines()
+    ]
+    write_report([recorded(history, name="\udc80")], tmp_path / "report.html")
+    assert "$\\frac{$" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_summary_is_there_before_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def report(path: Path, summary: object) -> None:
+        seen.append((path / "summary.json").exists())
+        raise KeyboardInterrupt  # as where the process is killed while it draws
+
+    monkeypatch.setattr("fedmutual.engine.server.leave_report", report)
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path / "run", "rounds=1", page=True)
+    assert seen == [True]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"

@@ -31,7 +31,7 @@ from fedmutual.results.directory import (
     user_runs_dir,
 )
 from fedmutual.results.hold import held_by_command, in_use
-from fedmutual.results.summary import natural_key
+from fedmutual.results.summary import mean, natural_key
 from fedmutual.settings.described import without_paths
 
 SETTINGS: dict[str, Any] = {
@@ -500,10 +500,16 @@ def test_a_damaged_summary_is_named(tmp_path: Path, changes: dict[str, Any], mes
     assert str(error.value).startswith(f"{tmp_path}/summary.json is damaged (")
 
 
+@pytest.mark.parametrize("values", [[1e308] * 4, [-1.7e308] * 3, [1.7e308, 1.7e308, -1e308]])
+def test_figures_near_the_largest_number_have_a_mean(values: list[float]) -> None:
+    found = mean(values)
+    assert found == pytest.approx(math.fsum(value / 4 for value in values) / len(values) * 4)
+
+
 def test_a_name_that_is_no_text_and_one_of_digits_reach_the_summary(tmp_path: Path) -> None:
     names = ["\udc80", "9" * 5000, "$\\frac{$"]
     run = RunDirectory(tmp_path)
-    run.append([line(1, name, kl_before=1e308) for name in names])
+    run.append([line(1, name, kl_before=1e308, unseen_accuracy=1e308) for name in names])
     run.write_summary(build_summary(settings=SETTINGS, status="completed", history=run.history()))
     summary = read_summary(tmp_path)
     assert summary is not None

@@ -13,12 +13,14 @@ Curves = dict[str, Curve]  # one per client
 
 # With more clients than this, single lines cannot be followed: quantiles over the clients replace them.
 MOST_LINES = 12
+# Beyond this nothing is drawn: an axis that ends near the largest number there is cannot be computed.
+_LARGEST = 1e30
 
 
 def curves_of(lines: Lines, key: str, scale: float = 1.0, shift: float = 0.0) -> Curves:
     """Every client's values of ``key``, times ``scale``, at its rounds plus ``shift``."""
     curves = {
-        client: {r["round"] + shift: scale * v for r in reports if (v := number(r, key)) is not None}
+        client: {r["round"] + shift: scale * v for r in reports if (v := drawable(r, key)) is not None}
         for client, reports in lines.items()
     }
     return {client: curve for client, curve in curves.items() if curve}
@@ -29,11 +31,17 @@ def saw(lines: Lines, key: str, scale: float = 1.0) -> Curves:
     teeth: Curves = {}
     for client, reports in lines.items():
         for line in reports:
-            start, end = number(line, f"{key}_before"), number(line, f"{key}_after")
+            start, end = drawable(line, f"{key}_before"), drawable(line, f"{key}_after")
             if start is not None and end is not None:
                 step = {line["round"] - 1.0: scale * start, line["round"] - 0.5: scale * end}
                 teeth.setdefault(client, {}).update(step)
     return teeth
+
+
+def drawable(line: Record, key: str) -> float | None:
+    """The number under ``key`` if an axis can show it, or None."""
+    value = number(line, key)
+    return None if value is None or abs(value) > _LARGEST else value
 
 
 def carried_on(curves: Curves) -> Curves:

@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedmutual.files.atomic import atomic_write
+from fedmutual.logs import shown
 from fedmutual.report.curves import (
     MOST_LINES,
     Curve,
@@ -192,6 +194,8 @@ def draw_line(axes: Axes, curve: Curve, index: int, **style: Any) -> None:
         "marker": MARKERS[index // len(COLOURS) % len(MARKERS)],
     }
     looks |= {"linewidth": 2.0, "markersize": 5, "markevery": 1 + len(curve) // 40}
+    if "label" in style:  # one line of text; matplotlib hides what begins with an underscore
+        style["label"] = re.sub("^_", " _", shown(style["label"]))
     if curve:
         axes.plot(*_xy(curve), **looks | style)
 

@@ -205,7 +205,12 @@ def _unseen(
 def mean(values: Iterable[float]) -> float | None:
     """Arithmetic mean with one rounding, so that it does not depend on the order; None of nothing."""
     numbers = list(values)
-    return math.fsum(numbers) / len(numbers) if numbers else None
+    if not numbers:
+        return None
+    try:
+        return math.fsum(numbers) / len(numbers)
+    except OverflowError:  # figures near the largest there is, whose sum is beyond it
+        return math.fsum(number / len(numbers) for number in numbers)
 
 
 def _bytes(lines: Sequence[Record]) -> dict[str, int]:
