@@ -310,7 +310,9 @@ def test_photographs_are_decoded_once_then_opened(
 ) -> None:
     from fedmutual.data.folder import FacemaskSettings
 
-    settings = FacemaskSettings(image_size=32, max_megapixels=64, root=str(facemask_root))
+    settings = FacemaskSettings(
+        image_size=32, max_megapixels=64, interpolation="bilinear", root=str(facemask_root)
+    )
     first = settings.load(tmp_path)
 
     def refuse(*arguments: object) -> None:

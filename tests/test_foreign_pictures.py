@@ -19,6 +19,7 @@ from fedmutual.commands import predict as predict_command
 from fedmutual.data import decoding
 from fedmutual.data.decoding import (
     MAX_MEGAPIXELS,
+    PictureInput,
     decode_files,
     list_images,
     read_picture,
@@ -38,7 +39,9 @@ EPS = (
 
 
 def _folder(root: Path, max_megapixels: float = 1) -> FolderSettings:
-    return FolderSettings(image_size=8, max_megapixels=max_megapixels, root=str(root), classes=None)
+    return FolderSettings(
+        image_size=8, max_megapixels=max_megapixels, interpolation="bilinear", root=str(root), classes=None
+    )
 
 
 def _turned_with_a_bad_tag() -> bytes:
@@ -64,7 +67,7 @@ def test_an_eps_named_jpg_starts_no_ghostscript(
     _, kept = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
     assert len(kept) == 99
     assert "0007.jpg: damaged, or none of JPEG, PNG" in caplog.text
-    assert list(read_pictures([bad, paths[0]], [8])[2]) == [bad]
+    assert list(read_pictures([bad, paths[0]], [PictureInput(8)])[2]) == [bad]
     assert not started
 
 
@@ -150,17 +153,17 @@ def test_any_exception_of_a_decoder_is_one_bad_file(
     paths = write_images(tmp_path / "in", 100)
     real = decoding.to_rgb
 
-    def convert(picture: Image.Image, size: int) -> object:
+    def convert(picture: Image.Image, size: int, interpolation: str) -> object:
         if str(getattr(picture, "filename", "")).endswith("0042.png"):
             raise error
-        return real(picture, size)
+        return real(picture, size, interpolation)
 
     monkeypatch.setattr(decoding, "to_rgb", convert)
     _, kept = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
     assert kept.tolist() == [i for i in range(100) if i != 42]
     assert f"0042.png: {type(error).__name__}" in caplog.text
-    pixels, kept_paths, failures = read_pictures(paths[40:44], [8])
-    assert (len(pixels[8]), len(kept_paths), list(failures)) == (3, 3, [paths[42]])
+    pixels, kept_paths, failures = read_pictures(paths[40:44], [PictureInput(8)])
+    assert (len(pixels[PictureInput(8)]), len(kept_paths), list(failures)) == (3, 3, [paths[42]])
 
 
 def test_an_exif_tag_of_the_wrong_type_is_one_bad_file(
@@ -172,7 +175,7 @@ def test_an_exif_tag_of_the_wrong_type_is_one_bad_file(
     _, kept = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
     assert len(kept) == 100
     assert "bad.jpg: TypeError: bad operand" in caplog.text
-    assert "TypeError" in read_pictures([bad], [8])[2][bad]
+    assert "TypeError" in read_pictures([bad], [PictureInput(8)])[2][bad]
     bad.with_name("worse.jpg").write_bytes(bad.read_bytes())
     with pytest.raises(DataError, match=r"2 of 102 images cannot be read(.|\n)*bad\.jpg(.|\n)*worse\.jpg"):
         decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")

@@ -17,7 +17,7 @@ from test_stored_models import model_folder
 from torch import nn
 
 from fedmutual.cli import main
-from fedmutual.data.decoding import to_rgb
+from fedmutual.data.decoding import PictureInput, to_rgb
 from fedmutual.inference import export
 from fedmutual.inference.export import ExportError, Program, export_model
 from fedmutual.inference.pictures import PicturesError, find_pictures, read_pictures
@@ -59,7 +59,7 @@ def expected(models: list[Path], picture: Path) -> np.ndarray:
     for folder in models:
         stored = load_model(folder)
         with Image.open(picture) as opened:
-            pixels = torch.from_numpy(to_rgb(opened, stored.image_size).copy()).permute(2, 0, 1)[None]
+            pixels = torch.from_numpy(to_rgb(opened, stored.picture.size).copy()).permute(2, 0, 1)[None]
         said.append(predict(stored.model, pixels).numpy())
     return np.exp(ensemble(said))[0]
 
@@ -139,8 +139,11 @@ def test_pictures_count_once_in_the_order_of_the_names(pictures: Path) -> None:
 
 def test_pictures_are_decoded_to_every_size(pictures: Path) -> None:
     paths = [pictures / "notes.txt", pictures / "one.png"]
-    pixels, kept, failures = read_pictures(paths, [20, 33])
-    assert {size: array.shape for size, array in pixels.items()} == {20: (1, 20, 20, 3), 33: (1, 33, 33, 3)}
+    pixels, kept, failures = read_pictures(paths, [PictureInput(20), PictureInput(33)])
+    assert {wanted.size: array.shape for wanted, array in pixels.items()} == {
+        20: (1, 20, 20, 3),
+        33: (1, 33, 33, 3),
+    }
     assert kept == [pictures / "one.png"]
     assert list(failures) == [pictures / "notes.txt"]
 
@@ -165,8 +168,8 @@ def test_the_export_computes_what_the_model_does(
     run, described = _reloaded(kind, file)
     assert json.loads(described["classes"]) == ["mask", "no_mask"]
     assert "resized to 20x20 pixels" in described["preprocessing"]
-    pixels, _, _ = read_pictures([pictures / "one.png"] * 5, [20])
-    answer = run(np.ascontiguousarray(pixels[20].transpose(0, 3, 1, 2)))
+    pixels, _, _ = read_pictures([pictures / "one.png"] * 5, [PictureInput(20)])
+    answer = run(np.ascontiguousarray(pixels[PictureInput(20)].transpose(0, 3, 1, 2)))
     assert answer == pytest.approx(np.tile(expected([model], pictures / "one.png"), (5, 1)), abs=1e-5)
 
 

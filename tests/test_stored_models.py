@@ -74,7 +74,7 @@ def test_what_was_exported_is_what_is_loaded(tmp_path: Path, model: str) -> None
     folder = model_folder(tmp_path / "clinic-a", model, seed=3)
     original, _ = build_model(compose([f"model={model}"]).model, 2, 20, 3)
     stored = load_model(folder)
-    assert (stored.name, stored.classes, stored.image_size) == ("clinic-a", ("mask", "no_mask"), 20)
+    assert (stored.name, stored.classes, stored.picture.size) == ("clinic-a", ("mask", "no_mask"), 20)
     assert not stored.model.training
     weights = stored.model.state_dict()
     assert weights.keys() == original.state_dict().keys()

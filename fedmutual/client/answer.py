@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from torch import nn
 
+from fedmutual.backbones.intake import intake_of
 from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.client.refusal import error_reason
 from fedmutual.client.site_log import progress
@@ -28,8 +29,9 @@ from fedmutual.learning.attack import poisoned
 from fedmutual.learning.device import choose_device, describe
 from fedmutual.learning.ema import MovingAverage
 from fedmutual.models.allowed import require_model
-from fedmutual.models.build import build_model, load_weights
+from fedmutual.models.build import load_weights
 from fedmutual.models.card import model_card
+from fedmutual.models.learnt import architecture_of, build_learnt, name_of, whole_weights
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.at_site import site_settings
@@ -188,7 +190,7 @@ def _learn(
         optimizer.load_state_dict(state.optimizer)
         _restore_layout(optimizer)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, order.round)
+            group["lr"] = group["share"] * learning_rate(settings, order.round)
     if order.model is not None:
         own = model.state_dict() if settings.strategy.part_of_model else {}
         load_weights(model, {**own, **order.model.to_torch_state_dict()})
@@ -204,20 +206,22 @@ def _learn(
         client=name,
         round=order.round,
         public_digest=site.public.digest,
-        architecture=type(model).__name__,
+        architecture=name_of(settings.model, model),
         predictions=predictions,
         metrics=learner.metrics,
         unseen_predictions=said.unseen_predictions,
     )
     if order.closing:
-        where = folder.export_model(_weights(learner.predictor), _card(settings, site, arguments, report))
+        weights = whole_weights(settings, arguments, _weights(learner.predictor))
+        where = folder.export_model(weights, _card(settings, site, arguments, report))
         logger.info("%s: finished; its model is in %s", name, where)
     logger.info("%s", progress(report, state.report if state else None, order.closing))
     kept = optimizer.state_dict() if settings.optimizer.keep_state else {}
     ledger = state.ledger if state else Ledger()
     averaged = {} if average is None else _weights(average.model)
     steps = 0 if average is None else average.steps
-    return ClientState(settings.model.target, _weights(model), kept, report, ledger, averaged, steps)
+    architecture = architecture_of(settings.model)
+    return ClientState(architecture, _weights(model), kept, report, ledger, averaged, steps)
 
 
 def _average(
@@ -282,6 +286,8 @@ def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: 
             partition,
             public_digest if settings.public.distribute else None,
             settings.data,
+            settings.model,
+            settings.device,
             settings.partition,
             settings.public,
             settings.seed,
@@ -292,23 +298,24 @@ def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: 
         )
     )
     if key not in _SITES:
-        _SITES[key] = load_site(settings, partition, public_digest, settings.strategy.whole_pool)
+        whole_pool = settings.strategy.whole_pool
+        _SITES[key] = load_site(settings, partition, public_digest, whole_pool, intake_of(settings))
     return _SITES[key]
 
 
 def _model(
     settings: Settings, site: SiteData, name: str, device: torch.device, state: ClientState | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    target = settings.model.target
+    target, architecture = settings.model.target, architecture_of(settings.model)
     owner = target if settings.train.common_start else f"{target} {name}"
     seed = derived_seed(settings.seed, "model", owner)
-    model, arguments = build_model(settings.model, len(site.classes), settings.data.image_size, seed)
+    model, arguments = build_learnt(settings, site, seed)
     model.to(device).to(memory_format=torch.channels_last)
     if state is None:
         warm_start(settings, site, model)
-    elif state.architecture != target:
+    elif state.architecture != architecture:
         raise StateError(
-            f"the state of {name} has the model {state.architecture}, the settings ask for {target}: "
+            f"the state of {name} has the model {state.architecture}, the settings ask for {architecture}: "
             "keep the model within a run, or start a new run"
         )
     else:

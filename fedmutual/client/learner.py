@@ -19,6 +19,7 @@ from fedmutual.learning.divergence import mutual_loss
 from fedmutual.learning.ema import MovingAverage
 from fedmutual.learning.optimizers import make_optimizer
 from fedmutual.learning.training import Private, Public, Trainer, log_prior
+from fedmutual.models.learnt import parameter_groups
 from fedmutual.settings import Settings
 from fedmutual.wire.codec import FloatArray
 from fedmutual.wire.orders import Order
@@ -218,7 +219,20 @@ class Learner:
             taught = None if public is None else public.class_shares(len(self.site.classes))
             prior = log_prior(labels, len(self.site.classes), taught).to(self._device)
         self.metrics["num-examples"] = len(indices)
-        return Private(_images(self.site.private, indices), labels.to(self._device), prior)
+        return Private(self._viewed(indices), labels.to(self._device), prior)
+
+    def _viewed(self, indices: np.ndarray) -> Tensor:
+        """Return the private images; where they have augmented views, one of each, new in every round."""
+        private = self.site.private
+        images = _images(private, indices)
+        if private.augmented is None:
+            return images
+        views = private.augmented.array
+        rng = np.random.default_rng(self._seed("views"))
+        chosen = rng.integers(0, 1 + views.shape[1], len(indices))  # 0: the plain one
+        other = np.flatnonzero(chosen)
+        images[torch.from_numpy(other)] = _tensor(views[indices[other], chosen[other] - 1])
+        return images
 
     def _taught(self) -> tuple[ImageSet, np.ndarray]:
         """Return the public images of the order's targets: the previous round's, in its views."""
@@ -289,7 +303,10 @@ def new_optimizer(settings: Settings, model: nn.Module, round: int = 1) -> torch
     """Return the settings' optimiser for a round, without state."""
     chosen = settings.optimizer
     rate = learning_rate(settings, round)
-    return make_optimizer(chosen.name, model.parameters(), rate, chosen.momentum, chosen.weight_decay)
+    groups = parameter_groups(settings, model)
+    for group in groups:
+        group["lr"] = group["share"] * rate
+    return make_optimizer(chosen.name, groups, rate, chosen.momentum, chosen.weight_decay)
 
 
 def learning_rate(settings: Settings, round: int) -> float:
@@ -302,8 +319,13 @@ def learning_rate(settings: Settings, round: int) -> float:
 
 
 def _images(images: ImageSet, indices: np.ndarray) -> Tensor:
-    """Return a uint8 Tensor [n, 3, H, W], channels-last in memory as on disk."""
-    return torch.from_numpy(images.images[indices]).permute(0, 3, 1, 2)
+    """Return what the model takes: mostly uint8 [n, 3, H, W], channels-last in memory as on disk."""
+    return _tensor(images.seen[indices])
+
+
+def _tensor(rows: np.ndarray) -> Tensor:
+    found = torch.from_numpy(rows)
+    return found.permute(0, 3, 1, 2) if found.ndim == 4 else found
 
 
 class _timed:

@@ -57,7 +57,7 @@ class ClientState:
     Attributes
     ----------
     architecture : str
-        Dotted path of the model, which must not change within a run.
+        What must not change within a run: the model's dotted path, and its backbone.
     weights : dict[str, Tensor]
     optimizer : dict[str, Any]
         ``state_dict`` of the local optimiser; empty before the first training.

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fedmutual.data.decoding import PictureInput
+
 CHECKED = 16  # maximum number of pictures
 _EXAMPLES = """\
 examples:
@@ -62,7 +64,7 @@ def call(arguments: argparse.Namespace) -> int:
             names = ", ".join(str(folder) for folder in folders)
             raise StoredModelError(f"{arguments.model} has {len(folders)} models, choose one: {names}")
         stored = load_model(folders[0])
-        pictures = _pictures(arguments.check, stored.image_size)
+        pictures = _pictures(arguments.check, stored.picture)
     except (StoredModelError, PicturesError) as error:
         complain(f"fedmutual export: {error}")
         return 2
@@ -80,18 +82,18 @@ def call(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pictures(names: list[str] | None, size: int) -> NDArray[np.uint8]:
+def _pictures(names: list[str] | None, wanted: PictureInput) -> NDArray[np.uint8]:
     """Return pictures for the comparison, at least two, to check that the batch size is free."""
     import numpy as np
 
     if not names:
         from fedmutual.data.faces import POOL, draw
 
-        return np.stack([draw(0, "export", POOL, index, size) for index in range(CHECKED)])
+        return np.stack([draw(0, "export", POOL, index, wanted.size) for index in range(CHECKED)])
     from fedmutual.inference.pictures import PicturesError, find_pictures, read_pictures
 
-    found, _, failures = read_pictures(find_pictures(names)[:CHECKED], [size])
+    found, _, failures = read_pictures(find_pictures(names)[:CHECKED], [wanted])
     if failures:
         path, reason = next(iter(failures.items()))
         raise PicturesError(f"{shown(path)} cannot be read: {reason}")
-    return found[size] if len(found[size]) > 1 else np.repeat(found[size], 2, axis=0)
+    return found[wanted] if len(found[wanted]) > 1 else np.repeat(found[wanted], 2, axis=0)

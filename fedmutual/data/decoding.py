@@ -41,6 +41,7 @@ SYSTEM_NAMES = frozenset(  # of archives, indexes and recycle bins; hidden names
         "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__",
     )
 )  # fmt: skip
+INTERPOLATIONS = ("bilinear", "bicubic")
 MAX_MEGAPIXELS = 64  # of predict and export; conf/data/ has the same for training
 UNREADABLE_SHARE = 0.01  # a larger share stops the run
 UNREADABLE = bytes(64)  # replaces the digest of a file that cannot be read; same length
@@ -59,6 +60,15 @@ class PictureSettings(DataSettings):
         above=0,
         maximum=178,  # Pillow refuses more
     )
+    interpolation: str = setting("how pictures are resized, always with antialiasing", choices=INTERPOLATIONS)
+
+
+@dataclass(frozen=True, order=True)
+class PictureInput:
+    """The pictures that a model takes: side length in pixels, and how they are resized to it."""
+
+    size: int
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,7 @@ def decode_files(
     cache_dir: Path,
     max_megapixels: float = MAX_MEGAPIXELS,
     notice: str = "",
+    interpolation: str = "bilinear",
 ) -> tuple[Entry, NDArray[np.int64]]:
     """Decode files into one cached array, or open the array if it is cached already.
 
@@ -173,7 +184,7 @@ def decode_files(
     DataError
         More than 1 % of the files cannot be read; the message names them.
     """
-    options = _Options(image_size, max_megapixels)
+    options = _Options(image_size, max_megapixels, interpolation)
     key = _known_key(files, options, cache_dir, notice)
     entry = cached(cache_dir, key, lambda folder: _decode_all([file.path for file in files], options, folder))
     return entry, entry.index["kept"].astype(np.int64)
@@ -185,9 +196,15 @@ class _Options:
 
     image_size: int
     max_megapixels: float
+    interpolation: str
 
 
-def read_picture(source: str | Path | IO[bytes], image_size: int, max_megapixels: float) -> NDArray[np.uint8]:
+def read_picture(
+    source: str | Path | IO[bytes],
+    image_size: int,
+    max_megapixels: float,
+    interpolation: str = "bilinear",
+) -> NDArray[np.uint8]:
     """Decode one picture to uint8 [size, size, 3]; training, prediction and export all use this.
 
     Raises
@@ -196,7 +213,7 @@ def read_picture(source: str | Path | IO[bytes], image_size: int, max_megapixels
         Any: decoders raise many types on damaged files. :func:`reason` describes it.
     """
     with open_picture(source, max_megapixels) as picture:
-        return to_rgb(picture, image_size)
+        return to_rgb(picture, image_size, interpolation)
 
 
 @contextmanager
@@ -233,7 +250,7 @@ def reason(error: Exception) -> str:
     return text if text and expected else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def to_rgb(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
+def to_rgb(picture: Image.Image, image_size: int, interpolation: str = "bilinear") -> NDArray[np.uint8]:
     """Convert a picture to the models' input format, uint8 [size, size, 3].
 
     Apply its EXIF orientation, put transparency on white, reduce 16-bit greyscale to 8 bits, and resize with
@@ -244,11 +261,11 @@ def to_rgb(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
     picture.draft("RGB", (2 * image_size, 2 * image_size))  # JPEG: decode at reduced size
     if picture.width * picture.height > _LARGE_PIXELS:
         with _few_large:
-            return _converted(picture, image_size)
-    return _converted(picture, image_size)
+            return _converted(picture, image_size, interpolation)
+    return _converted(picture, image_size, interpolation)
 
 
-def _converted(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
+def _converted(picture: Image.Image, image_size: int, interpolation: str) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(picture)
@@ -256,7 +273,8 @@ def _converted(picture: Image.Image, image_size: int) -> NDArray[np.uint8]:
         picture = _in_bands(picture, "L", _eight_bits)
     if picture.has_transparency_data:
         picture = _in_bands(picture, "RGB", _on_white)
-    small = picture.convert("RGB").resize((image_size, image_size), Image.Resampling.BILINEAR)
+    how = Image.Resampling[interpolation.upper()]
+    small = picture.convert("RGB").resize((image_size, image_size), how)
     return np.asarray(small, dtype=np.uint8)
 
 
@@ -332,9 +350,8 @@ def _content_key(paths: Sequence[str], options: _Options) -> tuple[str, bool]:
 
 
 def _decode_all(paths: Sequence[str], options: _Options, folder: Path) -> Mapping[str, NDArray[np.generic]]:
-    size, limit = options.image_size, options.max_megapixels
-    readers = [lambda p=path: read_picture(p, size, limit) for path in paths]
-    return {"kept": decode_into(folder, readers, paths, size)}
+    readers = [lambda p=path: read_picture(p, *astuple(options)) for path in paths]
+    return {"kept": decode_into(folder, readers, paths, options.image_size)}
 
 
 def decode_into(

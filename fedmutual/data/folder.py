@@ -205,7 +205,12 @@ def _decoded(
     # by class index, then name: equal folders give equal sets, however the class names sort
     order = np.lexsort((np.arange(len(files)), labels))
     entry, kept = decode_files(
-        [files[i] for i in order], settings.image_size, cache_dir, settings.max_megapixels, listing.notice
+        [files[i] for i in order],
+        settings.image_size,
+        cache_dir,
+        settings.max_megapixels,
+        listing.notice,
+        settings.interpolation,
     )
     chosen = order[kept]
     return ImageSet(

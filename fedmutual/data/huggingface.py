@@ -122,7 +122,7 @@ def _decode(
 
     def read(position: int) -> NDArray[np.uint8]:
         source = _source(table[position][settings.image_column])
-        return read_picture(source, settings.image_size, settings.max_megapixels)
+        return read_picture(source, settings.image_size, settings.max_megapixels, settings.interpolation)
 
     names = [f"{split}-{position}" for position in range(len(table))]
     readers = [lambda p=position: read(p) for position in range(len(table))]

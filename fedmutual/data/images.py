@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +33,28 @@ class Rows:
         return len(self.labels)
 
 
+class Inputs:
+    """An array computed when it is first needed: what a model takes instead of the pixels of a run.
+
+    Parameters
+    ----------
+    compute : callable
+        Returns the array, one row an image.
+    """
+
+    def __init__(self, compute: Callable[[], NDArray[Any]]) -> None:
+        self._compute = compute
+
+    @cached_property
+    def array(self) -> NDArray[Any]:
+        """The array: uint8 [n, S, S, 3] pixels, float [n, F] features, or float [n, h, w, K] maps."""
+        return self._compute()
+
+    def subset(self, positions: NDArray[np.integer]) -> Inputs:
+        """Return the rows at these positions, computed when they are needed."""
+        return Inputs(lambda: self.array[positions])
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images of one size with their labels, in a fixed order.
@@ -46,6 +71,10 @@ class ImageSet:
         File name or id of every image.
     hashes : uint8 array [n, 16] | None
         Cached BLAKE2b hash of each image's pixels; None: computed on request.
+    inputs : Inputs | None
+        What this client's model takes; None: ``images``.
+    augmented : Inputs | None
+        The same of augmented views, [n, views, ...]; None: there are none.
     """
 
     images: NDArray[np.uint8]
@@ -53,6 +82,8 @@ class ImageSet:
     groups: tuple[str, ...] | None
     names: tuple[str, ...]
     hashes: NDArray[np.uint8] | None = None
+    inputs: Inputs | None = None
+    augmented: Inputs | None = None
 
     def __post_init__(self) -> None:
         lengths = {len(self.labels), len(self.names)} | (
@@ -75,7 +106,14 @@ class ImageSet:
             groups=rows.groups,
             names=rows.names,
             hashes=None if self.hashes is None else self.hashes[positions],
+            inputs=None if self.inputs is None else self.inputs.subset(positions),
+            augmented=None if self.augmented is None else self.augmented.subset(positions),
         )
+
+    @property
+    def seen(self) -> NDArray[Any]:
+        """What this client's model takes of each image, see :attr:`Inputs.array`."""
+        return self.images if self.inputs is None else self.inputs.array
 
     def rows(self, positions: NDArray[np.integer]) -> Rows:
         """Return the metadata of the images at these positions, without reading pixels."""

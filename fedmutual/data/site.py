@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedmutual.data.cache import cache_folder
 from fedmutual.data.images import DataError, ImageData, ImageSet
+from fedmutual.data.intake import Intake, Pixels
 from fedmutual.data.partition import Stream, split
 from fedmutual.data.public import PublicSet, public_and_private
 from fedmutual.data.received import load_received
 from fedmutual.data.stratify import Positions, generator, hold_out
 from fedmutual.data.stream import StreamFolds
 from fedmutual.settings import Settings
+
+PIXELS = Pixels()
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +78,7 @@ def load_site(
     partition: tuple[int, int] | None,
     public_digest: str | None = None,
     whole_pool: bool = False,
+    intake: Intake = PIXELS,
 ) -> SiteData:
     """Load the data of one client.
 
@@ -89,6 +93,8 @@ def load_site(
         received from the server.
     whole_pool : bool
         Take the private images of all clients (strategy=centralised).
+    intake : Intake
+        Of the client's model.
 
     Raises
     ------
@@ -96,7 +102,7 @@ def load_site(
         The message names the folder or setting, and the remedy.
     """
     cache_dir = cache_folder(settings.cache_dir)
-    data = settings.data.load(cache_dir)
+    data = intake.of(settings.data.load(cache_dir), settings, cache_dir)
     if partition is None:
         if whole_pool:
             text = (
@@ -104,7 +110,7 @@ def load_site(
                 "give it a partition-id and num-partitions of one pool"
             )
             raise DataError(text, text)
-        return _own_site(data, settings, public_digest)
+        return _own_site(data, settings, public_digest, intake)
     partition_id, num_clients = partition
     if not 0 <= partition_id < num_clients:
         raise DataError(f"partition-id: {partition_id} is not below num-partitions {num_clients}")
@@ -120,9 +126,10 @@ def load_site(
     return _site(data, settings, public, data.pool.subset(private[positions]), partition_id)
 
 
-def load_shared(settings: Settings, num_clients: int | None) -> SharedData:
+def load_shared(settings: Settings, num_clients: int | None, intake: Intake = PIXELS) -> SharedData:
     """Load the server's data; ``num_clients`` is required for partition=stream only."""
-    data = settings.data.load(cache_folder(settings.cache_dir))
+    cache_dir = cache_folder(settings.cache_dir)
+    data = intake.of(settings.data.load(cache_dir), settings, cache_dir)
     public, _ = public_and_private(data, settings, num_clients)
     _warn_of_size(data, settings)
     return SharedData(data.classes, public, data.unseen)
@@ -154,11 +161,13 @@ def own_public_set(settings: Settings) -> PublicSet | None:
     return None if data.public is None else public_and_private(data, settings, None)[0]
 
 
-def _own_site(data: ImageData, settings: Settings, public_digest: str | None) -> SiteData:
+def _own_site(data: ImageData, settings: Settings, public_digest: str | None, intake: Intake) -> SiteData:
     if settings.public.distribute and public_digest is not None:
         own = None if data.public is None else public_and_private(data, settings, None)[0]
         if own is None or own.digest != public_digest:
-            own = load_received(cache_folder(settings.cache_dir), public_digest)
+            cache_dir = cache_folder(settings.cache_dir)
+            own = load_received(cache_dir, public_digest)
+            own = replace(own, images=intake.of_received(own.images, settings, cache_dir))
         return _site(data, settings, own, data.pool, 0)
     if data.public is None:
         text = (

@@ -36,7 +36,7 @@ def mixed_views(images: ImageSet, seed: int, round: int) -> ImageSet:
     """
     rng = generator(seed, "public views", round)
     count = len(images)
-    pixels = np.array(images.images)
+    pixels = np.array(images.seen)
     mirrored = rng.random(count) < MIRRORED
     pixels[mirrored] = pixels[mirrored, :, ::-1]
     # weight of the other image, in units of 1/256
@@ -44,4 +44,5 @@ def mixed_views(images: ImageSet, seed: int, round: int) -> ImageSet:
     share = share[:, None, None, None]
     other = pixels[rng.permutation(count)]
     mixed = ((256 - share) * pixels + share * other + 128) >> 8
-    return replace(images, images=mixed.astype(np.uint8), labels=np.full(count, -1), hashes=None)
+    labels = np.full(count, -1)
+    return replace(images, images=mixed.astype(np.uint8), labels=labels, hashes=None, inputs=None)

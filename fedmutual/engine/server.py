@@ -13,6 +13,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid
 
+from fedmutual.backbones.intake import intake_of
 from fedmutual.data.site import SharedData, load_shared
 from fedmutual.engine.arriving import Arriving
 from fedmutual.engine.rounds import Rounds
@@ -55,7 +56,7 @@ def run(grid: Grid, context: Context) -> None:
     try:
         exchange = Exchange(grid, settings.exchange)
         nodes = exchange.wait_for_clients(settings.num_clients)
-        shared = load_shared(settings, settings.num_clients or len(nodes))
+        shared = load_shared(settings, settings.num_clients or len(nodes), intake_of(settings))
         outcome |= {"public_digest": shared.public.digest}
         num_classes = len(shared.classes)
         engine = settings.strategy.engine(settings, shared, _run_name(journal.path), journal)

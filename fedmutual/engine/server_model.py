@@ -47,16 +47,14 @@ class ServerModel:
     ) -> None:
         from fedmutual.client.learner import derived_seed, warm_start
         from fedmutual.learning.device import choose_device
-        from fedmutual.models.build import build_model
+        from fedmutual.models.learnt import build_learnt
 
         self.settings = settings
         empty = np.zeros(0, np.int64)
         no_images = shared.public.images.subset(empty)
         self._site = SiteData(shared.classes, no_images, shared.public, shared.unseen, (empty,), (empty,))
         seed = derived_seed(settings.seed, "model", settings.model.target)
-        model, self.arguments = build_model(
-            settings.model, len(shared.classes), settings.data.image_size, seed
-        )
+        model, self.arguments = build_learnt(settings, shared, seed)
         self.model: nn.Module = model.to(choose_device(settings.device))
         if weights is None:
             warm_start(settings, shared, self.model)
@@ -130,6 +128,8 @@ class ServerModel:
         dict
             The entry ``global_model`` of ``summary.json``.
         """
+        from fedmutual.models.learnt import name_of, whole_weights
+
         order = self.order(self.settings.rounds + 1, NO_SAMPLES, closing=True)
         learner = self.learner(order)
         learner.evaluate_unseen(None)
@@ -143,17 +143,18 @@ class ServerModel:
             shared=True,
             rounds=self.settings.rounds,
         )
-        folder = journal.write_global_model(self.model.state_dict(), card)
+        weights = whole_weights(self.settings, self.arguments, self.model.state_dict())
+        folder = journal.write_global_model(weights, card)
         logger.info("the global model is in %s", folder)
-        return {"folder": folder.name, "model": type(self.model).__name__, **metrics}
+        return {"folder": folder.name, "model": name_of(self.settings.model, self.model), **metrics}
 
 
 def initial_weights(settings: Settings, shared: SharedData) -> Arrays:
     """Return the clients' common start, from the run's seed (and the warm-start fold, if any)."""
     from fedmutual.client.learner import derived_seed, warm_start
-    from fedmutual.models.build import build_model
+    from fedmutual.models.learnt import build_learnt
 
     seed = derived_seed(settings.seed, "model", settings.model.target)
-    model, _ = build_model(settings.model, len(shared.classes), settings.data.image_size, seed)
+    model, _ = build_learnt(settings, shared, seed)
     warm_start(settings, shared, model)
     return {name: values.detach().numpy().copy() for name, values in model.state_dict().items()}

@@ -123,11 +123,11 @@ def _difference(program: Program, run: Runner, inputs: NDArray[np.uint8]) -> flo
 
 
 def _described(stored: StoredModel) -> dict[str, str]:
-    size = stored.image_size
+    size = stored.picture.size
     return {
         "classes": json.dumps(list(stored.classes)),
         "image_size": str(size),
-        "preprocessing": preprocessing(size),
+        "preprocessing": preprocessing(stored.picture),
         "input": f"images: uint8 [N, 3, {size}, {size}], RGB; the program divides by 255",
         "output": f"probabilities: float32 [N, {len(stored.classes)}], in the order of the classes",
         "card": json.dumps(stored.card),

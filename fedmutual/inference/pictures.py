@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedmutual.data.decoding import (
     MAX_MEGAPIXELS,
+    PictureInput,
     is_supported,
     is_system,
     read_picture,
@@ -56,20 +57,20 @@ def find_pictures(names: Iterable[str]) -> list[Path]:
 
 
 def read_pictures(
-    paths: Sequence[Path], sizes: Sequence[int], max_megapixels: float = MAX_MEGAPIXELS
-) -> tuple[dict[int, Pixels], list[Path], dict[Path, str]]:
+    paths: Sequence[Path], inputs: Sequence[PictureInput], max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[dict[PictureInput, Pixels], list[Path], dict[Path, str]]:
     """Decode pictures as the data layer does.
 
     Parameters
     ----------
-    sizes : Sequence[int]
-        Side lengths in pixels; each picture is decoded to every size.
+    inputs : Sequence[PictureInput]
+        What the models take; each picture is decoded for every one of them.
     max_megapixels : float
         Larger pictures are not decoded.
 
     Returns
     -------
-    pixels : dict[int, uint8 array [n, size, size, 3]]
+    pixels : dict[PictureInput, uint8 array [n, size, size, 3]]
     kept : list[Path]
         The n readable pictures.
     failures : dict[Path, str]
@@ -79,7 +80,7 @@ def read_pictures(
 
     def read(path: Path) -> list[Pixels] | None:
         try:
-            return [read_picture(path, size, max_megapixels) for size in sizes]
+            return [read_picture(path, i.size, max_megapixels, i.interpolation) for i in inputs]
         except Exception as error:  # a damaged file can raise anything in a decoder
             failures[path] = reason(error)
             return None
@@ -89,8 +90,10 @@ def read_pictures(
     kept = [path for path, pictures in zip(paths, decoded, strict=True) if pictures is not None]
     good = [pictures for pictures in decoded if pictures is not None]
     pixels = {
-        size: np.stack([pictures[i] for pictures in good]) if good else np.zeros((0, size, size, 3), np.uint8)
-        for i, size in enumerate(sizes)
+        wanted: np.stack([pictures[i] for pictures in good])
+        if good
+        else np.zeros((0, wanted.size, wanted.size, 3), np.uint8)
+        for i, wanted in enumerate(inputs)
     }
     return pixels, kept, {path: failures[path] for path in paths if path in failures}
 

@@ -83,8 +83,10 @@ def _predict_arrays(models: Sequence[StoredModel], images: NDArray[np.generic]) 
         raise ValueError(f"images: {images.dtype} {images.shape}, not uint8 [n, H, W, 3]")
     said = []
     for stored in models:
-        size = stored.image_size
-        pixels = np.stack([to_rgb(Image.fromarray(image), size) for image in images])
+        wanted = stored.picture
+        pixels = np.stack(
+            [to_rgb(Image.fromarray(image), wanted.size, wanted.interpolation) for image in images]
+        )
         said.append(predict(stored.model, torch.from_numpy(pixels).permute(0, 3, 1, 2), 32).numpy())
     return np.asarray(np.exp(ensemble(said)))
 
@@ -92,12 +94,12 @@ def _predict_arrays(models: Sequence[StoredModel], images: NDArray[np.generic]) 
 def _batch(
     models: Sequence[StoredModel], paths: Sequence[Path], batch_size: int, max_megapixels: float
 ) -> Iterator[Prediction]:
-    sizes = sorted({stored.image_size for stored in models})
-    pixels, kept, failures = read_pictures(paths, sizes, max_megapixels)
+    inputs = sorted({stored.picture for stored in models})
+    pixels, kept, failures = read_pictures(paths, inputs, max_megapixels)
     found: dict[Path, Prediction] = {}
     if kept:
         said = [
-            predict(m.model, torch.from_numpy(pixels[m.image_size]).permute(0, 3, 1, 2), batch_size).numpy()
+            predict(m.model, torch.from_numpy(pixels[m.picture]).permute(0, 3, 1, 2), batch_size).numpy()
             for m in models
         ]
         together = ensemble(said)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 
 def make_optimizer(
-    name: str, parameters: Iterator[nn.Parameter], learning_rate: float, momentum: float, weight_decay: float
+    name: str,
+    parameters: Iterable[nn.Parameter] | list[dict[str, Any]],
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Return Adam, AdamW or SGD by name."""
+    """Return Adam, AdamW or SGD by name, for parameters or groups of them with their own ``lr``."""
     if name == "sgd":
         lean = _without_compiler(torch.optim.SGD)
         return lean(parameters, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)

@@ -69,11 +69,12 @@ class Streamed(Placed):
         """Return the first ``size`` images of the next buffer, in the memory layout of the images."""
         self._turn = 1 - self._turn
         if not self._buffers or len(self._buffers[0]) < size:
-            shape, pinned = (size, *self._images.permute(0, 2, 3, 1).shape[1:]), self._stream is not None
-            self._buffers = [
-                torch.empty(shape, dtype=self._images.dtype, pin_memory=pinned).permute(0, 3, 1, 2)
-                for _ in range(2)
+            flat, pinned = self._images.ndim != 4, self._stream is not None
+            shape = self._images.shape if flat else self._images.permute(0, 2, 3, 1).shape
+            empty = [
+                torch.empty((size, *shape[1:]), dtype=self._images.dtype, pin_memory=pinned) for _ in range(2)
             ]
+            self._buffers = empty if flat else [buffer.permute(0, 3, 1, 2) for buffer in empty]
         return self._buffers[self._turn][:size]
 
 
@@ -82,7 +83,7 @@ def place(images: Tensor, device: torch.device) -> Placed:
 
     Parameters
     ----------
-    images : uint8 Tensor [n, 3, H, W]
+    images : uint8 Tensor [n, 3, H, W], or float Tensor [n, ...] of a frozen backbone's outputs
         In host memory.
     device : torch.device
     """
@@ -100,10 +101,12 @@ def place(images: Tensor, device: torch.device) -> Placed:
 
 
 def to_input(images: Tensor, device: torch.device) -> Tensor:
-    """Scale uint8 images [n, 3, H, W] to float in [0, 1] on ``device``, in channels-last memory."""
-    return (
-        images.to(device, non_blocking=True)
-        .to(torch.float32)
-        .div_(255)
-        .contiguous(memory_format=torch.channels_last)
-    )
+    """Scale uint8 images [n, 3, H, W] to float in [0, 1] on ``device``, in channels-last memory.
+
+    Features [n, F] and maps [n, K, h, w] of a frozen backbone are floats already, and stay as they are.
+    """
+    moved = images.to(device, non_blocking=True)
+    numbers = moved.to(torch.float32)
+    if moved.dtype == torch.uint8:
+        numbers.div_(255)
+    return numbers.contiguous(memory_format=torch.channels_last) if numbers.ndim == 4 else numbers

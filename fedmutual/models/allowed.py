@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedmutual.settings import SettingsError
-from fedmutual.settings.at_site import MODEL_PACKAGES, MODELS, listed, trusts_run
+from fedmutual.settings.at_site import MODEL_PACKAGES, MODELS, listed, own_model, trusts_run
 
 
 def require_model(target: str, node_config: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def require_model(target: str, node_config: Mapping[str, Any]) -> None:
     SettingsError
         Naming the target and the remedy.
     """
-    if trusts_run(node_config) or target in listed(node_config, MODELS) or target == node_config.get("model"):
+    if trusts_run(node_config) or target in listed(node_config, MODELS) or target == own_model(node_config):
         return
     from hydra.utils import get_object
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedmutual.models.lookup import definition
 from fedmutual.settings import ModelSettings
+from fedmutual.settings.pretrained import pretrained_settings
 
 # What a value of the settings must be where the source says so; nothing else is judged.
 _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
@@ -18,6 +19,8 @@ def arguments_problem(model: ModelSettings) -> str | None:
     A model whose source is not found, that takes ``**kwargs`` or says no types is not judged: building it
     will tell.
     """
+    if pretrained_settings(model) is not None:  # typed, and checked when they are composed
+        return None
     found = definition(model.target)
     if isinstance(found, ast.ClassDef):
         found = next((s for s in found.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)

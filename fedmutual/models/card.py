@@ -6,8 +6,11 @@ import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fedmutual.backbones.weights import find_backbone
+from fedmutual.data.decoding import PictureInput
 from fedmutual.settings import Settings, as_container
 from fedmutual.settings.described import flat, installed_versions, without_paths
+from fedmutual.settings.pretrained import pretrained_settings
 
 if TYPE_CHECKING:
     from fedmutual.data.site import SharedData, SiteData
@@ -24,7 +27,7 @@ SETTINGS = (
     "deterministic",
 )
 PREPROCESSING = (
-    "RGB, EXIF orientation applied, transparency on white, resized to {size}x{size} pixels (bilinear, "
+    "RGB, EXIF orientation applied, transparency on white, resized to {size}x{size} pixels ({how}, "
     "antialiased, aspect ratio ignored), uint8 divided by 255: float [N, 3, {size}, {size}] in [0, 1]"
 )
 _MEASURES = {
@@ -37,9 +40,9 @@ _MEASURES = {
 }
 
 
-def preprocessing(image_size: int) -> str:
+def preprocessing(picture: PictureInput) -> str:
     """Return a description of the preprocessing in one sentence."""
-    return PREPROCESSING.format(size=image_size)
+    return PREPROCESSING.format(size=picture.size, how=picture.interpolation)
 
 
 def model_card(
@@ -61,11 +64,17 @@ def model_card(
         Facts known only to its owner: ``client``, ``rounds``, ``num_examples``, ``num_validation``;
         ``shared`` is true for a run's global model.
     """
+    from fedmutual.models.learnt import picture_of  # torch
+
+    picture = picture_of(settings)
+    chosen = pretrained_settings(settings.model)
     return {
         "target": settings.model.target,
         "arguments": dict(arguments),
         "classes": list(data.classes),
-        "image_size": settings.data.image_size,
+        "image_size": picture.size,
+        "interpolation": picture.interpolation,
+        **({} if chosen is None else {"backbone": find_backbone(chosen).described}),
         "strategy": settings.strategy.name,
         "seed": settings.seed,
         "num_public": len(data.public),
@@ -94,6 +103,7 @@ def card_page(card: Mapping[str, Any]) -> str:
     classes = ", ".join(f"`{name}`" for name in card["classes"])
     settings = card.get("settings", {})
     size = card["image_size"]
+    picture = PictureInput(size, card.get("interpolation", "bilinear"))
     shared = card.get("shared", False)
     origin = "the server of a federation" if shared else "one site"
     sections = [
@@ -103,10 +113,15 @@ def card_page(card: Mapping[str, Any]) -> str:
         f"`{card['strategy']}`, {card['rounds']} rounds, seed {card['seed']}.",
         "## Use",
         "```bash\nfedmutual predict --model . photo.jpg\nfedmutual export --model . --format onnx\n```",
-        f"* Classes: {classes}\n* Input: {preprocessing(size)}\n* Output: {_output(card)}\n"
+        f"* Classes: {classes}\n* Input: {preprocessing(picture)}\n* Output: {_output(card)}\n"
         f"* An exported program includes the scaling and the softmax: uint8 [N, 3, {size}, {size}] in, "
         "probabilities [N, classes] out.\n"
         f"* Rebuilt from `model.json` (`{card['target']}`) and `model.safetensors`; nothing is unpickled.",
+        *(
+            ["## Backbone", _table(("backbone", "value"), card["backbone"].items())]
+            if "backbone" in card
+            else []
+        ),
         "## Data",
         _table(("images", "number"), _sizes(card)),
         "## Metrics",

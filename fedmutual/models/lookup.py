@@ -28,7 +28,8 @@ def models_problem(model: ModelSettings, model_dir: Path = MODEL_DIR) -> str | N
     Parameters
     ----------
     model : ModelSettings
-        ``target`` is a dotted path; ``per_client`` holds names of ``conf/model/*.yaml`` or dotted paths.
+        ``target`` is a dotted path; ``per_client`` holds names of ``conf/model/*.yaml`` or dotted paths, and
+        values after them (``"pretrained backbone=lite1"``).
     model_dir : Path
         The folder of the named models.
     """
@@ -36,7 +37,8 @@ def models_problem(model: ModelSettings, model_dir: Path = MODEL_DIR) -> str | N
     if problem:
         return f"model._target_: {problem}"
     for name in dict.fromkeys(model.per_client):
-        problem = dotted_path_problem(name) if "." in name else _named_model_problem(name, model_dir)
+        target = (name.split() or [""])[0]
+        problem = dotted_path_problem(target) if "." in target else _named_model_problem(target, model_dir)
         if problem:
             return f"model.per_client: {problem}"
     return None

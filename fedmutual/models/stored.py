@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmutual.data.decoding import INTERPOLATIONS, PictureInput
 from fedmutual.files.atomic import atomic_write
 from fedmutual.models.card import card_page
 
@@ -57,9 +58,9 @@ class StoredModel:
         return tuple(self.card["classes"])
 
     @property
-    def image_size(self) -> int:
-        """The side length of the input in pixels."""
-        return int(self.card["image_size"])
+    def picture(self) -> PictureInput:
+        """The pictures that the model takes."""
+        return PictureInput(int(self.card["image_size"]), self.card.get("interpolation", "bilinear"))
 
 
 def save_model(folder: Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
@@ -162,6 +163,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
         raise StoredModelError(
             f"{folder / CARD}: image_size {card['image_size']} is not in 1 to {_LARGEST_SIZE}"
         )
+    if card.get("interpolation", "bilinear") not in INTERPOLATIONS:
+        raise StoredModelError(f"{folder / CARD}: interpolation is none of {', '.join(INTERPOLATIONS)}")
     return dict(card)
 
 

@@ -44,6 +44,7 @@ from fedmutual.settings.compose import (
     without_model,
 )
 from fedmutual.settings.hydra_conf import EXPERIMENT, parsed
+from fedmutual.settings.pretrained import SUFFIXES
 
 TRUST, MODELS, CLASSES = "trust-run", "allowed-models", "allowed-classes"
 MODEL_PACKAGES = ("fedmutual.models.", "torchvision.models.")
@@ -78,6 +79,11 @@ def trusts_run(node_config: Mapping[str, Any]) -> bool:
         "workers",
         "default_worker.py",
     )
+
+
+def own_model(node_config: Mapping[str, Any]) -> str:
+    """Return the name of the model that a node's owner chose, without its values; empty: none."""
+    return str(node_config.get("model", "")).partition(" ")[0]
 
 
 def listed(node_config: Mapping[str, Any], key: str) -> frozenset[str]:
@@ -118,8 +124,10 @@ def _site_settings(
     check_overrides(overrides)
     run = list(overrides)
     if model is not None:
-        if not _PLAIN_NAME.fullmatch(model) and not _PUBLIC_PATH.fullmatch(model):
+        target, *values = model.split() or [""]
+        if not _PLAIN_NAME.fullmatch(target) and not _PUBLIC_PATH.fullmatch(target):
             raise SettingsError("model.per_client: an entry is neither a plain name nor a dotted path")
+        check_overrides([f"model.{value}" for value in values])
         run = [*without_model(run), *model_overrides(model)]
     kept, own = effective_overrides(run, node_config)
     config = composed(kept, own, node_config)
@@ -187,7 +195,11 @@ def _confine_paths(config: DictConfig, node_config: Mapping[str, Any]) -> None:
     own_keys = {*_SITES, f"data.{folder}"}
     for key, value in _texts(values, ""):
         # tracking is the server's, and is never read here
-        if key not in own_keys and not key.startswith("tracking.") and _is_path(value):
+        if key in own_keys or key.startswith("tracking."):
+            continue
+        if key.startswith("model.") and "model" in node_config:  # the owner's own, with all its values
+            continue
+        if _is_path(value) or (key == "model.backbone" and value.endswith(SUFFIXES)):
             raise SettingsError(
                 f"{key}: a run names no path at a site: leave it out, or let the site's owner set "
                 f"{TRUST}=true (only where server and site are one person)"
@@ -239,7 +251,7 @@ def check_targets(values: Mapping[str, Any], node_config: Mapping[str, Any]) -> 
     for group, package in CLASS_PACKAGES.items():
         _require_allowed(f"{group}._target_", values[group].get("_target_"), (package,), classes, CLASSES)
     models = listed(node_config, MODELS)
-    own = node_config.get("model", "")
+    own = own_model(node_config)
     if "." in own:
         models |= {own}
     target = values["model"].get("_target_")

@@ -35,6 +35,7 @@ from fedmutual.settings import (
     StrategySettings,
 )
 from fedmutual.settings.hydra_conf import config_of
+from fedmutual.settings.pretrained import pretrained_settings
 
 CONF_DIR = app_folder() / "conf"
 
@@ -179,8 +180,19 @@ def without_model(overrides: Sequence[str]) -> list[str]:
 
 
 def model_overrides(name: str) -> list[str]:
-    """Overrides that select a model by the name of its ``conf/model`` file or by its dotted path."""
-    return ["model=custom", f"model._target_={name}"] if "." in name else [f"model={name}"]
+    """Overrides that select a model by the name of its ``conf/model`` file or by its dotted path.
+
+    Values of its settings may follow.
+
+    Examples
+    --------
+    >>> model_overrides("pretrained backbone=lite1")
+    ['model=pretrained', 'model.backbone=lite1']
+    """
+    target, *values = name.split()
+    if "." in target:
+        return ["model=custom", f"model._target_={target}", *(f"+model.{value}" for value in values)]
+    return [f"model={target}", *(f"model.{value}" for value in values)]
 
 
 def explained(error: Exception) -> str:
@@ -230,6 +242,12 @@ def checked(config: DictConfig) -> Settings:
         else:
             values[entry.name] = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
     settings = Settings(**values)
+    pretrained = pretrained_settings(settings.model)
+    if pretrained is not None and pretrained.tune != "all" and settings.public.views != "plain":
+        raise SettingsError(
+            f"public.views: {settings.public.views} makes new pictures in every round, but model.tune="
+            f"{pretrained.tune} computes features once: set public.views=plain or model.tune=all"
+        )
     _check_values("", settings)
     return settings
 
@@ -267,7 +285,11 @@ def _model_settings(node: DictConfig) -> ModelSettings:
         raise SettingsError(f"model._target_: {target!r} is no dotted path of a model class or function")
     if not isinstance(per_client, list) or not all(isinstance(name, str) for name in per_client):
         raise SettingsError(f"model.per_client: {per_client!r} is no list of model names")
-    return ModelSettings(target=target, arguments=values, per_client=per_client)
+    model = ModelSettings(target=target, arguments=values, per_client=per_client)
+    pretrained = pretrained_settings(model)
+    if pretrained is not None:
+        _check_values("model.", pretrained)
+    return model
 
 
 def _check_values(prefix: str, settings: Any) -> None:

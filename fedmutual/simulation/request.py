@@ -22,7 +22,8 @@ from fedmutual.models.lookup import models_problem
 from fedmutual.results.directory import OVERRIDES, ResultsError, saved_overrides
 from fedmutual.results.hold import held_by_command
 from fedmutual.settings import DataSettings, Settings, SettingsError
-from fedmutual.settings.compose import compose
+from fedmutual.settings.compose import compose, model_overrides, without_model
+from fedmutual.settings.pretrained import pretrained_settings
 from fedmutual.tracking.tracker import missing_logger
 
 DEFAULT_CLIENTS = 5
@@ -97,6 +98,7 @@ def prepare(
     num_clients = settings.num_clients or DEFAULT_CLIENTS
     problem = models_problem(settings.model) or arguments_problem(settings.model)
     problem = problem or _misfit(settings, num_clients) or missing_logger(settings)
+    problem = problem or _weights_problem(typed, settings)
     if problem:
         raise SettingsError(problem)
     output_dir = _output_dir(settings, cwd, now or datetime.datetime.now())
@@ -168,6 +170,22 @@ def _misfit(settings: Settings, num_clients: int) -> str | None:
     return None
 
 
+def _weights_problem(typed: Sequence[str], settings: Settings) -> str | None:
+    """Say which backbone's weights cannot be reached; what can be fetched is fetched now."""
+    from fedmutual.backbones.weights import WeightsError, find_backbone
+
+    own = settings.model.per_client
+    models = [compose([*without_model(typed), *model_overrides(name)]).model for name in own]
+    for model in models or [settings.model]:
+        chosen = pretrained_settings(model)
+        try:
+            if chosen is not None:
+                find_backbone(chosen, fetch=True)
+        except WeightsError as error:
+            return str(error)
+    return None
+
+
 def _data_problem(settings: Settings, num_clients: int, count: Count) -> str | None:
     """Say why the data cannot be divided as asked, as far as that is known without reading an image."""
     from fedmutual.data.images import DataError
@@ -235,6 +253,9 @@ def _absolute_paths(settings: Settings, cwd: Path) -> dict[str, str]:
         value = getattr(getattr(settings, holder) if holder else settings, name, None)
         if value is not None:
             paths[key] = str(_absolute(value, cwd))
+    backbone = settings.model.arguments.get("backbone")
+    if pretrained_settings(settings.model) is not None and (cwd / str(backbone)).is_file():
+        paths["model.backbone"] = str(_absolute(backbone, cwd))
     dataset = getattr(settings.data, "dataset", None)
     if dataset is not None and (cwd / dataset).exists():  # else a name on the Hugging Face hub
         paths["data.dataset"] = str(_absolute(dataset, cwd))

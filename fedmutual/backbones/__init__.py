@@ -1,0 +1,1 @@
+"""Pretrained backbones: their settings, where their weights are, and the networks."""
