@@ -14,11 +14,14 @@ from torch import nn
 
 pytest.importorskip("timm", reason="needs the extra fedmutual[pretrained]")
 
-from fedmutual.backbones import weights
+from fedmutual.backbones import extract, weights
+from fedmutual.backbones.augment import augmented
+from fedmutual.backbones.extract import Trunk
 from fedmutual.backbones.intake import intake_of
 from fedmutual.backbones.network import bare_network, divided, load_backbone
 from fedmutual.backbones.weights import WeightsError, find_backbone
 from fedmutual.data.decoding import PictureInput
+from fedmutual.data.images import DataError, ImageSet
 from fedmutual.data.site import SiteData
 from fedmutual.data.site import load_site as load_any_site
 from fedmutual.models.learnt import build_learnt, parameter_groups, whole_weights
@@ -315,3 +318,99 @@ def test_the_backbone_takes_smaller_steps(small: Path, tmp_path: Path) -> None:
 def test_it_is_what_the_settings_name() -> None:
     assert f"{Pretrained.__module__}.{Pretrained.__qualname__}" == TARGET
     assert issubclass(Pretrained, nn.Module)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The cache of features
+
+
+def _set(count: int) -> ImageSet:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return ImageSet(pixels, np.zeros(count, np.int64), None, tuple(map(str, range(count))))
+
+
+def _trunk(small: Path, **changes: Any) -> Trunk:
+    return Trunk(find_backbone(chosen(backbone=str(small), image_size=32)), **{"tune": "head", **changes})
+
+
+def test_a_killed_computation_goes_on_where_it_stopped(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(extract, "CHUNK", 4)
+    images, cpu, done = _set(10), torch.device("cpu"), []
+    forward = extract._forward
+
+    def killed(*arguments: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return forward(*arguments)
+
+    whole = extract.features(images, _trunk(small), tmp_path / "other", cpu)
+    monkeypatch.setattr(extract, "_forward", killed)
+    with pytest.raises(KeyboardInterrupt):
+        extract.features(images, _trunk(small), tmp_path, cpu)
+    first = sorted((tmp_path / "partial").glob("*/*.npy"))
+    assert len(first) == 2
+    first[0].write_bytes(first[0].read_bytes()[:-7])  # a power failure
+    done.clear()
+    monkeypatch.setattr(extract, "_forward", lambda *a: (done.append(1), forward(*a))[1])
+    caplog.set_level("INFO")
+    assert np.array_equal(extract.features(images, _trunk(small), tmp_path, cpu), whole)
+    assert len(done) == 2  # the damaged chunk and the last one
+    assert "features: 10 of 10 images" in caplog.text
+    assert not list((tmp_path / "partial").iterdir())
+    extract.features(images, _trunk(small), tmp_path, cpu)
+    assert len(done) == 2  # from the cache
+
+
+def test_damaged_features_are_refused(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedmutual.data import cache
+
+    images, cpu = _set(3), torch.device("cpu")
+    found = extract.features(images, _trunk(small), tmp_path, cpu)
+    assert found.dtype == np.float32
+    (path,) = tmp_path.glob("images/features-*/images.npy")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setattr(cache, "_verified", set())  # as another process
+    with pytest.raises(DataError, match="features-"):
+        extract.features(images, _trunk(small), tmp_path, cpu)
+
+
+def test_the_key_is_all_that_features_depend_on(small: Path, tmp_path: Path) -> None:
+    hashes, trunk = _set(3).pixel_hashes(), _trunk(small)
+    other = hashes.copy()
+    other[0, 0] ^= 1
+    keys = [
+        trunk.key(hashes),
+        trunk.key(other),
+        _trunk(small, tune="last").key(hashes),
+        _trunk(small, views=2).key(hashes),
+        replace(trunk, backbone=replace(trunk.backbone, digest="0")).key(hashes),
+        replace(trunk, backbone=replace(trunk.backbone, picture=PictureInput(64))).key(hashes),
+        replace(trunk, backbone=replace(trunk.backbone, mean=(0, 0, 0))).key(hashes),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert trunk.key(hashes.copy()) == keys[0]
+    moved = replace(trunk.backbone, file=tmp_path / "copy.safetensors", name="copy")
+    assert replace(trunk, backbone=moved).key(hashes) == keys[0]
+
+
+def test_views_are_new_pictures_and_the_same_ones_again(small: Path, tmp_path: Path) -> None:
+    images, cpu = _set(5), torch.device("cpu")
+    views = extract.features(images, _trunk(small, views=3), tmp_path, cpu)
+    plain = extract.features(images, _trunk(small), tmp_path, cpu)
+    assert views.shape == (5, 3, plain.shape[1])
+    rows = np.concatenate([plain[:, None], views], axis=1).reshape(20, -1)
+    assert len(np.unique(rows, axis=0)) == 20
+    hashes = images.pixel_hashes()
+    again = augmented(images.images[2:], hashes[2:], 2)  # the view of an image does not depend on the others
+    assert np.array_equal(augmented(images.images, hashes, 2)[2:], again)
+
+
+def test_no_images_have_features_of_the_right_shape(small: Path, tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    empty = extract.features(_set(0), _trunk(small, views=2), tmp_path, cpu)
+    assert empty.shape == (0, *extract.features(_set(1), _trunk(small, views=2), tmp_path, cpu).shape[1:])

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from fedmutual.backbones.augment import augmented
 from fedmutual.backbones.network import Normalise, divided, load_backbone
 from fedmutual.backbones.weights import Backbone
-from fedmutual.data.cache import cached
+from fedmutual.data.cache import allocated, cached
 from fedmutual.data.images import ImageSet
 from fedmutual.files.atomic import atomic_write
+from fedmutual.files.disk import make_private
 from fedmutual.learning.placement import to_input
 
 FORMAT = 1  # increase it when the same pictures get other features
@@ -86,7 +87,7 @@ def features(images: ImageSet, trunk: Trunk, cache_dir: Path, device: torch.devi
     def build(folder: Path) -> Mapping[str, NDArray[np.generic]]:
         parts = cache_dir / "partial" / key
         _compute(images.images, hashes, trunk, device, parts)
-        _join(sorted(parts.glob("*.npy")), folder / "images.npy")
+        _join(sorted(parts.glob("*.npy")), folder)
         shutil.rmtree(parts)
         return {}
 
@@ -97,11 +98,11 @@ def _compute(
     pixels: NDArray[np.uint8], hashes: NDArray[np.uint8], trunk: Trunk, device: torch.device, parts: Path
 ) -> None:
     """Write the chunks that are not there yet."""
-    parts.mkdir(parents=True, exist_ok=True)
+    make_private(parts)
     starts = range(0, max(len(pixels), 1), CHUNK)
     missing = [start for start in starts if not _is_whole(_chunk(parts, start))]
     passes = max(trunk.views, 1)
-    done = max(len(pixels) - CHUNK * len(missing), 0)
+    done = len(pixels) - sum(len(pixels[start : start + CHUNK]) for start in missing)
     if done:
         logger.info("features: %d of %d images were computed before", done, len(pixels))
     tell = _progress(len(pixels), done)
@@ -171,16 +172,11 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _join(chunks: list[Path], target: Path) -> None:
+def _join(chunks: list[Path], folder: Path) -> None:
     arrays = [np.load(chunk, mmap_mode="r", allow_pickle=False) for chunk in chunks]
-    total = sum(map(len, arrays))
-    if total == 0:  # an empty file cannot be mapped
-        np.save(target, arrays[0])
-        return
-    shape = (total, *arrays[0].shape[1:])
-    joined = np.lib.format.open_memmap(target, mode="w+", dtype=arrays[0].dtype, shape=shape)
-    np.concatenate(arrays, out=joined)
-    joined.flush()
+    joined = allocated(folder, (sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+    if joined.size:
+        np.concatenate(arrays, out=joined)
 
 
 def _progress(total: int, done: int) -> Callable[[int], None]:

@@ -10,12 +10,14 @@ read what is cached.
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -94,6 +96,17 @@ def lock(cache_dir: Path, name: str) -> FileLock:
 def new_array(folder: Path, num_images: int, image_size: int) -> NDArray[np.uint8]:
     """Create the entry's ``images.npy`` and map it for writing, uint8 [n, size, size, 3].
 
+    Raises
+    ------
+    WriteError
+        The disk has no room for it.
+    """
+    return allocated(folder, (num_images, image_size, image_size, 3), np.dtype(np.uint8))
+
+
+def allocated(folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Create the entry's ``images.npy`` of any shape and type, and map it for writing.
+
     Its space on the disk is reserved: a write to a mapping for which there is none kills the process.
 
     Raises
@@ -101,15 +114,14 @@ def new_array(folder: Path, num_images: int, image_size: int) -> NDArray[np.uint
     WriteError
         The disk has no room for it.
     """
-    path, shape = folder / IMAGES, (num_images, image_size, image_size, 3)
-    size = num_images * image_size**2 * 3
+    path, size = folder / IMAGES, math.prod(shape) * dtype.itemsize
     path.unlink(missing_ok=True)  # not emptied: an earlier array may still be mapped
     with writing(path, size), create(path) as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         allocate(file, size)
-    if num_images == 0:  # an empty file cannot be mapped
-        return np.empty(shape, dtype=np.uint8)
+    if size == 0:  # an empty file cannot be mapped
+        return np.empty(shape, dtype=dtype)
     return np.lib.format.open_memmap(path, mode="r+")
 
 
