@@ -44,6 +44,7 @@ def required(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("data", "facemask"): [root],
         ("data", "huggingface"): ["data.dataset=cifar10"],
         ("model", "custom"): ["model._target_=torchvision.models.vgg11"],
+        ("strategy", "fed3r"): ["model=pretrained"],
     }
 
 

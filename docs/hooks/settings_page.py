@@ -19,6 +19,7 @@ from mkdocs.structure.files import File, Files
 from fedmutual.compare.settings import StudySettings
 from fedmutual.settings import OptimizerSettings, PublicSettings, Settings
 from fedmutual.settings.compose import CONF_DIR
+from fedmutual.settings.pretrained import PretrainedSettings
 
 PAGE = "settings.md"
 TYPED = ("strategy", "consensus", "data", "partition")  # every choice has a dataclass of its own
@@ -51,7 +52,7 @@ run's settings: a site chooses its own name, folders, device and model, and what
 | `state-dir` | `state_dir` |
 | `cache-dir` | `cache_dir` |
 | `device` | `device` |
-| `model` | `model`, by the name of its file in `conf/model/` or by its dotted path |
+| `model` | `model`, its file in `conf/model/` or dotted path, and values: `"pretrained tune=all"` |
 | `allowed-models`, `allowed-classes` | further models, and classes of the groups, that a run may name |
 | `accept-public`, `max-public-bytes` | whether the server may send public images, and how many bytes |
 | `trust-run` | `true`: the run's own settings hold; for trials by one person |
@@ -119,6 +120,7 @@ def _models() -> str:
             f"`model.{key}={value}`" for key, value in values.items() if key not in ("_target_", "per_client")
         )
         rows.append(f"| `model={path.stem}` | `{values['_target_']}` | {arguments} | {_comment(path)} |")
+    pretrained = _table(PretrainedSettings, _read(CONF_DIR / "model" / "pretrained.yaml"), "model.")
     return f"""\
 ## model
 
@@ -128,11 +130,15 @@ classes. An argument that its file does not name is added with a plus: `+model.w
 | key | value | takes | meaning |
 |---|---|---|---|
 | `model._target_` | that of the choice | dotted path | the class or function, for `model=custom` |
-| `model.per_client` | `[]` | list of text | client by client, a choice or a dotted path; `[]`: one for all |
+| `model.per_client` | `[]` | list of text | client by client, `"choice key=value"`; `[]`: one for all |
 
 | choice | `model._target_` | arguments | |
 |---|---|---|---|
 {chr(10).join(rows)}
+
+### model=pretrained
+
+{pretrained}
 """
 
 

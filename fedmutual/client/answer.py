@@ -31,7 +31,13 @@ from fedmutual.learning.ema import MovingAverage
 from fedmutual.models.allowed import require_model
 from fedmutual.models.build import load_weights
 from fedmutual.models.card import model_card
-from fedmutual.models.learnt import architecture_of, build_learnt, name_of, whole_weights
+from fedmutual.models.learnt import (
+    architecture_of,
+    build_learnt,
+    frozen_digest,
+    name_of,
+    whole_weights,
+)
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.at_site import site_settings
@@ -123,7 +129,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
 
 def _packed(state: ClientState, settings: Settings, order: Order) -> RecordDict:
     method: Method = settings.strategy
-    report, weights = state.report, method.weights(order, state.report, state.weights)
+    report, weights = state.report, state.sent or method.weights(order, state.report, state.weights)
     if weights:
         report = replace(report, model=ArrayRecord({name: w.cpu() for name, w in weights.items()}))
     return report_record(report, order.wire_dtype, order.floor)
@@ -176,6 +182,7 @@ def _learn(
 ) -> ClientState:
     site = _site(settings, partition_of(node_config), order.public_digest)
     _check_order(order, site)
+    _check_frozen(order, settings)
     require_model(settings.model.target, node_config)
     device = choose_device(settings.device)
     if state is None:  # log once per run: in deployment every order has its own process
@@ -221,7 +228,8 @@ def _learn(
     averaged = {} if average is None else _weights(average.model)
     steps = 0 if average is None else average.steps
     architecture = architecture_of(settings.model)
-    return ClientState(architecture, _weights(model), kept, report, ledger, averaged, steps)
+    sent = dict(said.sent)
+    return ClientState(architecture, _weights(model), kept, report, ledger, averaged, sent, steps)
 
 
 def _average(
@@ -273,6 +281,19 @@ def _check_order(order: Order, site: SiteData) -> None:
         raise MessageError(
             f"public set: this site's digest is {site.public.digest}, {remedy} ({len(site.public)} are here)",
             f"public set: this site has another, {remedy}",
+        )
+
+
+def _check_frozen(order: Order, settings: Settings) -> None:
+    """Refuse weights that stand on another frozen backbone than this site's."""
+    if order.model is None:
+        return
+    own = frozen_digest(settings)
+    if order.frozen != own:
+        raise MessageError(
+            f"model: the run's weights stand on {order.frozen or 'no frozen backbone'} (tuned part, size, "
+            f"interpolation, digest), this site's on {own or 'none'}: give it the run's model, with the same "
+            "file of weights"
         )
 
 

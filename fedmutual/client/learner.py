@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,10 +43,13 @@ class Answer:
     predictions : float32 [n, C]
         Log-probabilities of the order's public samples.
     unseen_predictions : float32 [u, C] or None
+    sent : Mapping[str, Tensor]
+        What is sent in place of weights; empty: what :meth:`fedmutual.methods.base.Method.weights` says.
     """
 
     predictions: FloatArray
     unseen_predictions: FloatArray | None = None
+    sent: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -132,6 +136,10 @@ class Learner:
     def predictions(self) -> FloatArray:
         """Return log-probabilities of the order's public samples, [n, C], in evaluation mode."""
         return self._predict(*self._shown(self.order.round, self.order.indices)).numpy()
+
+    def private(self) -> Private:
+        """Return the round's private training images."""
+        return self._private()
 
     def public(self) -> Public:
         """Return the order's target samples with their targets, and their labels if known."""

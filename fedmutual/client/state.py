@@ -65,6 +65,8 @@ class ClientState:
         The last report; ``report.round`` is the last round that was answered.
     average : dict[str, Tensor]
         Moving average of the weights over ``average_steps`` steps; empty where there is none.
+    sent : dict[str, Tensor]
+        What goes with the last report in place of weights; empty where the strategy says it of the weights.
     """
 
     architecture: str
@@ -73,6 +75,7 @@ class ClientState:
     report: Report
     ledger: Ledger = field(default_factory=Ledger)
     average: dict[str, Tensor] = field(default_factory=dict)
+    sent: dict[str, Tensor] = field(default_factory=dict)
     average_steps: int = 0
 
 
@@ -170,6 +173,7 @@ class StateFolder:
         }
         arrays = {f"weights.{name}": tensor.cpu().numpy() for name, tensor in state.weights.items()}
         arrays |= {f"average.{name}": tensor.cpu().numpy() for name, tensor in state.average.items()}
+        arrays |= {f"sent.{name}": tensor.cpu().numpy() for name, tensor in state.sent.items()}
         if state.optimizer:
             meta[_OPTIMIZER_GROUPS] = state.optimizer["param_groups"]
             arrays |= {
@@ -214,6 +218,7 @@ def _state(meta: dict[str, Any], arrays: Arrays) -> ClientState:
         report=Report(**meta["report"], predictions=arrays["report.predictions"], unseen_predictions=unseen),
         ledger=Ledger(**meta["ledger"]),
         average=_below("average.", tensors),
+        sent=_below("sent.", tensors),
         average_steps=meta["average_steps"],
     )
 

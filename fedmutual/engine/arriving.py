@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 
 from fedmutual.data.site import SharedData
 from fedmutual.engine.asynchronous import AsynchronousLoop
+from fedmutual.engine.frozen import with_frozen
 from fedmutual.engine.history import History, Line
 from fedmutual.engine.names import Names, connected
 from fedmutual.engine.participants import Participant, Participants
@@ -232,13 +233,16 @@ class Arriving:
         return {name: client.delivered for name, client in self.participants.by_name.items()}
 
     def _order(self, client: Participant) -> Order:
-        return self.strategy.order(client.name, self._base(client))
+        return with_frozen(self.strategy.order(client.name, self._base(client)), self.settings)
 
     def _close(self, exchange: Exchange) -> None:
         """Send the closing order to all clients at once."""
         asked = self.participants.nodes(sorted(exchange.grid.get_node_ids()))
         delivered, closing_order = self._delivered, self.strategy.closing_order
-        orders = {n: closing_order(c.name, self._base(c), delivered) for n, c in asked.items()}
+        orders = {
+            n: with_frozen(closing_order(c.name, self._base(c), delivered), self.settings)
+            for n, c in asked.items()
+        }
         # an open order already has this update number: the closing order gets a later one
         numbers = {n: client.update + client.under_way for n, client in asked.items()}
         orders = {node: replace(order, round=numbers[node], closing=True) for node, order in orders.items()}

@@ -15,6 +15,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedmutual.data.site import SharedData
+from fedmutual.engine.frozen import with_frozen
 from fedmutual.engine.history import Line
 from fedmutual.engine.names import Names
 from fedmutual.engine.roster import Roster
@@ -142,7 +143,8 @@ class Rounds:
         nodes = self._participants(self.roster.nodes(grid))
         if not closing:
             nodes = self.roster.taking_part(current, nodes)
-        orders = {node: order_record(strategy.order(self.roster.name(node), base)) for node in nodes}
+        named = {node: strategy.order(self.roster.name(node), base) for node in nodes}
+        orders = {node: order_record(with_frozen(order, self.settings)) for node, order in named.items()}
         return messages_to(orders, MESSAGE_TYPE, self._patience.seconds)
 
     def _participants(self, nodes: list[int]) -> list[int]:

@@ -46,9 +46,12 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [N, C] of features [N, F]."""
-        scaled = (features - self.centre) / self.spread
-        scores: Tensor = self.linear(scaled)
+        scores: Tensor = self.linear(self.scaled(features))
         return scores
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """Return features [N, F] centred and scaled."""
+        return (features - self.centre) / self.spread
 
 
 class Pretrained(nn.Module):

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedmutual.settings import compose as composition
 from fedmutual.settings.hydra_conf import hydra_on, parsed
+from fedmutual.settings.pretrained import pretrained_settings
+from fedmutual.settings.schema import ModelSettings
 
 COMMAND_LINE, NODE = "command line", "node configuration"
 
@@ -99,6 +101,8 @@ def meanings(settings: Any, prefix: str = "") -> dict[str, str]:
         key, value = f"{prefix}{entry.name}", getattr(settings, entry.name)
         if is_dataclass(value):
             found |= meanings(value, f"{key}.")
+            pretrained = pretrained_settings(value) if isinstance(value, ModelSettings) else None
+            found |= {} if pretrained is None else meanings(pretrained, f"{key}.")
         elif entry.metadata.get("help"):
             found[key] = entry.metadata["help"]
     return found

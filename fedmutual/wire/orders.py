@@ -73,6 +73,8 @@ class Order:
         Measure the shared test set as well.
     model : ArrayRecord or None
         Weights, only from strategies that exchange them.
+    frozen : str
+        Which frozen part of a model the weights stand on; empty: they are a whole model's.
     """
 
     round: int
@@ -93,6 +95,7 @@ class Order:
     classes: tuple[str, ...] = ()
     evaluate_unseen: bool = False
     model: ArrayRecord | None = None
+    frozen: str = ""
     message: Message | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -248,6 +251,8 @@ def order_record(order: Order) -> RecordDict:
         "floor": float(order.floor),
         "evaluate-unseen": order.evaluate_unseen,
     }
+    if order.frozen:
+        config["frozen"] = order.frozen
     if order.classes:
         config["classes"] = list(order.classes)
     if not np.array_equal(order.target_indices, order.indices):  # a static public set goes once
@@ -316,6 +321,7 @@ def read_order(content: RecordDict) -> Order:
             config=dict(passed_on) if isinstance(passed_on, ConfigRecord) else {},
             evaluate_unseen=bool(config["evaluate-unseen"]),
             model=model,
+            frozen=str(config.get("frozen", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise MessageError(f"order: malformed: {error!r}") from error
