@@ -136,6 +136,7 @@ def test_experiment_paper_is_method_section_3() -> None:
             "batch_size": 32,
             "validation_fraction": 0.2,
             "prior_correction": False,
+            "prior_smoothing": None,
             "recompute_norm": True,  # its network has nothing of the kind
             "ema_decay": 0.0,
         },

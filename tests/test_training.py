@@ -23,6 +23,8 @@ from fedmutual.learning.training import (
     _cuts,
     log_prior,
 )
+from fedmutual.settings.compose import compose
+from fedmutual.settings.pretrained import prior_smoothing
 
 
 class Linear(nn.Module):
@@ -89,6 +91,25 @@ def test_log_prior_of_private_and_taught_classes_by_hand() -> None:
     prior = log_prior(torch.tensor([0, 0]), 3, torch.tensor([0.2, 0.8, 0.0]))
     torch.testing.assert_close(prior[:2], torch.tensor([math.log(0.6), math.log(0.4)]))
     assert prior[2] < -1e30
+
+
+def test_smoothing_counts_images_of_each_class() -> None:
+    torch.testing.assert_close(
+        log_prior(torch.tensor([0, 0]), 2, smoothing=1.0).exp(), torch.tensor([0.75, 0.25])
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "smoothing"),
+    [
+        ([], 0.0),
+        (["model=pretrained"], 1.0),
+        (["model=pretrained", "train.prior_smoothing=0"], 0.0),
+        (["train.prior_smoothing=2"], 2.0),
+    ],
+)
+def test_a_head_hears_of_the_classes_that_a_client_lacks(overrides: list[str], smoothing: float) -> None:
+    assert prior_smoothing(compose(overrides)) == smoothing
 
 
 def test_class_shares_normalise_the_targets() -> None:

@@ -22,6 +22,7 @@ from fedmutual.learning.optimizers import make_optimizer
 from fedmutual.learning.training import Private, Public, Trainer, log_prior
 from fedmutual.models.learnt import parameter_groups
 from fedmutual.settings import Settings
+from fedmutual.settings.pretrained import prior_smoothing
 from fedmutual.wire.codec import FloatArray
 from fedmutual.wire.orders import Order
 from fedmutual.wire.records import Metrics
@@ -225,7 +226,8 @@ class Learner:
         prior = None
         if self.settings.train.prior_correction:
             taught = None if public is None else public.class_shares(len(self.site.classes))
-            prior = log_prior(labels, len(self.site.classes), taught).to(self._device)
+            smoothing = prior_smoothing(self.settings)
+            prior = log_prior(labels, len(self.site.classes), taught, smoothing).to(self._device)
         self.metrics["num-examples"] = len(indices)
         return Private(self._viewed(indices), labels.to(self._device), prior)
 

@@ -311,7 +311,9 @@ def _cuts(samples: int, batch_size: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise([*starts, samples]))
 
 
-def log_prior(labels: Tensor, num_classes: int, taught: Tensor | None = None) -> Tensor:
+def log_prior(
+    labels: Tensor, num_classes: int, taught: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """Return the log of the class shares of a client's training data in a round, [C].
 
     Parameters
@@ -323,17 +325,20 @@ def log_prior(labels: Tensor, num_classes: int, taught: Tensor | None = None) ->
     taught : Tensor [C] or None
         Class shares of the public targets in mixed training; private and public batches have the same size,
         so each counts half.
+    smoothing : float
+        Added to the count of each class.
 
     Notes
     -----
-    A class in neither part gets the smallest finite number. Added to the logits, it removes the class from
-    the softmax (restricted softmax), so local data do not change its logit. A client with a single class
-    therefore has no local gradient before it has targets, and does not collapse to a constant.
+    Without smoothing, a class in neither part gets the smallest finite number. Added to the logits, it takes
+    the class out of the softmax (restricted softmax), so local data do not change its logit. A client with a
+    single class therefore has no local gradient before it has targets, and does not collapse to a constant.
 
     >>> log_prior(torch.tensor([0, 0, 1]), 2).exp()
     tensor([0.6667, 0.3333])
     """
-    shares = torch.bincount(labels, minlength=num_classes).float() / len(labels)
+    counts = torch.bincount(labels, minlength=num_classes).float() + smoothing
+    shares = counts / counts.sum()
     if taught is not None:
         shares = (shares + taught.to(shares.device)) / 2
     return shares.log().clamp(min=torch.finfo(torch.float32).min / 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fedmutual.settings.schema import ModelSettings, SettingsError, setting
+from fedmutual.settings.schema import ModelSettings, Settings, SettingsError, setting
 
 TARGET = "fedmutual.models.pretrained.Pretrained"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of files of weights
@@ -63,6 +63,16 @@ def pretrained_settings(model: ModelSettings) -> PretrainedSettings | None:
         if not _fits(value, str(known[key].type)):
             raise SettingsError(f"model.{key}: {value!r} is no {known[key].type}")
     return PretrainedSettings(**model.arguments)
+
+
+def prior_smoothing(settings: Settings) -> float:
+    """Return ``train.prior_smoothing``, or what it is by default.
+
+    A head starts at 0, on features centred by the public images. A client with a single class then learns how
+    its images differ from the public ones, if its loss lets it. A whole network would learn to say one class.
+    """
+    given = settings.train.prior_smoothing
+    return float(settings.model.target == TARGET) if given is None else given
 
 
 def _fits(value: Any, annotation: str) -> bool:

@@ -51,6 +51,11 @@ class TrainSettings:
     prior_correction: bool = setting(
         "train on logits + log(own class prior), share and predict plain logits (arXiv:2007.07314)"
     )
+    prior_smoothing: float | None = setting(
+        "images of each class that the prior counts beside a client's own; 0: a class that a client lacks is "
+        "left out of its private loss; null: 1 with model=pretrained, else 0",
+        minimum=0,
+    )
     recompute_norm: bool = setting("recompute the batch-norm statistics before predicting (arXiv:2105.07576)")
     ema_decay: float = setting(
         "EMA decay of the client's weights (0 = off); the averaged weights predict, are evaluated and are "
