@@ -16,9 +16,10 @@ pytest.importorskip("timm", reason="needs the extra fedmutual[pretrained]")
 
 from fedmutual.backbones import extract, weights
 from fedmutual.backbones.augment import augmented
-from fedmutual.backbones.extract import Trunk
+from fedmutual.backbones.features import features
 from fedmutual.backbones.intake import intake_of
 from fedmutual.backbones.network import bare_network, divided, load_backbone
+from fedmutual.backbones.trunk import Trunk
 from fedmutual.backbones.weights import WeightsError, find_backbone
 from fedmutual.data.decoding import PictureInput
 from fedmutual.data.images import DataError, ImageSet
@@ -90,9 +91,9 @@ def test_the_wheels_tensors_are_timms_in_order() -> None:
     network = load_backbone(find_backbone(chosen()))
     assert all(bool(values.isfinite().all()) for values in network.state_dict().values())
     with torch.no_grad():
-        features = network(torch.zeros(2, 3, 64, 64))
-    assert features.shape == (2, 1280)
-    assert features.std() > 0.01  # random weights give next to nothing
+        found = network(torch.zeros(2, 3, 64, 64))
+    assert found.shape == (2, 1280)
+    assert found.std() > 0.01  # random weights give next to nothing
 
 
 def test_a_file_says_what_it_wants_in_the_config_beside_it(small: Path) -> None:
@@ -242,13 +243,13 @@ def test_other_names_build_nothing(name: str) -> None:
 
 def test_a_head_centres_and_scales() -> None:
     head = Head(3, 2)
-    features = torch.tensor([[1.0, 10.0, 5.0], [3.0, 30.0, 5.0]])
-    head.fit_scale(features)
+    rows = torch.tensor([[1.0, 10.0, 5.0], [3.0, 30.0, 5.0]])
+    head.fit_scale(rows)
     assert head.centre.tolist() == [2, 20, 5]
     floor = 0.05 * 11 / 3 + 1e-6  # the spreads are 1, 10 and 0
     assert head.spread.tolist() == pytest.approx([1 + floor, 10 + floor, floor])
     head.linear.weight.data[0] = torch.tensor([1.0, 0.0, 1.0])
-    assert head(features)[:, 0].tolist() == pytest.approx([-1 / (1 + floor), 1 / (1 + floor)])
+    assert head(rows)[:, 0].tolist() == pytest.approx([-1 / (1 + floor), 1 / (1 + floor)])
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -337,7 +338,7 @@ def test_a_killed_computation_goes_on_where_it_stopped(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(extract, "CHUNK", 4)
-    images, cpu, done = _set(10), torch.device("cpu"), []
+    images, cpu, done = _set(10), "cpu", []
     forward = extract._forward
 
     def killed(*arguments: Any) -> Any:
@@ -346,29 +347,29 @@ def test_a_killed_computation_goes_on_where_it_stopped(
         done.append(1)
         return forward(*arguments)
 
-    whole = extract.features(images, _trunk(small), tmp_path / "other", cpu)
+    whole = features(images, _trunk(small), tmp_path / "other", cpu)
     monkeypatch.setattr(extract, "_forward", killed)
     with pytest.raises(KeyboardInterrupt):
-        extract.features(images, _trunk(small), tmp_path, cpu)
+        features(images, _trunk(small), tmp_path, cpu)
     first = sorted((tmp_path / "partial").glob("*/*.npy"))
     assert len(first) == 2
     first[0].write_bytes(first[0].read_bytes()[:-7])  # a power failure
     done.clear()
     monkeypatch.setattr(extract, "_forward", lambda *a: (done.append(1), forward(*a))[1])
     caplog.set_level("INFO")
-    assert np.array_equal(extract.features(images, _trunk(small), tmp_path, cpu), whole)
+    assert np.array_equal(features(images, _trunk(small), tmp_path, cpu), whole)
     assert len(done) == 2  # the damaged chunk and the last one
     assert "features: 10 of 10 images" in caplog.text
     assert not list((tmp_path / "partial").iterdir())
-    extract.features(images, _trunk(small), tmp_path, cpu)
+    features(images, _trunk(small), tmp_path, cpu)
     assert len(done) == 2  # from the cache
 
 
 def test_damaged_features_are_refused(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedmutual.data import cache
 
-    images, cpu = _set(3), torch.device("cpu")
-    found = extract.features(images, _trunk(small), tmp_path, cpu)
+    images, cpu = _set(3), "cpu"
+    found = features(images, _trunk(small), tmp_path, cpu)
     assert found.dtype == np.float32
     (path,) = tmp_path.glob("images/features-*/images.npy")
     content = bytearray(path.read_bytes())
@@ -376,7 +377,7 @@ def test_damaged_features_are_refused(small: Path, tmp_path: Path, monkeypatch: 
     path.write_bytes(content)
     monkeypatch.setattr(cache, "_verified", set())  # as another process
     with pytest.raises(DataError, match="features-"):
-        extract.features(images, _trunk(small), tmp_path, cpu)
+        features(images, _trunk(small), tmp_path, cpu)
 
 
 def test_the_key_is_all_that_features_depend_on(small: Path, tmp_path: Path) -> None:
@@ -399,9 +400,9 @@ def test_the_key_is_all_that_features_depend_on(small: Path, tmp_path: Path) -> 
 
 
 def test_views_are_new_pictures_and_the_same_ones_again(small: Path, tmp_path: Path) -> None:
-    images, cpu = _set(5), torch.device("cpu")
-    views = extract.features(images, _trunk(small, views=3), tmp_path, cpu)
-    plain = extract.features(images, _trunk(small), tmp_path, cpu)
+    images, cpu = _set(5), "cpu"
+    views = features(images, _trunk(small, views=3), tmp_path, cpu)
+    plain = features(images, _trunk(small), tmp_path, cpu)
     assert views.shape == (5, 3, plain.shape[1])
     rows = np.concatenate([plain[:, None], views], axis=1).reshape(20, -1)
     assert len(np.unique(rows, axis=0)) == 20
@@ -411,6 +412,6 @@ def test_views_are_new_pictures_and_the_same_ones_again(small: Path, tmp_path: P
 
 
 def test_no_images_have_features_of_the_right_shape(small: Path, tmp_path: Path) -> None:
-    cpu = torch.device("cpu")
-    empty = extract.features(_set(0), _trunk(small, views=2), tmp_path, cpu)
-    assert empty.shape == (0, *extract.features(_set(1), _trunk(small, views=2), tmp_path, cpu).shape[1:])
+    cpu = "cpu"
+    empty = features(_set(0), _trunk(small, views=2), tmp_path, cpu)
+    assert empty.shape == (0, *features(_set(1), _trunk(small, views=2), tmp_path, cpu).shape[1:])

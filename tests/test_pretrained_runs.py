@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from local_grid import Played, play, trains
+from rich.console import Console
 
 pytest.importorskip("timm", reason="needs the extra fedmutual[pretrained]")
 
@@ -22,6 +24,8 @@ from fedmutual.learning.ridge import solve, statistics
 from fedmutual.models.stored import load_model
 from fedmutual.results.directory import saved_overrides
 from fedmutual.settings.compose import compose
+from fedmutual.simulation.ahead import compute_features
+from fedmutual.simulation.request import prepare
 
 pytestmark = pytest.mark.federation
 
@@ -198,3 +202,22 @@ def test_fed3r_tunes_the_regressions_head(small: Path, tmp_path: Path) -> None:
     assert run.rejections() == []
     sent = [m.content for m in run.grid.replies if trains(m) and "model" in m.content]
     assert [sorted(content["model"])[0] for content in sent] == ["gram"] * 3 + ["centre"] * 3
+
+
+def test_a_simulation_computes_features_before_it_starts(small: Path, tmp_path: Path) -> None:
+    model = f"pretrained backbone={small} image_size=32"
+    request = prepare(
+        [
+            f"model.per_client=['{model}','{model} tune=last','visionnet']",
+            "num_clients=3",
+            "data.pool_size=30",
+            "data.unseen_size=5",
+            f"cache_dir={tmp_path}/cache",
+        ],
+        tmp_path,
+    )
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    compute_features(request, console)
+    assert len(list(tmp_path.glob("cache/images/features-*"))) == 4  # two trunks, pool and test images
+    assert isinstance(console.file, io.StringIO)
+    assert "w.safetensors: features of private and public images" in console.file.getvalue()

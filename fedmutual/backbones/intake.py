@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmutual.backbones.features import features
+from fedmutual.backbones.trunk import Tell, Trunk
+from fedmutual.backbones.weights import find_backbone
 from fedmutual.data.cache import cached, new_array
 from fedmutual.data.decoding import PictureInput, to_rgb
 from fedmutual.data.images import DataError, ImageData, ImageSet, Inputs
@@ -27,10 +30,10 @@ from fedmutual.settings.pretrained import PretrainedSettings, pretrained_setting
 Find = Callable[[PictureInput], ImageSet]
 
 
-def intake_of(settings: Settings) -> Intake:
-    """Return the intake of the settings' model."""
+def intake_of(settings: Settings, tell: Tell | None = None) -> Intake:
+    """Return the intake of the settings' model; ``tell`` or the log is told the progress of features."""
     chosen = pretrained_settings(settings.model)
-    return Pixels() if chosen is None else BackboneIntake(chosen)
+    return Pixels() if chosen is None else BackboneIntake(chosen, tell)
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,12 @@ class BackboneIntake:
     Parameters
     ----------
     chosen : PretrainedSettings
+    tell : callable or None
+        Told the progress of features; None: the log is.
     """
 
     chosen: PretrainedSettings
+    tell: Tell | None = None
 
     def of(self, data: ImageData, settings: Settings, cache_dir: Path) -> ImageData:
         """Return the images with what is made of the same files."""
@@ -67,7 +73,7 @@ class BackboneIntake:
                     )
                 return found
 
-            return _with_inputs(images, find, self.chosen, settings, cache_dir)
+            return self._with_inputs(images, find, settings, cache_dir)
 
         return ImageData(
             classes=data.classes,
@@ -78,34 +84,27 @@ class BackboneIntake:
 
     def of_received(self, images: ImageSet, settings: Settings, cache_dir: Path) -> ImageSet:
         """Return received images with what is made of their pixels."""
-        return _with_inputs(
-            images, lambda picture: _resized(images, picture, cache_dir), self.chosen, settings, cache_dir
+        return self._with_inputs(
+            images, lambda picture: _resized(images, picture, cache_dir), settings, cache_dir
         )
 
+    def _with_inputs(self, images: ImageSet, find: Find, settings: Settings, cache_dir: Path) -> ImageSet:
+        chosen = self.chosen
 
-def _with_inputs(
-    images: ImageSet, find: Find, chosen: PretrainedSettings, settings: Settings, cache_dir: Path
-) -> ImageSet:
-    def compute(views: int) -> NDArray[Any]:
-        # imported here: torch, and only where a model takes these images
-        from fedmutual.backbones.weights import find_backbone
+        def compute(views: int) -> NDArray[Any]:
+            backbone = find_backbone(chosen)
+            pictures = find(backbone.picture)
+            if chosen.tune == "all":
+                return pictures.images
+            trunk = Trunk(backbone, chosen.tune, views)
+            return features(pictures, trunk, cache_dir, settings.device, self.tell)
 
-        backbone = find_backbone(chosen)
-        pictures = find(backbone.picture)
-        if chosen.tune == "all":
-            return pictures.images
-        from fedmutual.backbones.extract import Trunk, features
-        from fedmutual.learning.device import choose_device
-
-        trunk = Trunk(backbone, chosen.tune, views)
-        return features(pictures, trunk, cache_dir, choose_device(settings.device))
-
-    views = chosen.views if chosen.tune != "all" else 0
-    return replace(
-        images,
-        inputs=Inputs(lambda: compute(0)),
-        augmented=Inputs(lambda: compute(views)) if views else None,
-    )
+        views = chosen.views if chosen.tune != "all" else 0
+        return replace(
+            images,
+            inputs=Inputs(lambda: compute(0)),
+            augmented=Inputs(lambda: compute(views)) if views else None,
+        )
 
 
 def _resized(images: ImageSet, picture: PictureInput, cache_dir: Path) -> ImageSet:

@@ -57,12 +57,23 @@ def call(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from fedmutual.backbones.weights import WeightsError
+    from fedmutual.data.images import DataError
+    from fedmutual.files.disk import WriteError
+    from fedmutual.simulation.ahead import compute_features
     from fedmutual.simulation.run import LocalRun
 
+    console = Console()
     try:
-        return LocalRun(request, app_dir, Console(), arguments.verbose).run()
+        compute_features(request, console)
+        return LocalRun(request, app_dir, console, arguments.verbose).run()
     except SettingsError as error:  # the results folder is another run's, or cannot be made
         return _refuse(str(error))
+    except (DataError, WeightsError, WriteError) as error:  # what features are computed from
+        return _refuse(str(error))
+    except KeyboardInterrupt:  # LocalRun has its own way to stop
+        complain("fedmutual: stopped; the features computed so far are kept")
+        return 130
 
 
 def _refuse(reason: str) -> int:
