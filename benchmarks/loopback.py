@@ -328,7 +328,9 @@ class Loopback:
 
     def _register(self, site: int) -> None:
         key = make_node_key(self.folder / f"site-{site}")
-        answer = self.flwr("supernode", "register", str(key), CONNECTION, "--format", "json")
+        answer = self.flwr(
+            "supernode", "register", str(key), CONNECTION, "--name", f"site-{site}", "--format", "json"
+        )
         if not answer.get("success"):
             raise RuntimeError(f"flwr supernode register: {answer}")
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from fedmutual.doctor.finding import CheckError
 from fedmutual.doctor.link import Link
-from fedmutual.results.directory import read_history
+from fedmutual.results.directory import RunDirectory, read_history
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +98,11 @@ def test_killed_client_site_and_server_end_with_the_same_bits(deployment: Loopba
     deployment.kill_process("superexec", "flwr-serverapp")
     resumed = deployment.submit(*settings, f"resume={output}")
     assert wait_for_end(deployment, output, resumed) == "finished:completed"
+
+    # each name belongs to its node's registered key: nobody else would get that client's targets
+    names = RunDirectory(output).load_checkpoint()[0]["roster"]["names"]
+    assert sorted(names) == sorted(NAMES)
+    assert all(holder["bound"] and holder["fingerprint"].startswith("SHA256:") for holder in names.values())
 
     undisturbed = play(tmp_path / "run", *SETTINGS)
     assert undisturbed.error is None

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.superlink.grid import HttpGrid
@@ -36,6 +37,10 @@ class FailingGrid(FakeGrid):
         self._fail()
         return super().get_node_ids()
 
+    def get_nodes(self) -> list[NodeInfo]:
+        self._fail()
+        return [NodeInfo(node_id=1, public_key=b"key", name="a")]
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         self._fail()
         return ["id"]
@@ -54,6 +59,7 @@ def steadied(grid: FailingGrid) -> SteadyGrid:
     ("call", "answer"),
     [
         (lambda grid: grid.get_node_ids(), [1]),
+        (lambda grid: grid.get_nodes(), [NodeInfo(node_id=1, public_key=b"key", name="a")]),
         (lambda grid: grid.push_messages([]), ["id"]),
         (lambda grid: grid.pull_messages(["id"]), []),
     ],

@@ -17,9 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from fedmutual.data.cache import cache_folder
@@ -33,6 +31,7 @@ from fedmutual.settings.identity import partition_of
 from fedmutual.wire.arrays import unpacked
 from fedmutual.wire.codec import MessageError
 from fedmutual.wire.exchange import Exchange, Reply, messages_to
+from fedmutual.wire.grids import GridAround
 from fedmutual.wire.metrics import shown
 
 logger = logging.getLogger(__name__)
@@ -129,11 +128,11 @@ class Distributor:
         return self._exchange.send_and_collect(messages_to(contents, MESSAGE_TYPE, timeout), everyone=True)
 
 
-class ServingGrid(Grid):
+class ServingGrid(GridAround):
     """A Grid that serves the public set to a node before an order goes to it."""
 
     def __init__(self, grid: Grid, distributor: Distributor) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._distributor = distributor
         self.takes_turns = getattr(grid, "takes_turns", False)
         self.may_lose = getattr(grid, "may_lose", False)
@@ -144,30 +143,6 @@ class ServingGrid(Grid):
             [m.metadata.dst_node_id for m in batch if m.metadata.message_type[:5] == "train"]
         )
         return self._grid.push_messages(batch)
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return self._grid.get_nodes()
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=timeout)
 
 
 def part_slices(public: PublicSet) -> list[slice]:

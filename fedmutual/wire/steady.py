@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
-from flwr.supercore.run import Run
+
+from fedmutual.wire.grids import GridAround
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +23,7 @@ GIVE_UP = 600.0  # seconds
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0
 
 
-class SteadyGrid(Grid):
+class SteadyGrid(GridAround):
     """Repeats a call that failed on the way.
 
     Flower itself repeats most of them, but not those that fail within TLS (a handshake that takes more than
@@ -39,21 +41,14 @@ class SteadyGrid(Grid):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._clock, self._sleep = clock, sleep
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        return self._grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
         return self._repeat("asking for the nodes", lambda: list(self._grid.get_node_ids()))
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return self._repeat("asking for the nodes", lambda: list(self._grid.get_nodes()))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         batch = list(messages)
@@ -62,11 +57,6 @@ class SteadyGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         names = list(message_ids)
         return self._repeat("asking for reports", lambda: list(self._grid.pull_messages(names)))
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=timeout)
 
     def _repeat(self, what: str, call: Callable[[], T]) -> T:
         start, pause = self._clock(), FIRST_PAUSE
