@@ -378,3 +378,15 @@ def test_every_file_fills_its_settings_class(path: Path) -> None:
     merged = OmegaConf.merge(schema, values)
     assert not OmegaConf.missing_keys(merged)
     OmegaConf.to_object(merged)
+
+
+def test_a_folder_of_classes_alone_is_the_pool(tmp_path: Path) -> None:
+    write_images(tmp_path / "cat", 3)
+    write_images(tmp_path / "dog", 4)
+    data = _folder(tmp_path).load(tmp_path / ".cache")
+    assert (data.classes, data.public, data.unseen) == (("cat", "dog"), None, None)
+    assert data.pool.labels.tolist() == [0] * 3 + [1] * 4
+    assert _folder(tmp_path).count() == (7, None)
+    (tmp_path / "test").mkdir()  # then its names have a meaning, and train/ is missing
+    with pytest.raises(DataError, match="neither a train nor a public folder"):
+        _folder(tmp_path).load(tmp_path / ".cache")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,16 @@ def test_a_simulation_computes_features_before_it_starts(small: Path, tmp_path: 
     assert len(list(tmp_path.glob("cache/images/features-*"))) == 4  # two trunks, pool and test images
     assert isinstance(console.file, io.StringIO)
     assert "w.safetensors: features of private and public images" in console.file.getvalue()
+
+
+def test_doctor_says_what_a_linear_head_reaches(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = f'partition-id=0 num-partitions=2 cache-dir="{tmp_path}" model="pretrained backbone={small}"'
+    sizes = ["data.pool_size=60", "data.unseen_size=5", "data.image_size=20"]
+    main(["doctor", "--json", "model=pretrained", *sizes, "--node-config", node])
+    findings = {finding["check"]: finding for finding in json.loads(capsys.readouterr().out)}
+    said = findings["model"]["text"]
+    assert re.search(r"w\.safetensors \(head\): 514 parameters; a linear head alone is right on \d+", said), (
+        said
+    )

@@ -60,12 +60,15 @@ def call(arguments: argparse.Namespace) -> int:
     from fedmutual.backbones.weights import WeightsError
     from fedmutual.data.images import DataError
     from fedmutual.files.disk import WriteError
-    from fedmutual.simulation.ahead import compute_features
+    from fedmutual.simulation.ahead import backbone_hint, compute_features
     from fedmutual.simulation.run import LocalRun
 
     console = Console()
     try:
         compute_features(request, console)
+        hint = backbone_hint(request)
+        if hint:
+            console.print(hint, markup=False, highlight=False, soft_wrap=True)
         return LocalRun(request, app_dir, console, arguments.verbose).run()
     except SettingsError as error:  # the results folder is another run's, or cannot be made
         return _refuse(str(error))

@@ -31,6 +31,8 @@ MASK_CLASSES = ("mask", "no_mask")
 class FolderSettings(PictureSettings):
     """``ROOT/train/<class>/**``, optionally ``ROOT/public/`` and ``ROOT/test/<class>/**``.
 
+    Without any of these folders, ``ROOT/<class>/**``.
+
     The public folder holds one folder per class, or unlabelled images directly. The name of a folder below
     the class is the natural id of its images (``ROOT/train/<class>/<id>/...``). A server with ``public``
     needs no ``train``.
@@ -68,7 +70,10 @@ class FolderSettings(PictureSettings):
         """Return the classes and the files of each folder, without decoding any."""
         root = _root(self.check(), self.root)
         train, public, test = (root / name for name in ("train", "public", "test"))
-        if not train.is_dir() and not public.is_dir():
+        plain = not any(part.is_dir() for part in (train, public, test))
+        if plain and len(_subfolders(root)) > 1:  # nothing but a folder a class
+            train = root
+        elif not train.is_dir() and not public.is_dir():
             raise DataError(
                 f"data.root: {root} has neither a train nor a public folder: put images into train/<class>/"
             )

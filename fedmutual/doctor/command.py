@@ -75,7 +75,7 @@ def _site(patient: Patient, settings: Settings) -> list[Finding]:
     sizes = [0]
 
     def model() -> str:
-        size, text = checks.build(settings, patient.node_config, len(loaded[0].classes) if loaded else 2)
+        size, text = checks.build(settings, patient.node_config, loaded[0] if loaded else None)
         sizes.append(size)
         return text
 

@@ -9,20 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
+from fedmutual.backbones.intake import intake_of
+from fedmutual.backbones.weights import find_backbone
 from fedmutual.data.cache import cache_folder
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.doctor.finding import CheckError
 from fedmutual.files.atomic import atomic_write
 from fedmutual.learning.device import choose_device, describe
+from fedmutual.learning.ridge import solve, statistics
 from fedmutual.models.allowed import require_model
 from fedmutual.models.build import build_model
+from fedmutual.models.learnt import build_learnt, name_of
+from fedmutual.models.pretrained import Head
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.identity import partition_of
+from fedmutual.settings.pretrained import pretrained_settings
 
 _GENERATIONS = 3  # copies of a state on disk during saving: previous, current, and the one being written
+RIDGE = 0.1  # of the linear head that is measured
 _COPIES = 3  # weights, and Adam's two moments
 
 
@@ -34,7 +42,7 @@ def load_data(settings: Settings, node_config: Mapping[str, Any]) -> tuple[SiteD
     DataError, IdentityError
         The message names the remedy.
     """
-    site = load_site(settings, partition_of(node_config))
+    site = load_site(settings, partition_of(node_config), intake=intake_of(settings))
     counts = [(site.private.labels == label).sum() for label in range(len(site.classes))]
     classes = ", ".join(f"{count} {name}" for name, count in zip(site.classes, counts, strict=True))
     return site, f"{len(site.private)} private images ({classes}), {len(site.train_indices(1))} to train on"
@@ -66,13 +74,46 @@ def check_device(settings: Settings) -> str:
     )
 
 
-def build(settings: Settings, node_config: Mapping[str, Any], num_classes: int) -> tuple[int, str]:
-    """Build the site's model; return the disk space of its states in bytes, and a description."""
+def build(settings: Settings, node_config: Mapping[str, Any], site: SiteData | None) -> tuple[int, str]:
+    """Build what learns of the site's model; return its states' disk space in bytes, and a description.
+
+    Parameters
+    ----------
+    site : SiteData or None
+        None: its data cannot be loaded; two classes are assumed.
+    """
     require_model(settings.model.target, node_config)
-    model, _ = build_model(settings.model, num_classes, settings.data.image_size, seed=0)
+    chosen = pretrained_settings(settings.model)
+    if site is None and chosen is not None:
+        backbone = find_backbone(chosen)
+        return (
+            0,
+            f"{backbone.name}: its weights are here ({backbone.source}); without data, no more is checked",
+        )
+    if site is None:
+        model, _ = build_model(settings.model, 2, settings.data.image_size, seed=0)
+    else:
+        model, _ = build_learnt(settings, site, seed=0)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     parameters = sum(p.numel() for p in model.parameters())
-    return size * _GENERATIONS * _COPIES, f"{settings.model.target}: {parameters:,} parameters"
+    said = f"{settings.model.target}: {parameters:,} parameters"
+    if site is not None and isinstance(model, Head):
+        said = f"{name_of(settings.model, model)}: {parameters:,} parameters; {_linear_head(site, model)}"
+    return size * _GENERATIONS * _COPIES, said
+
+
+def _linear_head(site: SiteData, head: Head) -> str:
+    """Say what a ridge regression of the features reaches on the site's own held-out images."""
+    import torch
+
+    train, held_out = site.train_indices(1), site.validation_indices(1)
+    if len(held_out) == 0:
+        return "no held-out images to measure a linear head on"
+    scaled = head.scaled(torch.from_numpy(np.array(site.private.seen))).numpy()
+    labels = site.private.labels
+    weights, constants = solve(*statistics(scaled[train], labels[train], len(site.classes)), RIDGE)
+    right = (scaled[held_out] @ weights.T + constants).argmax(axis=1) == labels[held_out]
+    return f"a linear head alone is right on {right.mean():.1%} of {len(held_out)} held-out images"
 
 
 def check_disk(settings: Settings, needed: int) -> str:

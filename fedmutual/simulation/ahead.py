@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedmutual.backbones.intake import intake_of
+from fedmutual.backbones.weights import EXTRA
 from fedmutual.data.cache import cache_folder
+from fedmutual.data.decoding import PictureSettings
 from fedmutual.settings import Settings
 from fedmutual.settings.compose import compose, model_overrides, without_model
 from fedmutual.settings.pretrained import pretrained_settings
@@ -32,6 +34,19 @@ def compute_features(request: RunRequest, console: Console) -> None:
         if pretrained is not None and pretrained.tune != "all":
             with _bar(console) as bar:
                 _fill(settings, bar, pretrained.backbone.rpartition("/")[2])
+
+
+def backbone_hint(request: RunRequest) -> str:
+    """Say what a backbone would bring to a run on photographs that has none; empty: nothing to say."""
+    settings = request.settings
+    models = settings.model.per_client
+    drawn = not isinstance(settings.data, PictureSettings)
+    if drawn or models or pretrained_settings(settings.model) is not None or settings.experiment_name:
+        return ""
+    return (
+        "These photographs train a network from nothing. model=pretrained starts from one that knows a "
+        f"million others, which is mostly faster and more often right ({EXTRA})."
+    )
 
 
 def _fill(settings: Settings, bar: Progress, backbone: str) -> None:
