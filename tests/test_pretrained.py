@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 pytest.importorskip("timm", reason="needs the extra fedmutual[pretrained]")
@@ -21,6 +23,7 @@ from fedmutual.backbones.intake import intake_of
 from fedmutual.backbones.network import bare_network, divided, load_backbone
 from fedmutual.backbones.trunk import Trunk
 from fedmutual.backbones.weights import WeightsError, find_backbone
+from fedmutual.client.learner import Learner, new_optimizer
 from fedmutual.data.decoding import PictureInput
 from fedmutual.data.images import DataError, ImageSet
 from fedmutual.data.site import SiteData
@@ -28,9 +31,11 @@ from fedmutual.data.site import load_site as load_any_site
 from fedmutual.models.learnt import build_learnt, parameter_groups, whole_weights
 from fedmutual.models.pretrained import Head, Pretrained
 from fedmutual.settings import Settings, SettingsError
+from fedmutual.settings.at_site import site_settings
 from fedmutual.settings.compose import compose
 from fedmutual.settings.pretrained import TARGET, TUNES, PretrainedSettings, pretrained_settings
 from fedmutual.simulation.request import prepare
+from fedmutual.wire.orders import Order
 
 SMALL = "test_efficientnet"  # of timm's: 360,000 parameters
 
@@ -415,3 +420,72 @@ def test_no_images_have_features_of_the_right_shape(small: Path, tmp_path: Path)
     cpu = "cpu"
     empty = features(_set(0), _trunk(small, views=2), tmp_path, cpu)
     assert empty.shape == (0, *features(_set(1), _trunk(small, views=2), tmp_path, cpu).shape[1:])
+
+
+def test_received_images_are_resized_for_the_backbone(small: Path, tmp_path: Path) -> None:
+    settings = compose(overrides(small, tmp_path))
+    received = _set(3)
+    small_ones = replace(received, images=np.ascontiguousarray(received.images[:, ::2, ::2]))
+    seen = intake_of(settings).of_received(small_ones, settings, tmp_path).seen
+    pictures = [
+        Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in small_ones.images
+    ]
+    expected = features(replace(received, images=np.stack(pictures)), _trunk(small), tmp_path, "cpu")
+    assert np.array_equal(seen, expected)
+
+
+def test_a_round_trains_on_one_view_of_each_image(small: Path, tmp_path: Path) -> None:
+    settings = compose(overrides(small, tmp_path, "model.views=3"))
+    site = load_site(settings, (0, 2))
+    learnt, _ = build_learnt(settings, site, seed=0)
+    plain = site.private.seen
+    assert site.private.augmented is not None
+    views = np.concatenate([plain[:, None], site.private.augmented.array], axis=1)
+
+    def shown(round: int) -> np.ndarray:
+        order = Order(round=round, num_classes=2, classes=site.classes)
+        optimizer = new_optimizer(settings, learnt)
+        learner = Learner(settings, site, learnt, optimizer, order, "a")
+        rows = learner.private().images.numpy()
+        own = views[site.train_indices(round)]
+        return np.array(
+            [int(np.flatnonzero((of == row).all(axis=1))[0]) for of, row in zip(own, rows, strict=True)]
+        )
+
+    assert set(shown(1)) == {0, 1, 2, 3}
+    assert np.array_equal(shown(1), shown(1))
+    assert not np.array_equal(shown(1), shown(2))
+
+
+# ---------------------------------------------------------------------------------------------------
+# At a site whose owner does not trust the run
+
+
+def at_site(tmp_path: Path, run: list[str], **node: str) -> PretrainedSettings:
+    own = {"state-dir": str(tmp_path), "cache-dir": str(tmp_path), "client-name": "a", **node}
+    found = pretrained_settings(site_settings({"overrides": shlex.join(run)}, own).model)
+    assert found is not None
+    return found
+
+
+def test_a_run_names_a_backbone_at_a_site_but_no_file(tmp_path: Path) -> None:
+    assert at_site(tmp_path, ["model=pretrained", "model.backbone=lite1"]).backbone == "lite1"
+    for path in ("/etc/w.pth", "w.safetensors", "../w.bin"):
+        with pytest.raises(SettingsError, match=r"model\.backbone: a run names no path at a site"):
+            at_site(tmp_path, ["model=pretrained", f"model.backbone={path}"])
+
+
+def test_the_sites_owner_names_a_file(tmp_path: Path) -> None:
+    own = "pretrained backbone=/weights/w.pth architecture=timm:resnet18 tune=all"
+    found = at_site(tmp_path, ["model=pretrained", "model.tune=head"], model=own)
+    assert (found.backbone, found.tune) == ("/weights/w.pth", "all")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["pretrained backbone=${oc.env:HOME}", "pretrained backbone=/etc/w.pth", "pretrained hydra.x=1 a"],
+)
+def test_a_runs_choice_for_a_site_is_checked_with_its_values(entry: str, tmp_path: Path) -> None:
+    node = {"state-dir": str(tmp_path), "cache-dir": str(tmp_path), "partition-id": 0, "num-partitions": 1}
+    with pytest.raises(SettingsError):
+        site_settings({"overrides": "model=pretrained"}, node, entry)
