@@ -30,7 +30,7 @@ from fedmutual.results.summary import natural_key
 from fedmutual.settings import Settings
 from fedmutual.strategies.arrivals import Arrays, ArrivalStrategy
 from fedmutual.wire.codec import FloatArray, MessageError
-from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
+from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to, quorum
 from fedmutual.wire.orders import Order, order_record
 from fedmutual.wire.patience import Patience
 from fedmutual.wire.records import MESSAGE_TYPE
@@ -263,7 +263,7 @@ class Arriving:
         if self.journal is not None:
             self.journal.append(lines)
         good = sum("rejected" not in line for line in lines)
-        needed = self.settings.exchange.min_clients or max(1, (self._expected + 1) // 2)
+        needed = quorum(self.settings.exchange.min_clients, self._expected)
         if good < needed:
             reasons = [f"{line['client']}: {line['rejected']}" for line in lines if "rejected" in line]
             raise ExchangeError(

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from fedmutual.engine.timing import Dispatch, Flight, Timing
 from fedmutual.settings import ExchangeSettings
-from fedmutual.wire.exchange import NO_REPORT, ExchangeError, Reply, explain, resent
+from fedmutual.wire.exchange import NO_REPORT, ExchangeError, Reply, explain, quorum, resent
 from fedmutual.wire.patience import ATTEMPTS, Patience, resend_after
 from fedmutual.wire.records import payload_bytes
 
@@ -268,7 +268,7 @@ class AsynchronousLoop:
 
     def _require_enough(self) -> None:
         taking_part = [node for node in self._online if self._nodes[node].failures < FAILURES]
-        needed = self.settings.min_clients or max(1, (self.expected + 1) // 2)
+        needed = quorum(self.settings.min_clients, self.expected)
         if len(taking_part) >= needed:
             self._few_since = None
             return

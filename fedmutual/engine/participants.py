@@ -114,7 +114,7 @@ class Participants:
         self._names.restore(saved["names"])
 
     def _meet(self, node: Node, name: str, at_start: bool, online: Mapping[int, Node]) -> None:
-        reason = self._names.stranger(node) or self._names.claim(node, name, online)
+        reason = self._names.claim(node, name, online)
         if reason:
             logger.error("node %d gets no order: %s", node.id, reason)
         elif not at_start:

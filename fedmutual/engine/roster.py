@@ -15,7 +15,7 @@ from fedmutual.engine.history import History
 from fedmutual.engine.names import Names, Node, connected
 from fedmutual.results.summary import natural_key
 from fedmutual.settings import ParticipationSettings
-from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to
+from fedmutual.wire.exchange import Exchange, ExchangeError, Reply, messages_to, quorum
 from fedmutual.wire.reports import Report, attempt, claimed_client
 
 logger = logging.getLogger(__name__)
@@ -69,9 +69,14 @@ class Roster:
 
     def nodes(self, grid: Grid) -> list[int]:
         """Return the connected nodes that participate."""
-        self._online = connected(grid)
-        strangers = {node.id for node in self._online.values() if self._names.stranger(node)}
+        strangers = self._look(grid)
         return [node for node in self._online if node not in strangers and node not in self._refused]
+
+    def _look(self, grid: Grid) -> dict[int, str]:
+        """Note which nodes are connected; return those that may not join, with the reason."""
+        self._online = connected(grid)
+        reasons = {node.id: self._names.stranger(node) for node in self._online.values()}
+        return {node: reason for node, reason in reasons.items() if reason}
 
     def taking_part(self, round: int, nodes: list[int]) -> list[int]:
         """Return the participants of a round, selected by client name and not by node id."""
@@ -99,9 +104,7 @@ class Roster:
         may not have the name it claims gets no order, and is asked again in the next round: Flower takes up
         to a minute to notice a dead node.
         """
-        self._online = connected(exchange.grid)
-        reasons = {node.id: self._names.stranger(node) for node in self._online.values()}
-        self._refused = {node: reason for node, reason in reasons.items() if reason}
+        self._refused = self._look(exchange.grid)
         unknown = [n for n in self._online if n not in self._refused and self.name(n) is None]
         by_name = self._participation is not None and not self._participation.is_full
         if unknown and (self._begun or by_name or self._names.restricted):
@@ -157,7 +160,7 @@ class Roster:
         ExchangeError
             The message names every failed client and the reason.
         """
-        needed = self._min_clients or max(1, (self._part_of(self.expected) + 1) // 2)
+        needed = quorum(self._min_clients, self._part_of(self.expected))
         if self.good >= needed:
             return
         reasons = [_blame(line) for line in self._lines if "rejected" in line]

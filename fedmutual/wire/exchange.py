@@ -45,6 +45,11 @@ class ExchangeError(RuntimeError):
     """Too few clients are connected, or answered."""
 
 
+def quorum(min_clients: int | None, clients: int) -> int:
+    """Return how many clients must be good: ``exchange.min_clients``, or half of them, at least one."""
+    return min_clients or max(1, (clients + 1) // 2)
+
+
 @dataclass(frozen=True)
 class Reply:
     """What came of one order.
