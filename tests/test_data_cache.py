@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,26 @@ def test_unchanged_files_are_not_read_again_and_changed_ones_are(
     changed, _ = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
     assert (changed.images[0] == [255, 0, 0]).all()
     assert np.array_equal(changed.images[1:], first.images[1:])
+
+
+@pytest.mark.parametrize("replaced", ["in place", "by renaming"])
+def test_a_file_of_the_same_size_and_time_gives_its_own_pixels(tmp_path: Path, replaced: str) -> None:
+    (tmp_path / "in").mkdir()
+    path, other = tmp_path / "in/a.bmp", tmp_path / "other.bmp"
+    Image.new("RGB", (8, 8), "red").save(path)
+    Image.new("RGB", (8, 8), "blue").save(other)
+    before = path.stat()
+    first, _ = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+    time.sleep(0.02)  # times of change have the granularity of the system's clock
+    if replaced == "in place":
+        path.write_bytes(other.read_bytes())
+    else:
+        other.replace(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    again, _ = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")
+    assert first.images[0, 0, 0].tolist() == [255, 0, 0]
+    assert again.images[0, 0, 0].tolist() == [0, 0, 255]
 
 
 def test_one_unreadable_image_of_200_is_skipped_and_named(

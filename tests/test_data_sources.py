@@ -54,7 +54,7 @@ def test_a_folder_per_class_and_a_labelled_public_folder(tmp_path: Path) -> None
         write_images(tmp_path / place, count, seed=count)
     write_images(tmp_path / "public/fox", 2)
     write_images(tmp_path / "test/cat", 4)
-    data = _folder(tmp_path).load(tmp_path / "cache")
+    data = _folder(tmp_path, ["cat", "dog", "fox"]).load(tmp_path / "cache")
     assert data.classes == ("cat", "dog", "fox")
     assert data.pool.names == (
         *(f"cat/ann/000{i}.png" for i in range(3)),
@@ -117,7 +117,7 @@ def _single(root: Path) -> None:
         (lambda root: None, "neither a train nor a public folder"),
         (_empty, "train has no images"),
         (_loose, "is outside the class folders"),
-        (_unknown, r"test/z is not one of the classes \['a', 'b'\]"),
+        (_unknown, r"test/z' is not one of the classes \['a', 'b'\]"),
         (lambda root: (root / "train").mkdir(), r"data\.root: .* 0 class folders \[\].*set data\.classes="),
         (_single, r"data\.root: .* 1 class folders \['a'\].*set data\.classes="),
     ],

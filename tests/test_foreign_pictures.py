@@ -278,3 +278,66 @@ def test_class_names_with_control_characters_are_refused(tmp_path: Path) -> None
         write_images(tmp_path / "in/train" / name, 1)
     with pytest.raises(DataError, match=r"class name 'b\\x1b\[2J' has control characters"):
         _folder(tmp_path / "in").load(tmp_path / "cache")
+
+
+def _two_classes(root: Path, names: tuple[str, str] = ("a", "b")) -> None:
+    for name in names:
+        write_images(root / "in/train" / name, 2, seed=len(name))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("public/images", r"public/images' is not one .*a folder too many: move what is in it one level up"),
+        ("public/fox", r"public/fox' is not one of the classes \['a', 'b'\].*set data\.classes=\[a,b,fox\]"),
+        ("test/fox", r"test/fox' is not one of .*rename or remove it"),
+        ("public/A", r"public/A' .*rename it to 'a' \(they differ only in case or spaces\)"),
+        ("test/b ", r"test/b ' .*rename it to 'b'"),
+        ("train/B", r"train/B' and '.*train/b' differ only in case or spaces"),
+        ("train/a ", r"train/a' and '.*train/a ' differ only in case or spaces"),
+    ],
+)
+def test_a_folder_that_is_no_class_is_never_one(place: str, message: str, tmp_path: Path) -> None:
+    _two_classes(tmp_path)
+    write_images(tmp_path / "in" / place, 1)
+    with pytest.raises(DataError, match=message):
+        _folder(tmp_path / "in").load(tmp_path / "cache")
+
+
+def test_classes_that_only_public_has_are_named_by_the_setting(tmp_path: Path) -> None:
+    _two_classes(tmp_path)
+    write_images(tmp_path / "in/public/fox", 1)
+    settings = _folder(tmp_path / "in")
+    settings.classes = ["a", "b", "fox"]
+    data = settings.load(tmp_path / "cache")
+    assert data.public is not None
+    assert data.public.labels.tolist() == [2]
+
+
+def test_a_class_is_the_same_in_every_unicode_form(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    _two_classes(tmp_path, ("bar", decomposed))
+    write_images(tmp_path / "in/test" / composed, 1)
+    data = _folder(tmp_path / "in").load(tmp_path / "cache")
+    assert data.classes == ("bar", composed)
+    assert data.unseen is not None
+    assert data.unseen.labels.tolist() == [1]
+    write_images(tmp_path / "in/train" / composed, 1)
+    with pytest.raises(DataError, match=r"train has 2 folders 'caf\u00e9' .*Unicode normal forms"):
+        _folder(tmp_path / "in").load(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["Train/a", "Train/b", "Test/a"], r"has a folder Test among 2 that would be classes"),
+        (["Train/a"], r"rename Train to train"),
+        (["x/train/a", "x/train/b"], r"did you mean .*in/x\?"),
+        (["images/1", "labels"], r"has a folder images among 2"),
+    ],
+)
+def test_a_level_too_many_is_named(folders: list[str], message: str, tmp_path: Path) -> None:
+    for folder in folders:
+        write_images(tmp_path / "in" / folder, 1)
+    with pytest.raises(DataError, match=message):
+        _folder(tmp_path / "in").load(tmp_path / "cache")

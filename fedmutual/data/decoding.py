@@ -73,12 +73,20 @@ class PictureInput:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file, with the size and time that show later processes that it is unchanged (size -1: missing)."""
+    """A file, with what shows later processes that it is unchanged.
+
+    Attributes
+    ----------
+    name : str
+        Relative to the scanned folder, '/' between parts.
+    path : str
+    stamp : tuple of int
+        See :func:`stamp_of`; (-1,): missing.
+    """
 
     name: str
     path: str
-    size: int
-    mtime_ns: int
+    stamp: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -120,12 +128,20 @@ def scan_images(folder: Path) -> Scan:
                 skipped.append(path)
                 continue
             try:
-                stat = os.stat(path)
-                stamp = stat.st_size, stat.st_mtime_ns
+                stamp = stamp_of(path)
             except OSError:  # a dangling link: reported and skipped at decoding
-                stamp = -1, 0
-            found.append(ImageFile(Path(path).relative_to(folder).as_posix(), path, *stamp))
+                stamp = (-1,)
+            found.append(ImageFile(Path(path).relative_to(folder).as_posix(), path, stamp))
     return Scan(sorted(found, key=lambda file: file.name), tuple(sorted(skipped)))
+
+
+def stamp_of(path: str | Path) -> tuple[int, ...]:
+    """Return a file's size, times of modification and of change (ns), device and inode.
+
+    Copying tools and ``touch`` restore the time of modification; the time of change is the system's own.
+    """
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_dev, found.st_ino
 
 
 def is_system(name: str) -> bool:
@@ -166,8 +182,8 @@ def decode_files(
 ) -> tuple[Entry, NDArray[np.int64]]:
     """Decode files into one cached array, or open the array if it is cached already.
 
-    The cache key is the files' content. A small index from path, size and modification time to that key saves
-    later processes from reading the files again.
+    The cache key is the files' content. A small index from paths and stamps (:func:`stamp_of`) to that
+    key saves later processes from reading the files again.
 
     Parameters
     ----------
@@ -305,7 +321,7 @@ def _on_white(band: Image.Image) -> Image.Image:
 
 def _known_key(files: Sequence[ImageFile], options: _Options, cache_dir: Path, notice: str) -> str:
     """Return the key of the files' content from the index; without an entry, read the files."""
-    stamps = json.dumps([FORMAT, astuple(options), notice, [(f.path, f.size, f.mtime_ns) for f in files]])
+    stamps = json.dumps([FORMAT, astuple(options), notice, [(f.path, *f.stamp) for f in files]])
     signature = hashlib.blake2b(stamps.encode(), digest_size=16).hexdigest()
     pointer = cache_dir / "files" / signature
     known = _pointed_to(pointer)

@@ -10,6 +10,7 @@ from typing import overload
 
 import numpy as np
 
+from fedmutual.data.class_folders import class_name, classes_of, refuse_splits
 from fedmutual.data.decoding import (
     ImageFile,
     PictureSettings,
@@ -39,7 +40,9 @@ class FolderSettings(PictureSettings):
     """
 
     root: str | None = setting("absolute path of the folder with train/, public/, test/")
-    classes: list[str] | None = setting("class names in order; null: sorted folder names of train and public")
+    classes: list[str] | None = setting(
+        "class names in order; null: sorted folder names of train, or of public without train"
+    )
 
     def check(self) -> str | None:
         """Say what is wrong with ``root``, or None."""
@@ -70,16 +73,14 @@ class FolderSettings(PictureSettings):
         """Return the classes and the files of each folder, without decoding any."""
         root = _root(self.check(), self.root)
         train, public, test = (root / name for name in ("train", "public", "test"))
-        plain = not any(part.is_dir() for part in (train, public, test))
-        if plain and len(_subfolders(root)) > 1:  # nothing but a folder a class
-            train = root
+        if not any(part.is_dir() for part in (train, public, test)) and len(_subfolders(root)) > 1:
+            train = root  # nothing but a folder a class
+            if self.classes is None:
+                refuse_splits(root, _subfolders(root))
         elif not train.is_dir() and not public.is_dir():
-            raise DataError(
-                f"data.root: {root} has neither a train nor a public folder: put images into train/<class>/"
-            )
+            raise DataError(_no_part(root))
         public_flat = public.is_dir() and not _subfolders(public)
-        found = [*_subfolders(train), *([] if public_flat else _subfolders(public))]
-        classes = tuple(self.classes or sorted(set(found)))
+        classes = classes_of({part: _subfolders(part) for part in (train, public, test)}, self.classes)
         if len(classes) < 2:
             raise DataError(
                 f"data.root: {root} has {len(classes)} class folders {list(classes)}, but 2 are needed: "
@@ -113,7 +114,9 @@ class FacemaskSettings(PictureSettings):
 
     def _listed(self) -> dict[str, _Listing]:
         root = _root(self.check(), self.root)
-        parts = {name: _labelled(root / name, MASK_CLASSES) for name in ("pool", "unseen")}
+        folders = [root / name for name in ("pool", "unseen")]
+        classes_of({folder: _subfolders(folder) for folder in folders}, MASK_CLASSES)
+        parts = {folder.name: _labelled(folder, MASK_CLASSES) for folder in folders}
         listed = {name: part for name, part in parts.items() if part is not None}
         if "pool" not in listed:
             raise DataError(
@@ -147,6 +150,18 @@ def _root(problem: str | None, root: str | None) -> Path:
     return Path(root)
 
 
+def _no_part(root: Path) -> str:
+    """Say what is missing in a folder without images, and where it may be."""
+    below = [name for name in _subfolders(root) if {"train", "public"} & set(_subfolders(root / name))]
+    other = [name for name in _subfolders(root) if name.casefold() in ("train", "public")]
+    text = f"data.root: {shown(root)} has neither a train nor a public folder: "
+    if other:
+        return f"{text}rename {shown(other[0])} to {other[0].lower()}"
+    if below:
+        return f"{text}did you mean {shown(root / below[0])}?"
+    return f"{text}put images into train/<class>/"
+
+
 def _subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
@@ -157,12 +172,6 @@ def _labelled(folder: Path, classes: Sequence[str]) -> _Listing | None:
     """List ``folder/<class>/**``; return None if the folder does not exist."""
     if not folder.is_dir():
         return None
-    unknown = [name for name in _subfolders(folder) if name not in classes]
-    if unknown:
-        raise DataError(
-            f"{shown(folder / unknown[0])} is not one of the classes {list(classes)}: rename it or set "
-            "data.classes"
-        )
     files, notice = _scanned(folder)
     loose = [file.path for file in files if "/" not in file.name]
     if loose:
@@ -170,7 +179,7 @@ def _labelled(folder: Path, classes: Sequence[str]) -> _Listing | None:
             f"{shown(loose[0])} is outside the class folders: move it into one of {list(classes)}"
         )
     parts = [file.name.split("/") for file in files]
-    labels = np.asarray([classes.index(part[0]) for part in parts], dtype=np.int64)
+    labels = np.asarray([classes.index(class_name(part[0])) for part in parts], dtype=np.int64)
     groups = tuple(part[1] if len(part) > 2 else "" for part in parts)
     return _Listing(folder, files, labels, groups if any(groups) else None, notice)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmutual.data.cache import FORMAT, Entry, cached
-from fedmutual.data.decoding import PictureSettings, decode_into, read_picture
+from fedmutual.data.decoding import PictureSettings, decode_into, read_picture, stamp_of
 from fedmutual.data.images import DataError, ImageData, ImageSet
 from fedmutual.settings import setting
 
@@ -93,15 +93,15 @@ def _entry(settings: HuggingFaceSettings, split: str, cache_dir: Path, needs_lab
     return cached(cache_dir, key, lambda folder: _decode(settings, split, folder, needs_labels))
 
 
-def _local_stamp(dataset: str) -> list[tuple[str, int, int]]:
-    """Return the files' sizes and times, so that a changed local data set is decoded again."""
+def _local_stamp(dataset: str) -> list[tuple[str | int, ...]]:
+    """Return the files' stamps, so that a changed local data set is decoded again."""
     folder = Path(dataset)
     if not folder.is_dir():
         return []
     files = sorted(
         path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("cache-")
     )
-    return [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return [(str(path.relative_to(folder)), *stamp_of(path)) for path in files]
 
 
 def _decode(
