@@ -30,6 +30,12 @@ def shown_lines(text: object) -> str:
     return "\n".join([shown(first), *(f"  {shown(line.expandtabs(4))}" for line in rest)])
 
 
+def brief(value: object) -> str:
+    """Return a value for an error message: on one line, and short whatever a stranger sent."""
+    text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def complain(text: object, stream: TextIO | None = None) -> None:
     """Print an error or warning of a command to the standard error, without raw control characters."""
     print(shown_lines(text), file=stream or sys.stderr)

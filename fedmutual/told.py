@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class Told(Exception):
     """An exception whose text may name what only this machine's owner should see: folders, files, values.
@@ -17,3 +19,8 @@ class Told(Exception):
     def __init__(self, text: str = "", told: str | None = None) -> None:
         super().__init__(text)
         self.told = told
+
+    @classmethod
+    def to_everyone(cls, text: str) -> Self:
+        """Return one whose whole text may leave the site."""
+        return cls(text, text)

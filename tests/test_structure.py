@@ -42,7 +42,7 @@ def test_no_circle_of_folders() -> None:
             own = name.split(".")[1]
             folders.setdefault(own, set()).update({other.split(".")[1] for other in found} - {own})
     TopologicalSorter(folders).prepare()
-    assert folders["settings"] <= {"appfolder"}
+    assert folders["settings"] <= {"appfolder", "logs"}
     assert folders["strategies"] == {"learning", "wire"}
     assert folders["learning"] == set()
 

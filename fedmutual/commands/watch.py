@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from fedmutual.commands.parser import add_command
+from fedmutual.watch.health import PATIENCE
 
 _EXAMPLES = """\
 examples:
@@ -36,9 +37,9 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument(
         "--patience",
         type=float,
-        default=120.0,
+        default=PATIENCE,
         metavar="SECONDS",
-        help="time for which it must look hung before it is restarted (120)",
+        help="time for which it must look hung before it is restarted (%(default)g)",
     )
     parser.add_argument(
         "--once",

@@ -135,7 +135,7 @@ def _too_large(max_bytes: int) -> DataError:
 
 
 def _refused(text: str) -> DataError:
-    return DataError(f"public.distribute: {text}", f"public.distribute: {text}")
+    return DataError.to_everyone(f"public.distribute: {text}")
 
 
 def load_received(cache_dir: Path, wanted: str) -> PublicSet:
@@ -180,7 +180,7 @@ def _assemble(folder: Path, part: Part, target: Path) -> Mapping[str, NDArray[np
             f"the public set received from the server has the digest {found}, not {part.digest}: it was "
             "damaged in transfer or changed at the server; it is requested again before the next order"
         )
-        raise DataError(text, text)
+        raise DataError.to_everyone(text)
     return {"labels": labels}
 
 

@@ -109,7 +109,7 @@ def load_site(
                 "strategy=centralised reads the images of all clients, but this client has only its own: "
                 "give it a partition-id and num-partitions of one pool"
             )
-            raise DataError(text, text)
+            raise DataError.to_everyone(text)
         return _own_site(data, settings, public_digest, intake)
     partition_id, num_clients = partition
     if not 0 <= partition_id < num_clients:
@@ -176,7 +176,7 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None, in
             "data.public_split (data=huggingface), give the node a partition-id and num-partitions, or let "
             "the server send it (public.distribute=true)"
         )
-        raise DataError(text, text)
+        raise DataError.to_everyone(text)
     public, _ = public_and_private(data, settings, None)
     return _site(data, settings, public, data.pool, 0)
 

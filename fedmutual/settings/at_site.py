@@ -28,6 +28,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from fedmutual.logs import brief
 from fedmutual.settings import Settings, SettingsError
 from fedmutual.settings.compose import (
     CONF_DIR,
@@ -71,14 +72,18 @@ def trusts_run(node_config: Mapping[str, Any]) -> bool:
     ``trust-run`` of the node configuration says so; without it, only in a worker process of Flower's
     simulation engine. Nothing that comes over the wire has a part in it.
     """
-    said = node_config.get(TRUST)
-    if said is not None:
-        return said is True or str(said).lower() == "true"
+    if TRUST in node_config:
+        return says_true(node_config, TRUST)
     return "ray" in sys.modules and PurePath(sys.argv[0]).parts[-3:] == (
         "_private",
         "workers",
         "default_worker.py",
     )
+
+
+def says_true(node_config: Mapping[str, Any], key: str) -> bool:
+    """Whether a node's owner says true under ``key``."""
+    return str(node_config.get(key, "")).lower() == "true"
 
 
 def own_model(node_config: Mapping[str, Any]) -> str:
@@ -151,7 +156,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     for text in overrides:
         problem = _problem(text)
         if problem:
-            raise SettingsError(f"{_short(text)}: {problem}")
+            raise SettingsError(f"{brief(text)}: {problem}")
 
 
 def _problem(text: str) -> str | None:
@@ -282,12 +287,7 @@ def _require_allowed(
     text = str(target)
     if not _PUBLIC_PATH.fullmatch(text) or not text.startswith(packages):
         raise SettingsError(
-            f"{key}: {_short(text)} is not allowed at this site, only what is in "
+            f"{key}: {brief(text)} is not allowed at this site, only what is in "
             f"{', '.join(package.rstrip('.') for package in packages)}: its owner can list it in the node "
             f'configuration, {node_key}="..."'
         )
-
-
-def _short(text: str) -> str:
-    shown = text if text.isprintable() else repr(text)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."

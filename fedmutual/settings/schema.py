@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from fedmutual.settings.identity import CLIENT_NAME
+
 _ABSENCE = r"(.+):(\d+)-(\d+)"
-_ALLOWED = r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})(?::(SHA256:[A-Za-z0-9+/]{43}))?"
+_ALLOWED = rf"({CLIENT_NAME.pattern})(?::(SHA256:[A-Za-z0-9+/]{{43}}))?"
 
 
 class SettingsError(ValueError):

@@ -9,8 +9,8 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import Array
 
+from fedmutual.logs import brief
 from fedmutual.wire.codec import MessageError
-from fedmutual.wire.metrics import shown
 
 
 def unpacked(
@@ -39,12 +39,12 @@ def unpacked(
         It is serialised differently, or its header or length is not that of such an array.
     """
     if array.stype != "numpy.ndarray":
-        raise MessageError(f"{what} is serialised as {shown(array.stype)}, not as numpy.ndarray")
+        raise MessageError(f"{what} is serialised as {brief(array.stype)}, not as numpy.ndarray")
     found, kind, start = _header(what, array.data)
     for its_shape, its_type in ((tuple(array.shape), array.dtype), (found, kind.name)):
         if (its_shape, its_type) != (shape, dtype.name):
             raise MessageError(
-                f"{what} is {shown(its_type)} {shown(its_shape)}, {expected} {dtype} {shape}: {remedy}"
+                f"{what} is {brief(its_type)} {brief(its_shape)}, {expected} {dtype} {shape}: {remedy}"
             )
     size = math.prod(shape) * dtype.itemsize
     if len(array.data) - start != size:
@@ -62,5 +62,5 @@ def _header(what: str, data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int
         )
         shape, _, dtype = read(file)
     except Exception as error:  # whatever a stranger sends instead of an array
-        raise MessageError(f"{what} is no array: {shown(error)}") from error
+        raise MessageError(f"{what} is no array: {brief(error)}") from error
     return shape, dtype, file.tell()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flwr.app import MetricRecord, RecordDict
 
+from fedmutual.logs import brief
 from fedmutual.wire.codec import MessageError
 from fedmutual.wire.records import METRICS, Metrics
 
@@ -54,7 +55,7 @@ def read_metrics(content: RecordDict, num_classes: int, own: Collection[str] | N
     metrics: Metrics = dict(record)
     count = metrics.get(EXAMPLES)
     if not isinstance(count, int) or not 0 <= count <= MOST_EXAMPLES:
-        raise MessageError(f"{EXAMPLES}: {shown(count)} is no count up to {MOST_EXAMPLES:,}")
+        raise MessageError(f"{EXAMPLES}: {brief(count)} is no count up to {MOST_EXAMPLES:,}")
     for name, value in metrics.items():
         _check(name, value, num_classes, own)
     return metrics
@@ -62,25 +63,19 @@ def read_metrics(content: RecordDict, num_classes: int, own: Collection[str] | N
 
 def _check(name: str, value: Any, num_classes: int, own: Collection[str] | None) -> None:
     if not _NAME.fullmatch(name):
-        raise MessageError(f"metrics: {shown(name)} is no name of a measurement")
+        raise MessageError(f"metrics: {brief(name)} is no name of a measurement")
     if own is not None and name not in APPLICATION and name not in own:
         raise MessageError(f"{name}: no measurement of this application (RoundStrategy.own_metrics)")
     values = np.asarray(value, np.float64)
     if not np.isfinite(values).all():
-        raise MessageError(f"{name}: {shown(value)} is not finite (did the training diverge?)")
+        raise MessageError(f"{name}: {brief(value)} is not finite (did the training diverge?)")
     if not name.endswith("-recall"):
         if isinstance(value, list):
-            raise MessageError(f"{name}: {shown(value)} is no number")
+            raise MessageError(f"{name}: {brief(value)} is no number")
     elif not isinstance(value, list) or len(value) != num_classes:
-        raise MessageError(f"{name}: {shown(value)} is no list of {num_classes} recalls")
+        raise MessageError(f"{name}: {brief(value)} is no list of {num_classes} recalls")
     elif values.max() < 0:
-        raise MessageError(f"{name}: {shown(value)} measures no class")
+        raise MessageError(f"{name}: {brief(value)} measures no class")
     low, high = APPLICATION.get(name, (-LARGEST, LARGEST)) if own is not None else (-LARGEST, LARGEST)
     if values.size and not (low <= values.min() and values.max() <= high):
-        raise MessageError(f"{name}: {shown(value)} is outside [{low:g}, {high:g}]")
-
-
-def shown(value: object) -> str:
-    """A value in an error message: on one line, and short whatever a stranger sent."""
-    text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        raise MessageError(f"{name}: {brief(value)} is outside [{low:g}, {high:g}]")

@@ -25,14 +25,15 @@ from fedmutual.data.images import DataError
 from fedmutual.data.public import PublicSet
 from fedmutual.data.received import MAX_BYTES, Part, has_received, parts_received, receive
 from fedmutual.data.site import SharedData, own_public_set
+from fedmutual.logs import brief
 from fedmutual.settings import Settings, SettingsError
-from fedmutual.settings.at_site import trusts_run
+from fedmutual.settings.at_site import says_true, trusts_run
 from fedmutual.settings.identity import partition_of
 from fedmutual.wire.arrays import unpacked
 from fedmutual.wire.codec import MessageError
 from fedmutual.wire.exchange import Exchange, Reply, messages_to
 from fedmutual.wire.grids import GridAround
-from fedmutual.wire.metrics import shown
+from fedmutual.wire.records import is_integer
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Distributor:
                 raise MessageError(reply.error)
             said = read_answer(reply.content, count)
         except Exception as error:  # nothing that a stranger sends ends the run
-            logger.warning("node %d %s: %s", reply.node_id, problem, shown(str(error)))
+            logger.warning("node %d %s: %s", reply.node_id, problem, brief(str(error)))
             return None
         if said[0]:
             self._served.add(reply.node_id)
@@ -177,8 +178,8 @@ def answer(content: RecordDict, settings: Settings, node_config: Mapping[str, An
     """
     cache_dir, question = cache_folder(settings.cache_dir), _config(content)
     wanted, count = question.get("digest"), question.get("parts")
-    if not isinstance(wanted, str) or not _is_int(count):
-        raise MessageError(f"{_PUBLIC}: {shown(wanted)}, {shown(count)}: not a digest and a number of parts")
+    if not isinstance(wanted, str) or not is_integer(count):
+        raise MessageError(f"{_PUBLIC}: {brief(wanted)}, {brief(count)}: not a digest and a number of parts")
     if _PIXELS in content:
         _require_agreement(node_config)
         most = _max_bytes(node_config)
@@ -186,7 +187,7 @@ def answer(content: RecordDict, settings: Settings, node_config: Mapping[str, An
         whole = receive(cache_dir, part, most)
     else:
         whole = _has(settings, node_config, cache_dir, wanted)
-    parts = [] if whole else parts_received(cache_dir, wanted, cast(int, count))
+    parts = [] if whole else parts_received(cache_dir, wanted, count)
     return RecordDict({_PUBLIC: ConfigRecord({"whole": whole, "parts": parts})})
 
 
@@ -201,13 +202,13 @@ def read_answer(content: RecordDict, count: int) -> tuple[bool, set[int]]:
     said = _config(content)
     whole, parts = said.get("whole"), said.get("parts")
     if not isinstance(whole, bool):
-        raise MessageError(f"{_PUBLIC}: whole: {shown(whole)} is neither true nor false")
+        raise MessageError(f"{_PUBLIC}: whole: {brief(whole)} is neither true nor false")
     if not isinstance(parts, list) or len(parts) > count:
-        size = f"{len(parts)} entries" if isinstance(parts, list) else shown(parts)
+        size = f"{len(parts)} entries" if isinstance(parts, list) else brief(parts)
         raise MessageError(f"{_PUBLIC}: parts: {size}, not a list of up to {count} parts")
     numbers = {part for part in parts if isinstance(part, int) and 0 <= part < count}
-    if len(numbers) < len(parts) or not all(map(_is_int, parts)):
-        raise MessageError(f"{_PUBLIC}: parts: {shown(parts[:9])}: a part is a number from 0 to {count - 1}")
+    if len(numbers) < len(parts) or not all(map(is_integer, parts)):
+        raise MessageError(f"{_PUBLIC}: parts: {brief(parts[:9])}: a part is a number from 0 to {count - 1}")
     return whole, numbers
 
 
@@ -223,8 +224,8 @@ def _read_part(
 ) -> Part:
     """Read a part; its pixels are unpacked only after their header has been checked."""
     number, count = config.get("part"), config.get("parts")
-    if not (_is_int(number) and _is_int(count)):
-        raise MessageError(f"{_PUBLIC}: part {shown(number)} of {shown(count)}: not two integers")
+    if not (is_integer(number) and is_integer(count)):
+        raise MessageError(f"{_PUBLIC}: part {brief(number)} of {brief(count)}: not two integers")
     classes = config.get("classes")
     if not (
         isinstance(classes, list)
@@ -234,8 +235,8 @@ def _read_part(
         raise MessageError(f"{_PUBLIC}: classes: not a list of 2 to {MOST_CLASSES} names")
     return Part(
         digest=wanted,
-        number=cast(int, number),
-        count=cast(int, count),
+        number=number,
+        count=count,
         classes=tuple(cast(list[str], classes)),
         labels=_read_labels(config.get("labels")),
         images=_read_pixels(content[_PIXELS], image_size, max_bytes),
@@ -256,27 +257,23 @@ def _read_pixels(record: object, image_size: int, max_bytes: int) -> NDArray[np.
         raise MessageError(f"{_PIXELS}: not one array of images")
     shape = tuple(array.shape)
     one = image_size * image_size * 3
-    if len(shape) != 4 or not _is_int(shape[0]) or not 0 < shape[0] <= max_bytes // one:
+    if len(shape) != 4 or not is_integer(shape[0]) or not 0 < shape[0] <= max_bytes // one:
         raise MessageError(
-            f"{_PIXELS}: {shown(shape)} is no shape of pictures that this site takes (max-public-bytes)"
+            f"{_PIXELS}: {brief(shape)} is no shape of pictures that this site takes (max-public-bytes)"
         )
     expected = (int(shape[0]), image_size, image_size, 3)
     remedy = f"the run's data.image_size is {image_size}"
     return unpacked(f"{_PIXELS}: images", array, expected, np.dtype(np.uint8), "not", remedy)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _require_agreement(node_config: Mapping[str, Any]) -> None:
-    agreed = node_config.get(ACCEPT, trusts_run(node_config))
-    if not (agreed is True or str(agreed).lower() == "true"):
+    agreed = says_true(node_config, ACCEPT) if ACCEPT in node_config else trusts_run(node_config)
+    if not agreed:
         text = (
             "public.distribute: this site takes no public images from a server: copy them to it, or let its "
             f"owner agree in its node configuration ({ACCEPT}=true)"
         )
-        raise DataError(text, text)
+        raise DataError.to_everyone(text)
 
 
 def _max_bytes(node_config: Mapping[str, Any]) -> int:

@@ -7,7 +7,7 @@ Only strategies that exchange weights add an ``ArrayRecord`` named ``model``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -50,8 +50,13 @@ def read_model(content: RecordDict) -> ArrayRecord | None:
     return model
 
 
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, which True and False are not here."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def integer(value: object, name: str) -> int:
     """A whole number; TypeError for anything else, True and False included."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not is_integer(value):
         raise TypeError(f"{name}: {value!r} is no integer")
     return value

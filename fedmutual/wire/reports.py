@@ -9,9 +9,10 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedmutual.logs import brief
 from fedmutual.settings.identity import CLIENT_NAME
 from fedmutual.wire.codec import FloatArray, MessageError, decode, encode
-from fedmutual.wire.metrics import read_metrics, shown
+from fedmutual.wire.metrics import read_metrics
 from fedmutual.wire.records import METRICS, MODEL, PROTOCOL, REPORT, Metrics, read_config, read_model
 
 
@@ -103,7 +104,7 @@ def attempt(read: Callable[[RecordDict], Report], content: RecordDict) -> tuple[
     except MessageError as error:
         return None, str(error)
     except Exception as error:
-        return None, f"malformed: {shown(error)}"
+        return None, f"malformed: {brief(error)}"
 
 
 def claimed_seconds(content: RecordDict) -> float:
@@ -124,20 +125,20 @@ def read_report(content: RecordDict, expected: Expected) -> Report:
     config = read_config(content, REPORT)
     if config.get("protocol") != PROTOCOL:
         raise MessageError(
-            f"protocol {shown(config.get('protocol'))}, not {PROTOCOL}: install the same fedmutual"
+            f"protocol {brief(config.get('protocol'))}, not {PROTOCOL}: install the same fedmutual"
         )
     client = config.get("client")
     if not _is_name(client):
-        raise MessageError(f"client: {shown(client)} is no name of a client")
+        raise MessageError(f"client: {brief(client)} is no name of a client")
     if config.get("round") != expected.round:
-        raise MessageError(f"round: {shown(config.get('round'))}, not {expected.round}")
+        raise MessageError(f"round: {brief(config.get('round'))}, not {expected.round}")
     if config.get("public-digest") != expected.public_digest:
         raise MessageError(
-            f"public-digest: {shown(config.get('public-digest'))}, the server's is {expected.public_digest}: "
+            f"public-digest: {brief(config.get('public-digest'))}, the server's is {expected.public_digest}: "
             "give this site the same public images"
         )
     if config.get("dtype") != expected.wire_dtype:
-        raise MessageError(f"dtype: {shown(config.get('dtype'))}, not {expected.wire_dtype}")
+        raise MessageError(f"dtype: {brief(config.get('dtype'))}, not {expected.wire_dtype}")
     data = config.get("predictions")
     if not isinstance(data, bytes):
         raise MessageError("predictions: missing")
@@ -187,5 +188,5 @@ def _is_name(name: object) -> bool:
 
 def _architecture(name: object) -> str:
     if not isinstance(name, str) or len(name) > 100 or not name.isprintable():
-        raise MessageError(f"architecture: {shown(name)} is no name of a model")
+        raise MessageError(f"architecture: {brief(name)} is no name of a model")
     return name
