@@ -28,13 +28,17 @@ ROOT = Path(__file__).resolve().parents[1]
 def _folder(root: Path | str | None, classes: list[str] | None = None) -> FolderSettings:
     root = None if root is None else str(root)
     return FolderSettings(
-        image_size=8, max_megapixels=1, interpolation="bilinear", root=root, classes=classes
+        image_size=8, max_megapixels=1, interpolation="bilinear", window=None, root=root, classes=classes
     )
 
 
 def _photographs(root: Path | str | None) -> FacemaskSettings:
     return FacemaskSettings(
-        image_size=8, max_megapixels=1, interpolation="bilinear", root=None if root is None else str(root)
+        image_size=8,
+        max_megapixels=1,
+        interpolation="bilinear",
+        window=None,
+        root=None if root is None else str(root),
     )
 
 

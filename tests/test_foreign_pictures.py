@@ -26,6 +26,7 @@ from fedmutual.data.decoding import (
     scan_images,
     to_rgb,
 )
+from fedmutual.data.dicom import SUFFIXES as DICOM_SUFFIXES
 from fedmutual.data.folder import FolderSettings
 from fedmutual.data.huggingface import HuggingFaceSettings
 from fedmutual.data.images import DataError
@@ -40,7 +41,12 @@ EPS = (
 
 def _folder(root: Path, max_megapixels: float = 1) -> FolderSettings:
     return FolderSettings(
-        image_size=8, max_megapixels=max_megapixels, interpolation="bilinear", root=str(root), classes=None
+        image_size=8,
+        max_megapixels=max_megapixels,
+        interpolation="bilinear",
+        window=None,
+        root=str(root),
+        classes=None,
     )
 
 
@@ -71,7 +77,7 @@ def test_an_eps_named_jpg_starts_no_ghostscript(
     assert not started
 
 
-@pytest.mark.parametrize("suffix", sorted(decoding.SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(decoding.SUFFIXES - DICOM_SUFFIXES))
 def test_every_supported_suffix_is_read(suffix: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     path = tmp_path / f"a/picture{suffix}"
@@ -153,10 +159,10 @@ def test_any_exception_of_a_decoder_is_one_bad_file(
     paths = write_images(tmp_path / "in", 100)
     real = decoding.to_rgb
 
-    def convert(picture: Image.Image, size: int, interpolation: str) -> object:
+    def convert(picture: Image.Image, size: int, interpolation: str, window: object) -> object:
         if str(getattr(picture, "filename", "")).endswith("0042.png"):
             raise error
-        return real(picture, size, interpolation)
+        return real(picture, size, interpolation, None)
 
     monkeypatch.setattr(decoding, "to_rgb", convert)
     _, kept = decode_files(list_images(tmp_path / "in"), 8, tmp_path / "cache")

@@ -93,7 +93,7 @@ class BackboneIntake:
 
         def compute(views: int) -> NDArray[Any]:
             backbone = find_backbone(chosen)
-            pictures = find(backbone.picture)
+            pictures = find(replace(backbone.picture, window=own_picture(settings).window))
             if chosen.tune == "all":
                 return pictures.images
             trunk = Trunk(backbone, chosen.tune, views)

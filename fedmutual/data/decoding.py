@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -20,6 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmutual.data.cache import FORMAT, Entry, cached, lock, new_array
+from fedmutual.data.depth import Window, as_window, eight_bits, extremes, is_deep, value_range
+from fedmutual.data.dicom import SUFFIXES as DICOM_SUFFIXES
+from fedmutual.data.dicom import is_dicom, open_dicom
 from fedmutual.data.images import DataError
 from fedmutual.files.atomic import atomic_write
 from fedmutual.logs import shown
@@ -30,8 +35,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+SUFFIXES = (
+    frozenset(
+        (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+    )
+    | DICOM_SUFFIXES
 )
 # Pillow tries no other decoder: by default it looks at the content only, and starts Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
@@ -41,6 +49,7 @@ SYSTEM_NAMES = frozenset(  # of archives, indexes and recycle bins; hidden names
         "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__",
     )
 )  # fmt: skip
+Facts = tuple[float, float, float, float]  # of a file: width, height; least and largest deep value, or NaN
 INTERPOLATIONS = ("bilinear", "bicubic")
 MAX_MEGAPIXELS = 64  # of predict and export; conf/data/ has the same for training
 UNREADABLE_SHARE = 0.01  # a larger share stops the run
@@ -61,14 +70,24 @@ class PictureSettings(DataSettings):
         maximum=178,  # Pillow refuses more
     )
     interpolation: str = setting("how pictures are resized, always with antialiasing", choices=INTERPOLATIONS)
+    window: list[float] | None = setting(
+        "[LOW,HIGH]: the values that become black and white in grey pictures of more than 8 bits (DICOM: in "
+        "Hounsfield units or the like); null: the range that the file states"
+    )
+
+    @property
+    def picture(self) -> PictureInput:
+        """The pictures that are made of the files."""
+        return PictureInput(self.image_size, self.interpolation, as_window(self.window))
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class PictureInput:
-    """The pictures that a model takes: side length in pixels, and how they are resized to it."""
+    """The pictures that a model takes: side length in pixels, how they are resized to it, and the window."""
 
     size: int
     interpolation: str = "bilinear"
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +198,7 @@ def decode_files(
     max_megapixels: float = MAX_MEGAPIXELS,
     notice: str = "",
     interpolation: str = "bilinear",
+    window: Window | None = None,
 ) -> tuple[Entry, NDArray[np.int64]]:
     """Decode files into one cached array, or open the array if it is cached already.
 
@@ -200,7 +220,7 @@ def decode_files(
     DataError
         More than 1 % of the files cannot be read; the message names them.
     """
-    options = _Options(image_size, max_megapixels, interpolation)
+    options = _Options(image_size, max_megapixels, interpolation, window)
     key = _known_key(files, options, cache_dir, notice)
     entry = cached(cache_dir, key, lambda folder: _decode_all([file.path for file in files], options, folder))
     return entry, entry.index["kept"].astype(np.int64)
@@ -213,6 +233,7 @@ class _Options:
     image_size: int
     max_megapixels: float
     interpolation: str
+    window: Window | None
 
 
 def read_picture(
@@ -220,6 +241,7 @@ def read_picture(
     image_size: int,
     max_megapixels: float,
     interpolation: str = "bilinear",
+    window: Window | None = None,
 ) -> NDArray[np.uint8]:
     """Decode one picture to uint8 [size, size, 3]; training, prediction and export all use this.
 
@@ -228,13 +250,27 @@ def read_picture(
     Exception
         Any: decoders raise many types on damaged files. :func:`reason` describes it.
     """
+    return read_with_facts(source, image_size, max_megapixels, interpolation, window)[0]
+
+
+def read_with_facts(
+    source: str | Path | IO[bytes],
+    image_size: int,
+    max_megapixels: float,
+    interpolation: str = "bilinear",
+    window: Window | None = None,
+) -> tuple[NDArray[np.uint8], Facts]:
+    """Decode one picture as :func:`read_picture` does; return also what the file had."""
     with open_picture(source, max_megapixels) as picture:
-        return to_rgb(picture, image_size, interpolation)
+        size = picture.width, picture.height
+        pixels = to_rgb(picture, image_size, interpolation, window)
+        values = extremes(picture) if is_deep(picture) else (math.nan, math.nan)
+        return pixels, (*size, *values)
 
 
 @contextmanager
 def open_picture(source: str | Path | IO[bytes], max_megapixels: float) -> Iterator[Image.Image]:
-    """Open a picture of a supported format, without decoding its pixels.
+    """Open a picture of a supported format, without decoding its pixels (DICOM: with them).
 
     Raises
     ------
@@ -245,10 +281,13 @@ def open_picture(source: str | Path | IO[bytes], max_megapixels: float) -> Itera
     """
     from PIL import Image, UnidentifiedImageError
 
+    if is_dicom(source):
+        yield open_dicom(source, max_megapixels)
+        return
     try:
         opened = Image.open(source, formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ValueError(f"damaged, or none of {', '.join(FORMATS)}") from error
+        raise ValueError(f"damaged, or none of {', '.join(FORMATS)}, DICOM") from error
     with opened as picture:
         megapixels = picture.width * picture.height / 1e6
         if megapixels > max_megapixels:
@@ -266,27 +305,38 @@ def reason(error: Exception) -> str:
     return text if text and expected else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
-def to_rgb(picture: Image.Image, image_size: int, interpolation: str = "bilinear") -> NDArray[np.uint8]:
+def to_rgb(
+    picture: Image.Image, image_size: int, interpolation: str = "bilinear", window: Window | None = None
+) -> NDArray[np.uint8]:
     """Convert a picture to the models' input format, uint8 [size, size, 3].
 
-    Apply its EXIF orientation, put transparency on white, reduce 16-bit greyscale to 8 bits, and resize with
-    antialiasing to a square, whatever its aspect ratio (as arXiv:2503.05803 does).
+    Apply its EXIF orientation, put transparency on white, reduce grey values of more than 8 bits to 8
+    (:func:`fedmutual.data.depth.value_range`), and resize with antialiasing to a square, whatever its aspect
+    ratio (as arXiv:2503.05803 does).
+
+    Raises
+    ------
+    ValueError
+        The range of a deep picture is unknown.
     """
-    if picture.mode == "F":  # `convert` would clip to 0..255
-        raise ValueError("floating-point pixels of unknown range: save it with 8 or 16 bits")
+    if is_deep(picture):
+        window = value_range(picture, window)
     picture.draft("RGB", (2 * image_size, 2 * image_size))  # JPEG: decode at reduced size
     if picture.width * picture.height > _LARGE_PIXELS:
         with _few_large:
-            return _converted(picture, image_size, interpolation)
-    return _converted(picture, image_size, interpolation)
+            return _converted(picture, image_size, interpolation, window)
+    return _converted(picture, image_size, interpolation, window)
 
 
-def _converted(picture: Image.Image, image_size: int, interpolation: str) -> NDArray[np.uint8]:
+def _converted(
+    picture: Image.Image, image_size: int, interpolation: str, window: Window | None
+) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits; `convert` would clip at 255
-        picture = _in_bands(picture, "L", _eight_bits)
+    if is_deep(picture) and window is not None:
+        scale = functools.partial(eight_bits, window=window)
+        picture = _in_bands(picture, "L", scale)
     if picture.has_transparency_data:
         picture = _in_bands(picture, "RGB", _on_white)
     how = Image.Resampling[interpolation.upper()]
@@ -303,13 +353,6 @@ def _in_bands(picture: Image.Image, mode: str, convert: Callable[[Image.Image], 
         band = picture.crop((0, top, picture.width, min(top + _BAND, picture.height)))
         result.paste(convert(band), (0, top))
     return result
-
-
-def _eight_bits(band: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    deep = np.asarray(band, dtype=np.float64)
-    return Image.fromarray(np.clip(deep / 257, 0, 255).round().astype(np.uint8))
 
 
 def _on_white(band: Image.Image) -> Image.Image:
@@ -366,23 +409,31 @@ def _content_key(paths: Sequence[str], options: _Options) -> tuple[str, bool]:
 
 
 def _decode_all(paths: Sequence[str], options: _Options, folder: Path) -> Mapping[str, NDArray[np.generic]]:
-    readers = [lambda p=path: read_picture(p, *astuple(options)) for path in paths]
-    return {"kept": decode_into(folder, readers, paths, options.image_size)}
+    readers = [lambda p=path: read_with_facts(p, *astuple(options)) for path in paths]
+    return decode_into(folder, readers, paths, options.image_size)
 
 
 def decode_into(
     folder: Path,
-    readers: Sequence[Callable[[], NDArray[np.uint8]]],
+    readers: Sequence[Callable[[], tuple[NDArray[np.uint8], Facts]]],
     names: Sequence[str],
     image_size: int,
-) -> NDArray[np.int64]:
-    """Fill a cache entry's array from the readers; return the positions of those that succeeded."""
+) -> dict[str, NDArray[np.generic]]:
+    """Fill a cache entry's array from the readers.
+
+    Returns
+    -------
+    dict
+        ``kept``: int64 [n], the positions of the readers that succeeded; ``facts``: float64 [n, 4], see
+        :data:`Facts`.
+    """
     pixels = new_array(folder, len(readers), image_size)
+    facts = np.full((len(readers), 4), np.nan)
     failures: dict[int, str] = {}
 
     def decode(position: int) -> None:
         try:
-            pixels[position] = readers[position]()
+            pixels[position], facts[position] = readers[position]()
         except Exception as error:  # a damaged file can raise anything in a decoder
             failures[position] = f"{shown(names[position])}: {reason(error)}"
 
@@ -394,7 +445,7 @@ def decode_into(
         _report([failures[position] for position in sorted(failures)], len(readers))
         kept_pixels = pixels[kept]
         new_array(folder, len(kept), image_size)[:] = kept_pixels
-    return kept
+    return {"kept": kept, "facts": facts[kept]}
 
 
 def _report(failures: list[str], total: int) -> None:

@@ -19,6 +19,7 @@ from fedmutual.data.decoding import (
     scan_images,
     skipped_text,
 )
+from fedmutual.data.depth import window_problem
 from fedmutual.data.images import DataError, ImageData, ImageSet, empty_set
 from fedmutual.logs import shown
 from fedmutual.settings import setting
@@ -50,7 +51,9 @@ class FolderSettings(PictureSettings):
             return f"classes: {self.classes} has a duplicate"
         if self.classes is not None and len(self.classes) < 2:
             return f"classes: {self.classes} has fewer than 2 names: give the classes of all clients"
-        return _root_problem(self.root, "train/<class>/ (and public/, test/<class>/)")
+        return window_problem(self.window) or _root_problem(
+            self.root, "train/<class>/ (and public/, test/<class>/)"
+        )
 
     def count(self) -> tuple[int, int | None]:
         """Return the numbers of files in the pool and in the public folder; reject misplaced files."""
@@ -101,7 +104,9 @@ class FacemaskSettings(PictureSettings):
 
     def check(self) -> str | None:
         """Say what is wrong with ``root``, or None."""
-        return _root_problem(self.root, "pool/{mask,no_mask}/ and unseen/{mask,no_mask}/")
+        return window_problem(self.window) or _root_problem(
+            self.root, "pool/{mask,no_mask}/ and unseen/{mask,no_mask}/"
+        )
 
     def count(self) -> tuple[int, int | None]:
         """Return the number of files in the pool."""
@@ -225,6 +230,7 @@ def _decoded(
         settings.max_megapixels,
         listing.notice,
         settings.interpolation,
+        settings.picture.window,
     )
     chosen = order[kept]
     return ImageSet(
@@ -233,4 +239,5 @@ def _decoded(
         groups=None if groups is None else tuple(groups[i] for i in chosen),
         names=tuple(files[i].name for i in chosen),
         hashes=entry.hashes,
+        facts=entry.index["facts"].astype(np.float64),
     )

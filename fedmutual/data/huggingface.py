@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmutual.data.cache import FORMAT, Entry, cached
-from fedmutual.data.decoding import PictureSettings, decode_into, read_picture, stamp_of
+from fedmutual.data.decoding import Facts, PictureSettings, decode_into, read_with_facts, stamp_of
+from fedmutual.data.depth import window_problem
 from fedmutual.data.images import DataError, ImageData, ImageSet
 from fedmutual.settings import setting
 
@@ -46,7 +47,7 @@ class HuggingFaceSettings(PictureSettings):
         """Return the problem if no data set is given, else None."""
         if self.dataset is None:
             return "dataset: no data set given: set data.dataset to a name on the hub or to a folder"
-        return None
+        return window_problem(self.window)
 
     def load(self, cache_dir: Path) -> ImageData:
         """Return the decoded splits; decoding happens once per machine."""
@@ -120,14 +121,19 @@ def _decode(
     groups = None if settings.group_column is None else [str(g) for g in table[settings.group_column]]
     table = table.cast_column(settings.image_column, datasets.Image(decode=False))
 
-    def read(position: int) -> NDArray[np.uint8]:
+    def read(position: int) -> tuple[NDArray[np.uint8], Facts]:
         source = _source(table[position][settings.image_column])
-        return read_picture(source, settings.image_size, settings.max_megapixels, settings.interpolation)
+        picture = settings.picture
+        return read_with_facts(
+            source, picture.size, settings.max_megapixels, picture.interpolation, picture.window
+        )
 
     names = [f"{split}-{position}" for position in range(len(table))]
     readers = [lambda p=position: read(p) for position in range(len(table))]
-    kept = decode_into(folder, readers, names, settings.image_size)
+    decoded = decode_into(folder, readers, names, settings.image_size)
+    kept = decoded["kept"].astype(np.int64)
     index: dict[str, NDArray[np.generic]] = {
+        "facts": decoded["facts"],
         "labels": labels[kept],
         "classes": np.asarray(classes, dtype=np.str_),
         "names": np.asarray(names, dtype=np.str_)[kept],
@@ -187,4 +193,5 @@ def _image_set(entry: Entry) -> ImageSet:
         groups=None if groups is None else tuple(groups.tolist()),
         names=tuple(entry.index["names"].tolist()),
         hashes=entry.hashes,
+        facts=entry.index["facts"].astype(np.float64),
     )

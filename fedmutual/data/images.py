@@ -71,6 +71,9 @@ class ImageSet:
         File name or id of every image.
     hashes : uint8 array [n, 16] | None
         Cached BLAKE2b hash of each image's pixels; None: computed on request.
+    facts : float64 array [n, 4] | None
+        Of every image's file: width, height, and the least and largest value of a grey picture of more than 8
+        bits, else NaN; None: unknown.
     inputs : Inputs | None
         What this client's model takes; None: ``images``.
     augmented : Inputs | None
@@ -82,6 +85,7 @@ class ImageSet:
     groups: tuple[str, ...] | None
     names: tuple[str, ...]
     hashes: NDArray[np.uint8] | None = None
+    facts: NDArray[np.float64] | None = None
     inputs: Inputs | None = None
     augmented: Inputs | None = None
 
@@ -106,6 +110,7 @@ class ImageSet:
             groups=rows.groups,
             names=rows.names,
             hashes=None if self.hashes is None else self.hashes[positions],
+            facts=None if self.facts is None else self.facts[positions],
             inputs=None if self.inputs is None else self.inputs.subset(positions),
             augmented=None if self.augmented is None else self.augmented.subset(positions),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from fedmutual.data.decoding import PictureInput
+from fedmutual.data.decoding import PictureInput, PictureSettings
 from fedmutual.data.images import ImageData, ImageSet
 from fedmutual.settings import Settings
 
@@ -34,4 +34,5 @@ class Pixels:
 
 def own_picture(settings: Settings) -> PictureInput:
     """Return the pictures of the run, which models without a backbone take."""
-    return PictureInput(settings.data.image_size, getattr(settings.data, "interpolation", "bilinear"))
+    chosen = settings.data
+    return chosen.picture if isinstance(chosen, PictureSettings) else PictureInput(chosen.image_size)

@@ -80,7 +80,7 @@ def read_pictures(
 
     def read(path: Path) -> list[Pixels] | None:
         try:
-            return [read_picture(path, i.size, max_megapixels, i.interpolation) for i in inputs]
+            return [read_picture(path, i.size, max_megapixels, i.interpolation, i.window) for i in inputs]
         except Exception as error:  # a damaged file can raise anything in a decoder
             failures[path] = reason(error)
             return None

@@ -94,7 +94,7 @@ def _predict_arrays(models: Sequence[StoredModel], images: NDArray[np.generic]) 
 def _batch(
     models: Sequence[StoredModel], paths: Sequence[Path], batch_size: int, max_megapixels: float
 ) -> Iterator[Prediction]:
-    inputs = sorted({stored.picture for stored in models})
+    inputs = list(dict.fromkeys(stored.picture for stored in models))
     pixels, kept, failures = read_pictures(paths, inputs, max_megapixels)
     found: dict[Path, Prediction] = {}
     if kept:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmutual.backbones.weights import find_backbone
 from fedmutual.data.decoding import PictureInput
+from fedmutual.data.depth import as_window
 from fedmutual.settings import Settings, as_container
 from fedmutual.settings.described import flat, installed_versions, without_paths
 from fedmutual.settings.pretrained import pretrained_settings
@@ -42,7 +43,17 @@ _MEASURES = {
 
 def preprocessing(picture: PictureInput) -> str:
     """Return a description of the preprocessing in one sentence."""
-    return PREPROCESSING.format(size=picture.size, how=picture.interpolation)
+    text = PREPROCESSING.format(size=picture.size, how=picture.interpolation)
+    if picture.window is None:
+        return text
+    low, high = picture.window
+    return f"{text}; before, grey values of more than 8 bits: {low:g} to {high:g} become 0 to 255"
+
+
+def picture_of_card(card: Mapping[str, Any]) -> PictureInput:
+    """Return the pictures that the model of a card takes."""
+    size, how = int(card["image_size"]), card.get("interpolation", "bilinear")
+    return PictureInput(size, how, as_window(card.get("window")))
 
 
 def model_card(
@@ -74,6 +85,7 @@ def model_card(
         "classes": list(data.classes),
         "image_size": picture.size,
         "interpolation": picture.interpolation,
+        **({} if picture.window is None else {"window": list(picture.window)}),
         **({} if chosen is None else {"backbone": find_backbone(chosen).described}),
         "strategy": settings.strategy.name,
         "seed": settings.seed,
@@ -103,7 +115,7 @@ def card_page(card: Mapping[str, Any]) -> str:
     classes = ", ".join(f"`{name}`" for name in card["classes"])
     settings = card.get("settings", {})
     size = card["image_size"]
-    picture = PictureInput(size, card.get("interpolation", "bilinear"))
+    picture = picture_of_card(card)
     shared = card.get("shared", False)
     origin = "the server of a federation" if shared else "one site"
     sections = [

@@ -7,6 +7,7 @@ them. When the model is saved, the backbone's weights are joined to it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ def whole_weights(
 def picture_of(settings: Settings) -> PictureInput:
     """Return the pictures that the settings' model takes."""
     chosen = pretrained_settings(settings.model)
-    return own_picture(settings) if chosen is None else find_backbone(chosen).picture
+    own = own_picture(settings)
+    return own if chosen is None else replace(find_backbone(chosen).picture, window=own.window)
 
 
 def architecture_of(model: ModelSettings) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmutual.data.decoding import INTERPOLATIONS, PictureInput
+from fedmutual.data.depth import window_problem
 from fedmutual.files.atomic import atomic_write
-from fedmutual.models.card import card_page
+from fedmutual.models.card import card_page, picture_of_card
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,7 +61,7 @@ class StoredModel:
     @property
     def picture(self) -> PictureInput:
         """The pictures that the model takes."""
-        return PictureInput(int(self.card["image_size"]), self.card.get("interpolation", "bilinear"))
+        return picture_of_card(self.card)
 
 
 def save_model(folder: Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
@@ -165,6 +166,11 @@ def _read_card(folder: Path) -> dict[str, Any]:
         )
     if card.get("interpolation", "bilinear") not in INTERPOLATIONS:
         raise StoredModelError(f"{folder / CARD}: interpolation is none of {', '.join(INTERPOLATIONS)}")
+    window = card.get("window")
+    numbers = isinstance(window, list) and all(isinstance(value, int | float) for value in window)
+    problem = None if window is None else window_problem(window) if numbers else f"window: {window}"
+    if problem:
+        raise StoredModelError(f"{folder / CARD}: {problem}")
     return dict(card)
 
 
