@@ -75,7 +75,7 @@ def test_an_absent_class_has_no_recall_and_no_auroc() -> None:
 
 def test_auroc_is_left_out_where_it_is_not_asked_for() -> None:
     predictions, labels = log_p([0.9, 0.1], [0.2, 0.8]), torch.tensor([0, 1])
-    assert "auroc" not in quality(predictions, labels, auroc=False)
+    assert "auroc" not in quality(predictions, labels, ranked=False)
     assert quality(predictions, labels)["auroc"] == 1.0
 
 

@@ -24,7 +24,8 @@ from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rat
 from fedmutual.client.refusal import error_reason
 from fedmutual.client.site_log import progress
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
-from fedmutual.data.site import SiteData, load_site
+from fedmutual.data.images import ImageData
+from fedmutual.data.site import SiteData, load_images, load_site
 from fedmutual.learning.attack import poisoned
 from fedmutual.learning.device import choose_device, describe
 from fedmutual.learning.ema import MovingAverage
@@ -297,7 +298,9 @@ def _check_frozen(order: Order, settings: Settings) -> None:
         )
 
 
-_SITES: dict[str, SiteData] = {}  # loaded by this process; in simulation it answers many orders
+# Loaded by this process, which in simulation answers many orders of many clients.
+_SITES: dict[str, SiteData] = {}
+_IMAGES: dict[str, ImageData] = {}
 
 
 def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: str) -> SiteData:
@@ -319,8 +322,12 @@ def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: 
         )
     )
     if key not in _SITES:
+        intake = intake_of(settings)
+        images = repr((settings.data, settings.model, settings.device, settings.cache_dir))
+        if images not in _IMAGES:
+            _IMAGES[images] = load_images(settings, intake)
         whole_pool = settings.strategy.whole_pool
-        _SITES[key] = load_site(settings, partition, public_digest, whole_pool, intake_of(settings))
+        _SITES[key] = load_site(settings, partition, public_digest, whole_pool, intake, _IMAGES[images])
     return _SITES[key]
 
 
@@ -330,7 +337,7 @@ def _model(
     target, architecture = settings.model.target, architecture_of(settings.model)
     owner = target if settings.train.common_start else f"{target} {name}"
     seed = derived_seed(settings.seed, "model", owner)
-    model, arguments = build_learnt(settings, site, seed)
+    model, arguments = build_learnt(settings, site, seed, new=state is None)
     model.to(device).to(memory_format=torch.channels_last)
     if state is None:
         warm_start(settings, site, model)

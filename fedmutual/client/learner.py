@@ -279,7 +279,7 @@ class Learner:
         return id(images), indices.astype(np.int64).tobytes()
 
     def _add_quality(self, split: str, log_p: Tensor, labels: Tensor) -> None:
-        for name, value in evaluation.quality(log_p, labels, auroc=self.order.closing).items():
+        for name, value in evaluation.quality(log_p, labels, ranked=self.order.closing).items():
             if name != "balanced_accuracy":  # the mean recall, which the server computes itself
                 self.metrics[f"{split}-{name}"] = value
 

@@ -19,7 +19,6 @@ PRELOAD = [
     "fedmutual.client.answer",
     "fedmutual.models.build",
     "torch._dynamo",  # torch imports it with the first optimiser
-    "torchmetrics.functional.classification",
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
 ]

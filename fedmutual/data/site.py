@@ -79,6 +79,7 @@ def load_site(
     public_digest: str | None = None,
     whole_pool: bool = False,
     intake: Intake = PIXELS,
+    images: ImageData | None = None,
 ) -> SiteData:
     """Load the data of one client.
 
@@ -95,6 +96,8 @@ def load_site(
         Take the private images of all clients (strategy=centralised).
     intake : Intake
         Of the client's model.
+    images : ImageData or None
+        What :func:`load_images` returned for these settings; None: they are loaded.
 
     Raises
     ------
@@ -102,7 +105,7 @@ def load_site(
         The message names the folder or setting, and the remedy.
     """
     cache_dir = cache_folder(settings.cache_dir)
-    data = intake.of(settings.data.load(cache_dir), settings, cache_dir)
+    data = load_images(settings, intake) if images is None else images
     if partition is None:
         if whole_pool:
             text = (
@@ -126,10 +129,15 @@ def load_site(
     return _site(data, settings, public, data.pool.subset(private[positions]), partition_id)
 
 
+def load_images(settings: Settings, intake: Intake = PIXELS) -> ImageData:
+    """Load the images of the settings' source, with what the model takes of them."""
+    cache_dir = cache_folder(settings.cache_dir)
+    return intake.of(settings.data.load(cache_dir), settings, cache_dir)
+
+
 def load_shared(settings: Settings, num_clients: int | None, intake: Intake = PIXELS) -> SharedData:
     """Load the server's data; ``num_clients`` is required for partition=stream only."""
-    cache_dir = cache_folder(settings.cache_dir)
-    data = intake.of(settings.data.load(cache_dir), settings, cache_dir)
+    data = load_images(settings, intake)
     public, _ = public_and_private(data, settings, num_clients)
     _warn_of_size(data, settings)
     return SharedData(data.classes, public, data.unseen)

@@ -24,9 +24,14 @@ from fedmutual.settings.pretrained import pretrained_settings
 
 
 def build_learnt(
-    settings: Settings, data: SiteData | SharedData, seed: int
+    settings: Settings, data: SiteData | SharedData, seed: int, new: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build what learns, for the inputs that ``data`` has.
+
+    Parameters
+    ----------
+    new : bool
+        It gets no saved weights: a head takes the scale of the public images' features.
 
     Returns
     -------
@@ -61,7 +66,7 @@ def build_learnt(
         return (whole.top if chosen.tune == "last" else whole), arguments
     features = data.public.images.seen
     head = Head(features.shape[1], num_classes)
-    if chosen.scale:
+    if chosen.scale and new:
         head.fit_scale(torch.from_numpy(np.array(features)))
     return head, arguments
 
