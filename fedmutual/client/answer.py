@@ -20,6 +20,7 @@ from flwr.common.constant import ErrorCode
 from torch import nn
 
 from fedmutual.backbones.intake import intake_of
+from fedmutual.client.disclosure import disclosed, metrics_level
 from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.client.refusal import error_reason
 from fedmutual.client.site_log import progress
@@ -108,6 +109,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     start = time.perf_counter()
     name = client_name(context.node_config)
     settings = client_settings(context.run_config, context.node_config)
+    level = metrics_level(settings.privacy.metrics, context.node_config)
     order = read_order(content)
     if not order.run:
         raise MessageError("run: the order has no run name; this app only accepts orders of its own server")
@@ -118,19 +120,21 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
             state = _step_back(folder, state.report.round, order.round)
         if state is None or state.report.round < order.round:
             state = _learn(order, settings, context.node_config, name, folder, state, start)
-            record = _packed(state, settings, order)
+            record = _packed(state, settings, order, level)
             received = state.ledger.received + payload_bytes(content)
             sent = state.ledger.sent + payload_bytes(record)
             folder.save(replace(state, ledger=Ledger(received, sent)))
             logger.info("%s: %.1f kB received, %.1f kB sent in this run", name, received / 1e3, sent / 1e3)
             return record
     logger.warning("%s: round %d is already done; sending its report again", name, order.round)
-    return _packed(state, settings, order)
+    return _packed(state, settings, order, level)
 
 
-def _packed(state: ClientState, settings: Settings, order: Order) -> RecordDict:
+def _packed(state: ClientState, settings: Settings, order: Order, level: str) -> RecordDict:
+    """Pack the last report; of its measurements, those that leave the site (``privacy.metrics``)."""
     method: Method = settings.strategy
-    report, weights = state.report, state.sent or method.weights(order, state.report, state.weights)
+    weights = state.sent or method.weights(order, state.report, state.weights)
+    report = replace(state.report, metrics=disclosed(state.report.metrics, level))
     if weights:
         report = replace(report, model=ArrayRecord({name: w.cpu() for name, w in weights.items()}))
     return report_record(report, order.wire_dtype, order.floor)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmutual.client.disclosure import VALIDATED
 from fedmutual.data.images import ImageSet
 from fedmutual.data.site import SharedData, SiteData
 from fedmutual.data.views import mixed_views
@@ -169,6 +170,7 @@ class Learner:
             return
         labels = torch.from_numpy(self.site.private.labels[indices])
         log_p = self._predict(self.site.private, indices)
+        self._count_validated(indices)
         self.metrics["validation-loss"] = evaluation.cross_entropy(log_p, labels)
         self._add_quality("validation", log_p, labels)
 
@@ -196,6 +198,7 @@ class Learner:
         self._measure_kl("kl-after", public)
         indices = self.site.validation_indices(max(self.order.round - 1, 1))
         if len(indices):
+            self._count_validated(indices)
             labels = torch.from_numpy(self.site.private.labels[indices])
             log_p = self._predict(self.site.private, indices)
             self.metrics["loss-after"] = evaluation.cross_entropy(log_p, labels)
@@ -282,6 +285,12 @@ class Learner:
         for name, value in evaluation.quality(log_p, labels, ranked=self.order.closing).items():
             if name != "balanced_accuracy":  # the mean recall, which the server computes itself
                 self.metrics[f"{split}-{name}"] = value
+
+    def _count_validated(self, indices: np.ndarray) -> None:
+        """Note on how many images the round's validation figures are at least (see client/disclosure.py)."""
+        known = self.metrics.get(VALIDATED, len(indices))
+        assert isinstance(known, int)
+        self.metrics[VALIDATED] = min(known, len(indices))
 
     def _seed(self, purpose: str) -> int:
         return derived_seed(self.settings.seed, self.client, self.order.round, purpose)

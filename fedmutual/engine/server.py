@@ -19,7 +19,7 @@ from fedmutual.engine.arriving import Arriving
 from fedmutual.engine.rounds import Rounds
 from fedmutual.report.leave import keep_evidence, leave_report
 from fedmutual.report.plots import write_plots
-from fedmutual.results.diagnostics import diagnose
+from fedmutual.results.diagnostics import diagnose, lacking
 from fedmutual.results.directory import RunDirectory, build_summary
 from fedmutual.settings import Settings, SettingsError, as_container
 from fedmutual.settings.compose import from_contexts, run_config_overrides
@@ -144,6 +144,9 @@ def _finish(
     warnings: list[str] = _attempted("a diagnosis", lambda: diagnose(history, classes, kl_weight), [])
     for warning in warnings:
         logger.warning("%s", warning)
+    lack: str | None = _attempted("what reports lack", lambda: lacking(history), None)
+    if lack is not None:
+        logger.info("%s", lack)
     summary = build_summary(
         settings=as_container(settings),
         history=history,

@@ -16,7 +16,7 @@ from fedmutual.report.opinions import agreement_context, confusion_context, disp
 from fedmutual.report.plots import draw_clients, draw_traffic
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import MEASURES, WAYS, client_rows, human_bytes, percent, total_rows
-from fedmutual.results.diagnostics import reports_by_client
+from fedmutual.results.diagnostics import lacking, reports_by_client
 from fedmutual.results.directory import Record
 from fedmutual.results.summary import mean
 from fedmutual.settings.described import flat, without_paths
@@ -36,6 +36,7 @@ def run_context(run: RecordedRun) -> Context:
         "summary": summary,
         "tiles": _tiles(summary),
         "table": _table(summary),
+        "lacking": lacking(run.history),
         "legend": _legend(clients),
         "charts": _charts(run.name, run.history, clients),
         "confusion": confusion_context(run),

@@ -138,6 +138,9 @@ TEMPLATE = """\
   {%- if run.table.unseen %}
   <p class="note">Unseen: {{ "{:,}".format(run.table.unseen) }} images that no client has trained on.</p>
   {%- endif %}
+  {%- if run.lacking %}
+  <p class="note">{{ run.lacking }}</p>
+  {%- endif %}
   {%- else %}
   <p class="note missing">No client has reported.</p>
   {%- endif %}

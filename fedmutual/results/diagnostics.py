@@ -73,6 +73,21 @@ def diagnose(history: Sequence[Record], num_classes: int, kl_weight: float = 1.0
     return [*found, *_absent(history)]
 
 
+def lacking(history: Sequence[Record]) -> str | None:
+    """Say what the reports do not tell of the clients' own images, in one line; None: nothing is lacking."""
+    lines = reports_by_client(history)
+    silent = [c for c, r in lines.items() if r and not any(_figures(line, "validation_recall") for line in r)]
+    if not silent:
+        return None
+    accurate = any(number(line, "validation_accuracy") is not None for c in silent for line in lines[c])
+    weights = "plain accuracy" if accurate else "nothing, and weighs them alike"
+    return (
+        f"{_some(silent)}: no recall per class on their own images was reported (privacy.metrics). So there "
+        "is no balanced validation accuracy, classes that a client never finds show on the unseen images "
+        f"only, and consensus=validation knows {weights}. Numbers of images may be rounded."
+    )
+
+
 def reports_by_client(history: Sequence[Record]) -> Lines:
     """Accepted lines of every client in natural order of the names, each in order of its rounds."""
     lines: Lines = {}

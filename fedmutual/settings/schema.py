@@ -263,6 +263,18 @@ class AttackSettings:
 
 
 @dataclass(kw_only=True)
+class PrivacySettings:
+    """What a site says of its own images; its owner's ``privacy-metrics`` is the most that it says."""
+
+    metrics: str = setting(
+        "none: no figure of its own images; coarse: rounded, so that they fit every distribution over the "
+        "classes; full: everything, recall per class too; auto: as much as the site's owner allows, which is "
+        "coarse where nothing is said, and full in simulation",
+        choices=("auto", "none", "coarse", "full"),
+    )
+
+
+@dataclass(kw_only=True)
 class TrackingSettings:
     """External loggers at the server, in addition to the results folder."""
 
@@ -402,6 +414,7 @@ class Settings:
     participation: ParticipationSettings
     clients: ClientsSettings
     attack: AttackSettings
+    privacy: PrivacySettings
     tracking: TrackingSettings
     simulation: SimulationSettings
     emulation: EmulationSettings

@@ -1,0 +1,100 @@
+"""How much of what a site measures on its own images leaves it (``privacy.metrics``).
+
+``coarse`` is built so that the figures of a report fit every distribution of the validation images over the
+classes. An accuracy is the share ``h / n`` of ``n`` images, sent as the nearest multiple of ``1 / g`` with
+``g < n``. The shares that ``n`` images can have are ``1 / n`` apart, so every multiple is the nearest one of
+some ``h``; and any distribution of ``n`` images over the classes allows any ``h``. Recall and AUROC, which
+tell distributions apart, are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedmutual.settings import SettingsError
+from fedmutual.settings.at_site import trusts_run
+from fedmutual.wire.metrics import EXAMPLES
+from fedmutual.wire.records import Metrics
+
+LEVELS = ("none", "coarse", "full")  # each says more than the one before
+NODE_KEY = "privacy-metrics"
+VALIDATED = "num-validation"  # images that the validation figures are of; never sent
+FINEST = 128  # multiples of an accuracy, at most
+LOSS_STEPS = 16  # a nat
+_SHARED = ("unseen-accuracy", "unseen-recall", "unseen-auroc", "kl-before", "kl-after")  # of no private image
+_ACCURACIES = ("validation-accuracy", "accuracy-after")
+_LOSSES = ("train-loss", "validation-loss", "loss-after")
+
+
+def metrics_level(chosen: str, node_config: Mapping[str, Any]) -> str:
+    """Return how much a site says: what the run asks for, and no more than its owner allows.
+
+    Parameters
+    ----------
+    chosen : str
+        ``privacy.metrics`` of the run; ``auto`` is as much as the owner allows.
+    node_config : Mapping[str, Any]
+        ``privacy-metrics`` is the owner's word. Without it a site allows ``coarse``, and a simulation, where
+        server and site are one person, ``full``.
+
+    Raises
+    ------
+    SettingsError
+        The owner's word is none of the levels.
+    """
+    most = str(node_config.get(NODE_KEY, "full" if trusts_run(node_config) else "coarse"))
+    if most not in LEVELS:
+        raise SettingsError(f"{NODE_KEY}: a node configuration takes {', '.join(LEVELS)}")
+    return most if chosen == "auto" else min(chosen, most, key=LEVELS.index)
+
+
+def disclosed(metrics: Metrics, level: str) -> Metrics:
+    """Return the measurements that leave the site.
+
+    Parameters
+    ----------
+    metrics : Metrics
+        All of a round, with :data:`VALIDATED` where there are validation images.
+    level : str
+        ``full``: all. ``coarse``: without recall and AUROC of the own images; accuracies as multiples of
+        ``1 / g``, with the largest power of two ``g`` below their number (at most 128); losses as multiples
+        of 1/16 nat; the number of training images as the nearest power of two. ``none``: only what is
+        measured on shared images; the number of training images is 1 for everybody.
+    """
+    if level == "full":
+        return {name: value for name, value in metrics.items() if name != VALIDATED}
+    count = metrics[EXAMPLES]
+    assert isinstance(count, int)
+    said: Metrics = {EXAMPLES: power_of_two(count) if level == "coarse" else 1}
+    said |= {name: metrics[name] for name in _SHARED if name in metrics}
+    if "seconds" in metrics:
+        said["seconds"] = float(f"{metrics['seconds']:.2g}")
+    return said | _rounded(metrics) if level == "coarse" else said
+
+
+def power_of_two(count: int) -> int:
+    """Return the power of two that is nearest by its ratio; 1 for 0."""
+    return 1 << round(math.log2(max(count, 1)))
+
+
+def multiples(images: int) -> int:
+    """Return how many steps from 0 to 1 an accuracy on so many images is told in; 0: it is not told.
+
+    >>> [multiples(n) for n in (1, 2, 3, 4, 5, 8, 9, 1000)]
+    [0, 1, 2, 2, 4, 4, 8, 128]
+    """
+    return 0 if images < 2 else min(1 << ((images - 1).bit_length() - 1), FINEST)
+
+
+def _rounded(metrics: Metrics) -> Metrics:
+    images = metrics.get(VALIDATED, 0)
+    assert isinstance(images, int)
+    steps = {name: multiples(images) for name in _ACCURACIES} | dict.fromkeys(_LOSSES, LOSS_STEPS)
+    return {name: _nearest(metrics[name], step) for name, step in steps.items() if step and name in metrics}
+
+
+def _nearest(value: Any, steps: int) -> float:
+    """The nearest multiple of ``1 / steps``; what is not finite stays, and the server says so."""
+    return round(value * steps) / steps if math.isfinite(value) else float(value)

@@ -1,0 +1,201 @@
+"""What a report says of a site's own images: as much as its owner allows, and no class counts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from fedmutual.client.disclosure import (
+    LEVELS,
+    NODE_KEY,
+    VALIDATED,
+    disclosed,
+    metrics_level,
+    multiples,
+    power_of_two,
+)
+from fedmutual.learning.competence import odds_weights, validated
+from fedmutual.learning.evaluation import quality
+from fedmutual.results.diagnostics import lacking
+from fedmutual.settings import SettingsError
+from fedmutual.settings.compose import compose
+
+Counts = tuple[int, ...]
+SITES = [(9, 3), (12, 0), (1, 2), (5, 4, 2), (0, 7, 1), (11, 10), (2, 0)]
+
+
+def measured(counts: Counts, right: Counts) -> dict[str, Any]:
+    """What a client measures on validation images, ``right[c]`` of ``counts[c]`` of which it recognises."""
+    labels = torch.tensor([c for c, n in enumerate(counts) for _ in range(n)])
+    said = torch.tensor(
+        [c if i < right[c] else (c + 1) % len(counts) for c, n in enumerate(counts) for i in range(n)]
+    )
+    log_p = torch.log_softmax(9.0 * torch.nn.functional.one_hot(said, len(counts)), dim=1)
+    found = quality(log_p, labels)
+    figures = {f"validation-{name}": found[name] for name in ("accuracy", "recall")}
+    return {"num-examples": 9 * len(labels), VALIDATED: len(labels), "train-loss": 0.3, **figures}
+
+
+def distributions(images: int, classes: int) -> Iterator[Counts]:
+    """All numbers of images of each class that add up."""
+    for rest in itertools.product(range(images + 1), repeat=classes - 1):
+        if sum(rest) <= images:
+            yield (*rest, images - sum(rest))
+
+
+def fits(counts: Counts, report: dict[str, Any]) -> bool:
+    """Whether a site with these validation images can have sent the figures of a report."""
+    if "validation-accuracy" not in report:
+        return True  # nothing is said of them
+    if "validation-recall" not in report:
+        images = sum(counts)
+        return any(
+            disclosed(measured(counts, right), "coarse").get("validation-accuracy")
+            == report.get("validation-accuracy")
+            for right in _fillings(counts, images)
+        )
+    share = report["validation-accuracy"] * sum(counts)
+    total = 0.0
+    for count, recall in zip(counts, report["validation-recall"], strict=True):
+        if (recall < 0) != (count == 0):
+            return False
+        right = max(recall, 0) * count
+        if abs(right - round(right)) > 1e-4:
+            return False
+        total += right
+    return math.isclose(total, share, abs_tol=1e-4)
+
+
+def _fillings(counts: Counts, images: int) -> Iterator[Counts]:
+    """One way for every number of recognised images to be spread over the classes."""
+    for right in range(images + 1):
+        spread, rest = [], right
+        for count in counts:
+            spread.append(min(count, rest))
+            rest -= spread[-1]
+        yield tuple(spread)
+
+
+def one_wrong_each(counts: Counts) -> Counts:
+    return tuple(max(n - 1, 0) if n > 1 else n for n in counts)
+
+
+def remaining(counts: Counts, level: str) -> tuple[int, int]:
+    """How many distributions of so many images fit a site's report, and how many there are."""
+    report = disclosed(measured(counts, one_wrong_each(counts)), level)
+    all_of_them = list(distributions(sum(counts), len(counts)))
+    return sum(fits(each, report) for each in all_of_them), len(all_of_them)
+
+
+@pytest.mark.parametrize("counts", [(9, 4), (5, 4, 2), (7, 12)])
+def test_full_figures_give_the_class_counts_away(counts: Counts) -> None:
+    assert remaining(counts, "full")[0] == 1
+
+
+@pytest.mark.parametrize("counts", SITES)
+@pytest.mark.parametrize("level", ["coarse", "none"])
+def test_coarse_figures_fit_every_distribution(counts: Counts, level: str) -> None:
+    fit, of = remaining(counts, level)
+    assert fit == of > 1
+
+
+@pytest.mark.parametrize("images", [*range(2, 70), 127, 128, 129, 1000])
+def test_every_multiple_is_some_number_of_recognised_images(images: int) -> None:
+    """So an accuracy excludes no number of images of its size, and no distribution of them."""
+    steps = multiples(images)
+    assert 1 <= steps < images
+    told = {
+        disclosed({"num-examples": 9, VALIDATED: images, "validation-accuracy": right / images}, "coarse")[
+            "validation-accuracy"
+        ]
+        for right in range(images + 1)
+    }
+    assert told == {step / steps for step in range(steps + 1)}
+
+
+def test_one_image_has_no_accuracy_and_no_count_is_exact() -> None:
+    one = {"num-examples": 700, VALIDATED: 1, "validation-accuracy": 1.0, "validation-auroc": 1.0}
+    assert disclosed(one, "coarse") == {"num-examples": 512}
+    assert [power_of_two(n) for n in (0, 1, 2, 3, 5, 6, 11, 12, 1000)] == [1, 1, 2, 4, 4, 8, 8, 16, 1024]
+
+
+def test_only_what_is_known_to_be_harmless_is_sent() -> None:
+    everything = measured((9, 3), (8, 2)) | {
+        "seconds": 1.2345,
+        "train-seconds": 1.1111,
+        "kl-after": 0.123456,
+        "unseen-recall": [0.5, 0.25],
+        "loss-after": 0.3333,
+        "new-figure": 7.7,
+    }
+    assert disclosed(everything, "none") == {
+        "num-examples": 1,
+        "seconds": 1.2,
+        "kl-after": 0.123456,
+        "unseen-recall": [0.5, 0.25],
+    }
+    coarse = disclosed(everything, "coarse")
+    assert {k: v for k, v in coarse.items() if k not in disclosed(everything, "none")} == {
+        "validation-accuracy": 0.875,
+        "train-loss": 0.3125,
+        "loss-after": 0.3125,
+    }
+    assert disclosed(everything, "full") == {k: v for k, v in everything.items() if k != VALIDATED}
+
+
+def test_a_diverged_loss_stays_one() -> None:
+    assert math.isnan(disclosed({"num-examples": 1, "train-loss": math.nan}, "coarse")["train-loss"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("trust", [True, False])
+@pytest.mark.parametrize("chosen", ["auto", *LEVELS])
+@pytest.mark.parametrize("owner", [None, *LEVELS])
+def test_a_run_cannot_make_a_site_say_more_than_its_owner_allows(
+    trust: bool, chosen: str, owner: str | None
+) -> None:
+    node = {"trust-run": trust} | ({} if owner is None else {NODE_KEY: owner})
+    most = owner or ("full" if trust else "coarse")
+    level = metrics_level(chosen, node)
+    assert LEVELS.index(level) <= LEVELS.index(most)
+    assert level == (most if chosen == "auto" or LEVELS.index(chosen) > LEVELS.index(most) else chosen)
+
+
+def test_a_misspelt_word_of_the_owner_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"privacy-metrics: .* none, coarse, full"):
+        metrics_level("auto", {NODE_KEY: "some"})
+
+
+def test_the_setting() -> None:
+    assert compose().privacy.metrics == "auto"
+    with pytest.raises(SettingsError, match=r"privacy\.metrics: 'all' is none of auto, none, coarse, full"):
+        compose(["privacy.metrics=all"])
+
+
+def test_consensus_validation_works_with_what_is_there() -> None:
+    good, poor = measured((20, 20), (19, 19)), measured((20, 20), (12, 12))
+    weights = {
+        level: odds_weights(
+            {name: validated(disclosed(m, level)) for name, m in (("good", good), ("poor", poor))}, 2
+        )
+        for level in LEVELS
+    }
+    assert weights["full"]["good"] > weights["full"]["poor"]
+    assert weights["coarse"]["good"] > weights["coarse"]["poor"] > 0
+    assert weights["none"] == {"good": 1.0, "poor": 1.0}
+
+
+def test_what_reports_lack_is_said() -> None:
+    full = {"round": 1, "client": "a", "validation_accuracy": 0.9, "validation_recall": [0.9, None]}
+    coarse = {"round": 1, "client": "b", "validation_accuracy": 0.875}
+    none = {"round": 1, "client": "c"}
+    assert lacking([]) is None
+    assert lacking([full]) is None
+    assert (said := lacking([full, coarse])) is not None
+    assert said.startswith("b: ")
+    assert "consensus=validation knows plain accuracy" in said
+    assert "knows nothing" in str(lacking([none]))
