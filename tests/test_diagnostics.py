@@ -268,3 +268,12 @@ def test_many_clients_make_one_warning() -> None:
         line["train_loss"] = None
     (warning,) = diagnose(history, 2)
     assert "client-4 and 15 more" in warning
+
+
+def test_private_images_that_changed_are_named() -> None:
+    def line(round: int, digest: str) -> dict[str, Any]:
+        return {"round": round, "client": "a", "closing": False, "private_digest": digest}
+
+    assert diagnose([line(1, "0" * 32), line(2, "0" * 32)], 2) == []
+    (warning,) = diagnose([line(1, "0" * 32), line(2, "1" * 32), line(3, "1" * 32)], 2)
+    assert warning.startswith("a: its private images changed between the rounds 1 and 2")

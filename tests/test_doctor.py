@@ -19,6 +19,8 @@ import pytest
 import torch
 from local_grid import CACHE, TINY
 from loopback import free_port, make_certificates, make_node_key
+from PIL import Image
+from small_data import write_images
 
 import fedmutual.learning.device
 from fedmutual.cli import main
@@ -42,7 +44,7 @@ def test_a_site_that_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     code, found = doctor(capsys, "--node-config", config)
     assert code == 0
     assert {finding["status"] for finding in found.values()} == {"ok"}
-    assert list(found) == ["name", "settings", "data", "public set", "model", "device", "disk"]
+    assert list(found) == ["name", "settings", "data", "pixels", "public set", "model", "device", "disk"]
     assert found["name"]["text"] == "client-0"
     assert found["data"]["text"].startswith("32 private images (")
     assert f"state-dir {tmp_path}/state" in found["disk"]["text"]
@@ -50,6 +52,32 @@ def test_a_site_that_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     digest = found["public set"]["text"].split("digest ")[1].split(":")[0]
     code, found = doctor(capsys, "--node-config", config, "--public-digest", digest)
     assert (code, found["public set"]["status"]) == (0, "ok")
+
+
+def test_the_images_are_shown_as_the_network_sees_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("a", "b", "[$\\frac$]")):
+        write_images(tmp_path / "in/train" / name, 4, seed=number)
+    write_images(tmp_path / "in/public", 3, seed=5)
+    copy = tmp_path / "in/test/a/copy.png"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes((tmp_path / "in/train/a/0000.png").read_bytes())
+    config = (
+        f'client-name="here" data-dir="{tmp_path}/in" cache-dir="{tmp_path}/cache" state-dir="{tmp_path}"'
+    )
+    sheet = tmp_path / "sheet.png"
+    code = main(["doctor", "--json", "data=folder", "--node-config", config, "--sheet", str(sheet)])
+    findings = json.loads(capsys.readouterr().out)
+    assert code == 0
+    (pixels,) = [finding for finding in findings if finding["check"] == "pixels"]
+    assert pixels["text"].startswith("64 x 64, values 0 to 255: 1 % below ")
+    assert pixels["text"].endswith(f"contact sheet and histogram: {sheet}")
+    with Image.open(sheet) as picture:
+        assert picture.width >= 800
+    warned = [finding["text"] for finding in findings if finding["status"] == "warning"]
+    assert [text.split(" images")[0] for text in warned] == ["fewer than 10", "the", "1 of the test"]
+    assert "copies of training images (1 with the same pixels, 0 nearly)" in warned[-1]
 
 
 @pytest.mark.parametrize(

@@ -434,3 +434,14 @@ def test_payload_is_what_flower_serialises() -> None:
         for n in (100, 1000)
     )
     assert 0 <= large - small - 2 * 900 <= 2  # a length prefix may take a byte more
+
+
+def test_the_digest_of_the_private_images_travels_and_nothing_else_in_its_place() -> None:
+    digest = "0123456789abcdef" * 2
+    assert read_report(wire(report_record(a_report(), "float16", FLOOR)), EXPECTED).private_digest == ""
+    record = report_record(a_report(private_digest=digest), "float16", FLOOR)
+    assert read_report(wire(record), EXPECTED).private_digest == digest
+    for wrong in ("x" * 32, digest[:-1], 7, digest + "\n"):
+        config = ConfigRecord({**record[REPORT], "private-digest": wrong})  # type: ignore[dict-item]
+        with pytest.raises(MessageError, match=r"private-digest: .* is no digest"):
+            read_report(RecordDict({**record, REPORT: config}), EXPECTED)

@@ -542,6 +542,7 @@ def test_summary_keeps_the_contract() -> None:
         "validation_balanced_accuracy": None,
         "validation_auroc": None,
         "validation_recall": [0.8, 1.0],
+        "private_digest": None,
         "uplink_bytes": 300,
         "downlink_bytes": 60,
         "evaluation_bytes": 3,

@@ -26,6 +26,7 @@ from fedmutual.client.refusal import error_reason
 from fedmutual.client.site_log import progress
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
 from fedmutual.data.images import ImageData
+from fedmutual.data.review import review_site
 from fedmutual.data.site import SiteData, load_images, load_site
 from fedmutual.learning.attack import poisoned
 from fedmutual.learning.device import choose_device, describe
@@ -38,6 +39,7 @@ from fedmutual.models.learnt import (
     build_learnt,
     frozen_digest,
     name_of,
+    picture_of,
     whole_weights,
 )
 from fedmutual.results.directory import user_runs_dir
@@ -192,6 +194,9 @@ def _learn(
     device = choose_device(settings.device)
     if state is None:  # log once per run: in deployment every order has its own process
         logger.info("%s: training on %s", name, describe(device, settings.device))
+        if partition_of(node_config) is None:  # else the server has all images, and says it once
+            for remark in review_site(site, settings, picture_of(settings).size):
+                logger.warning("%s: %s", name, remark)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # use_deterministic_algorithms would import torch's compiler: 1.3 s in every client process
@@ -222,7 +227,14 @@ def _learn(
         predictions=predictions,
         metrics=learner.metrics,
         unseen_predictions=said.unseen_predictions,
+        private_digest=site.private_digest,
     )
+    if state is not None and state.report.private_digest not in ("", report.private_digest):
+        logger.warning(
+            "%s: the private images are not those of round %d: figures before and after are of other images",
+            name,
+            state.report.round,
+        )
     if order.closing:
         weights = whole_weights(settings, arguments, _weights(learner.predictor))
         where = folder.export_model(weights, _card(settings, site, arguments, report))

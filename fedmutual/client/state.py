@@ -167,6 +167,7 @@ class StateFolder:
                 "public_digest": report.public_digest,
                 "architecture": report.architecture,
                 "metrics": report.metrics,
+                "private_digest": report.private_digest,
             },
             "ledger": vars(state.ledger),
             "average_steps": state.average_steps,

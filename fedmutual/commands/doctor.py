@@ -40,6 +40,12 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument(
         "--public-digest", metavar="HEX", help="the server's public_digest (in its summary.json)"
     )
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="write a contact sheet and histogram of the images here",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -58,5 +64,5 @@ def call(arguments: argparse.Namespace) -> int:
         arguments.root_certificates,
         arguments.auth_supernode_private_key,
     )
-    patient = Patient(tuple(arguments.overrides), node_config, link, arguments.public_digest)
+    patient = Patient(tuple(arguments.overrides), node_config, link, arguments.public_digest, arguments.sheet)
     return show(examine(patient), arguments.json)

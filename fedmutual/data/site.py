@@ -11,7 +11,7 @@ from fedmutual.data.cache import cache_folder
 from fedmutual.data.images import DataError, ImageData, ImageSet
 from fedmutual.data.intake import Intake, Pixels
 from fedmutual.data.partition import Stream, split
-from fedmutual.data.public import PublicSet, public_and_private
+from fedmutual.data.public import PublicSet, digest, public_and_private
 from fedmutual.data.received import load_received
 from fedmutual.data.stratify import Positions, generator, hold_out
 from fedmutual.data.stream import StreamFolds
@@ -46,6 +46,11 @@ class SiteData:
     unseen: ImageSet | None
     train_parts: tuple[Positions, ...]
     held_out_parts: tuple[Positions, ...]
+
+    @property
+    def private_digest(self) -> str:
+        """The digest of the private images and their labels, 32 hex characters; see :func:`digest`."""
+        return digest(self.classes, self.private, labelled=True, warm_start=None)
 
     def train_indices(self, round: int) -> Positions:
         """Return the sorted positions in ``private`` of a round's training images (rounds from 1)."""

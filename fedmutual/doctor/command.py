@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmutual.doctor.finding import FAILED, OK, Finding, run_check
+from fedmutual.doctor.finding import FAILED, OK, WARNING, Finding, run_check
 from fedmutual.doctor.link import Link
 from fedmutual.logs import shown_lines
 from fedmutual.settings import Settings
@@ -27,12 +27,15 @@ class Patient:
         None: skip the checks of the SuperLink.
     public_digest : str or None
         Digest of the server's public set.
+    sheet : Path or None
+        Where to write a contact sheet of the private images.
     """
 
     overrides: tuple[str, ...]
     node_config: Mapping[str, Any]
     link: Link | None
     public_digest: str | None
+    sheet: Path | None = None
 
 
 def examine(patient: Patient) -> list[Finding]:
@@ -69,6 +72,7 @@ def _site(patient: Patient, settings: Settings) -> list[Finding]:
 
     findings = [run_check("data", data)]
     if loaded:
+        findings += _pictures(loaded[0], settings, patient.sheet)
         findings.append(
             run_check("public set", lambda: checks.check_public(loaded[0], patient.public_digest))
         )
@@ -83,6 +87,28 @@ def _site(patient: Patient, settings: Settings) -> list[Finding]:
     findings.append(run_check("device", lambda: checks.check_device(settings)))
     findings.append(run_check("disk", lambda: checks.check_disk(settings, sizes[-1])))
     return findings
+
+
+def _pictures(site: Any, settings: Settings, sheet: Path | None) -> list[Finding]:
+    """What the network sees of the images, and what is worth knowing about them."""
+    from fedmutual.backbones.weights import WeightsError
+    from fedmutual.data.review import review_site
+    from fedmutual.doctor.sheet import describe_pixels, write_sheet
+    from fedmutual.models.learnt import picture_of
+
+    def look() -> str:
+        text = describe_pixels(site.private)
+        if sheet is None:
+            return text
+        write_sheet(site.private, site.classes, sheet)
+        return f"{text}; contact sheet and histogram: {sheet}"
+
+    try:
+        size = picture_of(settings).size
+    except WeightsError:  # the model's own check says it
+        size = settings.data.image_size
+    remarks = [Finding("images", WARNING, remark) for remark in review_site(site, settings, size)]
+    return [run_check("pixels", look), *remarks]
 
 
 def _link(link: Link) -> list[Finding]:

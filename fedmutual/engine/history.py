@@ -41,6 +41,8 @@ class History:
             return line | {"rejected": reason}
         # a client's figures never overwrite the server's own
         line = {**line, "model": report.architecture} | _figures(report) | line
+        if report.private_digest:
+            line["private_digest"] = report.private_digest
         if report.unseen_predictions is not None:
             line["unseen_num_examples"] = len(report.unseen_predictions)
             # evaluation of the ensemble is not learning: count its bytes separately

@@ -6,7 +6,7 @@ import datetime
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from fedmutual.backbones.intake import intake_of
+from fedmutual.data.review import review_run
 from fedmutual.data.site import SharedData, load_shared
 from fedmutual.engine.arriving import Arriving
 from fedmutual.engine.rounds import Rounds
@@ -57,7 +58,7 @@ def run(grid: Grid, context: Context) -> None:
         exchange = Exchange(grid, settings.exchange)
         nodes = exchange.wait_for_clients(settings.num_clients)
         shared = load_shared(settings, settings.num_clients or len(nodes), intake_of(settings))
-        outcome |= {"public_digest": shared.public.digest}
+        outcome |= {"public_digest": shared.public.digest, "remarks": _remarks(settings, nodes)}
         num_classes = len(shared.classes)
         engine = settings.strategy.engine(settings, shared, _run_name(journal.path), journal)
         if checkpoint is not None:
@@ -85,6 +86,19 @@ def run(grid: Grid, context: Context) -> None:
             _finish(journal, settings, outcome, seconds, num_classes, tracking)
         finally:
             journal.close()
+
+
+def _remarks(settings: Settings, nodes: Sequence[int]) -> list[str]:
+    """Say what is worth knowing about the images; it never ends a run."""
+    from fedmutual.models.learnt import picture_of
+
+    def review() -> list[str]:
+        return review_run(settings, settings.num_clients or len(nodes), picture_of(settings).size)
+
+    remarks: list[str] = _attempted("the review of the images", review, [])
+    for remark in remarks:
+        logger.warning("images: %s", remark)
+    return remarks
 
 
 def _open_results(
@@ -152,7 +166,7 @@ def _finish(
         history=history,
         public_data_bytes=_attempted("public_data.json", journal.public_bytes, 0),
         seconds=seconds,
-        warnings=warnings,
+        warnings=[*outcome.pop("remarks", []), *warnings],
         **outcome,
     )
     try:

@@ -65,7 +65,7 @@ def diagnose(history: Sequence[Record], num_classes: int, kl_weight: float = 1.0
         Weight of the KL term; at 0 an idle KL term is meant to be.
     """
     lines = reports_by_client(history)
-    found = [*_diverged(lines), *_forgetting(lines)]
+    found = [*_diverged(lines), *_other_images(lines), *_forgetting(lines)]
     if num_classes > 1:
         found += _idle_kl(lines, num_classes) if kl_weight > 0 else []
         found += [*_plateau(lines, num_classes), *_one_class(lines, num_classes)]
@@ -106,6 +106,18 @@ def _diverged(lines: Lines) -> Iterator[str]:
             f"{_where(hit)}: the training loss is no longer a number, the model is lost. "
             "Lower optimizer.learning_rate, and use precision=fp32 if another is set."
         )
+
+
+def _other_images(lines: Lines) -> Iterator[str]:
+    """A client's private images changed during the run."""
+    for client, reports in lines.items():
+        told = [line for line in reports if line.get("private_digest")]
+        for before, after in itertools.pairwise(told):
+            if before["private_digest"] != after["private_digest"]:
+                yield (
+                    f"{client}: its private images changed between the rounds {before['round']} and "
+                    f"{after['round']}: its figures before and after are of other images. Start a new run."
+                )
 
 
 def _forgetting(lines: Lines) -> Iterator[str]:

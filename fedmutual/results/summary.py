@@ -118,7 +118,7 @@ def summary_problem(summary: Any) -> str | None:
             return f"{key} is missing or no number"
     for part in figures:
         for key, value in (part or {}).items():
-            if key not in ("model", "config") and isinstance(value, str | dict):
+            if key not in ("model", "config", "private_digest") and isinstance(value, str | dict):
                 return f"{key} is no number"
     together = summary.get("global_model")
     if together is not None and not (isinstance(together, dict) and isinstance(together.get("model"), str)):
@@ -171,6 +171,7 @@ def _client(lines: Sequence[Record]) -> dict[str, Any]:
         figures |= {f"{group}_{measure}": line.get(f"{group}_{measure}") for measure in MEASURES}
     return {
         **figures,
+        "private_digest": _last(accepted, "private_digest").get("private_digest"),
         **_bytes(lines),
         "rejected": len(lines) - len(accepted),
         "finished": any(line.get("closing") for line in accepted),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -34,6 +35,8 @@ class Report:
     unseen_predictions : float32 [u, C] or None
         In the closing report: what the ensemble is measured from. Not used for learning.
     model : ArrayRecord or None
+    private_digest : str
+        Of the client's private images; it shows whether they changed. Empty: not told.
     """
 
     client: str
@@ -44,6 +47,7 @@ class Report:
     metrics: Metrics = field(default_factory=dict)
     unseen_predictions: FloatArray | None = None
     model: ArrayRecord | None = None
+    private_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def report_record(report: Report, wire_dtype: str, floor: float) -> RecordDict:
         "dtype": wire_dtype,
         "predictions": encode(report.predictions, wire_dtype, floor),
     }
+    if report.private_digest:
+        config["private-digest"] = report.private_digest
     if report.unseen_predictions is not None:
         config["unseen-predictions"] = encode(report.unseen_predictions, "float16", floor)
     records: dict[str, Any] = {REPORT: ConfigRecord(config), METRICS: MetricRecord(cast(Any, report.metrics))}
@@ -167,6 +173,7 @@ def read_report(content: RecordDict, expected: Expected) -> Report:
         metrics=read_metrics(content, expected.num_classes, expected.own_metrics),
         unseen_predictions=unseen,
         model=read_model(content),
+        private_digest=_private_digest(config.get("private-digest", "")),
     )
 
 
@@ -190,3 +197,9 @@ def _architecture(name: object) -> str:
     if not isinstance(name, str) or len(name) > 100 or not name.isprintable():
         raise MessageError(f"architecture: {brief(name)} is no name of a model")
     return name
+
+
+def _private_digest(text: object) -> str:
+    if not isinstance(text, str) or re.fullmatch("(?:[0-9a-f]{32})?", text) is None:
+        raise MessageError(f"private-digest: {brief(text)} is no digest")
+    return text
