@@ -410,3 +410,24 @@ def test_flowers_word_for_nothing_is_no_reason(
     monkeypatch.setattr(SuperLink, "ask", lambda self, arguments, wait: answer)
     link = SuperLink.__new__(SuperLink)  # nothing is started
     assert link.status("1", lambda: None) == ("finished:failed", details)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["attack.name=random", "attack.clients=[client-9]"],
+            r"attack\.clients: there is no client 'client-9': did you mean client-2\? The run has client-0",
+        ),
+        (
+            ["participation.absent=[ward:1-2]"],
+            r"participation\.absent: there is no client 'ward': The run has",
+        ),
+        (["participation.absent=[client-1:3-2]"], r"participation\.absent: 'client-1:3-2' names no round"),
+        (["participation.absent=[client-1:0-2]"], r"participation\.absent: 'client-1:0-2' names no round"),
+    ],
+)
+def test_names_of_clients_that_do_not_exist(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=message):
+        prepare([*overrides, "num_clients=3"], tmp_path, NOW)
+    prepare(["participation.absent=[client-2:1-2]", "num_clients=3"], tmp_path, NOW)

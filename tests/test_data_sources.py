@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -360,6 +361,87 @@ def test_a_data_set_of_one_class_is_refused(tmp_path: Path) -> None:
     _save({"train": ([0, 0], ["no"])}, tmp_path / "one")
     with pytest.raises(DataError, match=r"data\.label_column: label of .* has 1 classes \['no'\]"):
         _hub(tmp_path / "one").load(tmp_path / "cache")
+
+
+def _table(folder: Path, labels: list[Any], kind: Any, test: list[Any] | None = None) -> Path:
+    """Save a data set with these labels in a column of this kind."""
+    import datasets
+
+    def table(labels: list[Any]) -> datasets.Dataset:
+        pictures = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(len(labels))]
+        features = datasets.Features({"image": datasets.Image(), "label": kind})
+        return datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+    splits = {"train": table(labels), **({} if test is None else {"test": table(test)})}
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    return folder
+
+
+def test_labels_are_numbers_or_text_and_a_split_may_lack_a_class(tmp_path: Path) -> None:
+    import datasets
+
+    text = _table(tmp_path / "text", ["b", "a", "c"], datasets.Value("string"), ["c", "a"])
+    data = _hub(text, test_split="test").load(tmp_path / "cache")
+    assert data.classes == ("a", "b", "c")
+    assert data.pool.labels.tolist() == [1, 0, 2]
+    assert data.unseen is not None
+    assert data.unseen.labels.tolist() == [2, 0]
+    numbers = _table(tmp_path / "numbers", [10, 9, 2], datasets.Value("int64"))
+    data = _hub(numbers).load(tmp_path / "cache")
+    assert (data.classes, data.pool.labels.tolist()) == (("2", "9", "10"), [2, 1, 0])
+    whole = _table(tmp_path / "floats", [1.0, 0.0], datasets.Value("float32"))
+    assert _hub(whole).load(tmp_path / "cache").classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        ([0, 1, -1], "int64", r"1 of the 3 images of split train have no label \(-1, null or NaN\)"),
+        ([0.0, 1.0, float("nan")], "float32", "1 of the 3 images"),
+        ([0, None, 1], "int64", "1 of the 3 images"),
+        (["a", None, None, "b"], "string", "2 of the 4 images"),
+        ([0.5, 1.0], "float32", "has 0.5, a measurement and no class"),
+        ([[0, 1], [1]], ["int64"], r"has several labels per image, such as \[0, 1\]"),
+    ],
+)
+def test_labels_that_are_none_get_a_clear_word(
+    labels: list[Any], kind: Any, message: str, tmp_path: Path
+) -> None:
+    import datasets
+
+    value = datasets.Value(kind) if isinstance(kind, str) else datasets.Sequence(datasets.Value(kind[0]))
+    with pytest.raises(DataError, match=message):
+        _hub(_table(tmp_path / "in", labels, value)).load(tmp_path / "cache")
+
+
+def test_splits_of_one_class_or_of_another_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import datasets
+
+    two = datasets.ClassLabel(names=["no", "yes"])
+    with pytest.raises(DataError, match=r"all images of split train have the class yes: .* shuffled"):
+        _hub(_table(tmp_path / "one", [1, 1], two)).load(tmp_path / "cache")
+    _hub(_table(tmp_path / "test", [0, 1], two, [0, 0]), test_split="test").load(tmp_path / "cache")
+    assert "all images of split test have one class" in caplog.text
+    other = _table(tmp_path / "other", ["a", "b"], datasets.Value("string"), ["a", "x"])
+    with pytest.raises(DataError, match=r"split test of .* has the class 'x', which .* has \['a', 'b'\]"):
+        _hub(other, test_split="test").load(tmp_path / "cache")
+
+
+def test_what_a_data_set_lacks_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    import datasets
+
+    folder = _table(tmp_path / "in", [0, 1], datasets.ClassLabel(names=["a", "b"]))
+    with pytest.raises(DataError, match=r"cannot load split 'valid' of .*: it has train"):
+        _hub(folder, test_split="valid").load(tmp_path / "cache")
+    with pytest.raises(DataError, match=r"no column 'x': it has image \(Image\), label \(ClassLabel\)"):
+        _hub(folder, group_column="x").load(tmp_path / "cache")
+    with pytest.raises(DataError, match=r"data\.image_column: label of .* has no images: image has some"):
+        _hub(folder, image_column="label").load(tmp_path / "cache")
+    alone = datasets.load_from_disk(str(folder))["train"]
+    alone.save_to_disk(str(tmp_path / "alone"))
+    with pytest.raises(DataError, match=r"cannot load split 'test' of .*: it has train"):
+        _hub(tmp_path / "alone", test_split="test").load(tmp_path / "cache")
+    assert str(_hub(folder, public_split="train").check()).startswith("public_split: train is the training")
 
 
 def test_a_data_set_must_be_named(tmp_path: Path) -> None:

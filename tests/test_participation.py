@@ -104,3 +104,10 @@ def test_one_hot_is_the_class_that_the_consensus_finds_least_probable(tmp_path: 
     known = run.orders(3)[FIRST_NODE + 1, 3].log_targets
     assert known is not None
     assert np.array_equal(lies.argmax(axis=1), known.argmin(axis=1))
+
+
+def test_a_client_without_peers_is_told(tmp_path: Path) -> None:
+    run = play(tmp_path / "mutual", "rounds=1", clients=1)
+    assert run.summary["warnings"][0].startswith("one client has no peers: strategy=mutual exchanges nothing")
+    run = play(tmp_path / "local", "strategy=local", "rounds=1", clients=1)
+    assert not [warning for warning in run.summary["warnings"] if "peers" in warning]

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ from fedmutual.data.cache import FORMAT, Entry, cached
 from fedmutual.data.decoding import Facts, PictureSettings, decode_into, read_with_facts, stamp_of
 from fedmutual.data.depth import window_problem
 from fedmutual.data.images import DataError, ImageData, ImageSet
+from fedmutual.data.label_column import Labels, labels_of
 from fedmutual.settings import setting
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ class HuggingFaceSettings(PictureSettings):
         """Return the problem if no data set is given, else None."""
         if self.dataset is None:
             return "dataset: no data set given: set data.dataset to a name on the hub or to a folder"
+        for name, split in (("test", self.test_split), ("public", self.public_split)):
+            if split == self.train_split:
+                return f"{name}_split: {split} is the training split: choose another one, or null"
         return window_problem(self.window)
 
     def load(self, cache_dir: Path) -> ImageData:
@@ -63,26 +67,59 @@ class HuggingFaceSettings(PictureSettings):
             )
             if split is not None
         }
-        names: list[list[str]] = [entry.index["classes"].tolist() for entry in entries.values()]
-        classes = tuple(sorted(names, key=len)[-1])
-        if any(list(classes[: len(other)]) != other for other in names):
-            raise DataError(f"the splits of {self.dataset} have different classes: {names}")
-        if len(classes) < 2:
+        classes = _classes(self, entries)
+        sets = {name: _image_set(entry, classes) for name, entry in entries.items()}
+        self._check_labels(classes, sets)
+        return ImageData(classes, sets["pool"], sets.get("public"), sets.get("unseen"))
+
+    def _check_labels(self, classes: tuple[str, ...], sets: Mapping[str, ImageSet]) -> None:
+        labels = sets["pool"].labels
+        missing = int((labels < 0).sum())
+        if missing:
             raise DataError(
-                f"data.label_column: {self.label_column} of {self.dataset} has {len(classes)} classes "
-                f"{list(classes)}, but 2 are needed: choose another column or another data.train_split"
+                f"data.label_column: {missing} of the {len(labels)} images of split {self.train_split} have "
+                "no label (-1, null or NaN): remove them from the data set, or choose another column or split"
             )
-        sets = {name: _image_set(entry) for name, entry in entries.items()}
-        if bool((sets["pool"].labels < 0).any()):
-            raise DataError(f"data.label_column: some images of split {self.train_split} have no label")
-        hidden = int((sets["unseen"].labels < 0).sum()) if "unseen" in sets else 0
+        if len(np.unique(labels)) < 2:
+            raise DataError(
+                f"data.train_split: all images of split {self.train_split} have the class "
+                f"{classes[labels[0]] if len(labels) else None}: a data set that is sorted by class must be "
+                "shuffled before it is cut"
+            )
+        unseen = sets.get("unseen")
+        if unseen is None:
+            return
+        hidden = int((unseen.labels < 0).sum())
         if hidden > 0:
             raise DataError(
-                f"data.test_split: {hidden} of the {len(sets['unseen'])} images of split {self.test_split} "
+                f"data.test_split: {hidden} of the {len(unseen)} images of split {self.test_split} "
                 "have no label (hidden labels are -1) and cannot be evaluated: choose another split, or "
                 "set data.test_split=null"
             )
-        return ImageData(classes, sets["pool"], sets.get("public"), sets.get("unseen"))
+        if len(np.unique(unseen.labels)) < 2:
+            logger.warning(
+                "data.test_split: all images of split %s have one class: accuracy on them says little",
+                self.test_split,
+            )
+
+
+def _classes(settings: HuggingFaceSettings, entries: Mapping[str, Entry]) -> tuple[str, ...]:
+    """Return the classes of the training split; the other splits have no others."""
+    named: dict[str, list[str]] = {name: entry.index["classes"].tolist() for name, entry in entries.items()}
+    classes = tuple(named["pool"])
+    if len(classes) < 2:
+        raise DataError(
+            f"data.label_column: {settings.label_column} of {settings.dataset} has {len(classes)} classes "
+            f"{list(classes)}, but 2 are needed: choose another column or another data.train_split"
+        )
+    for name, split in (("public", settings.public_split), ("unseen", settings.test_split)):
+        strange = [label for label in named.get(name, []) if label not in classes]
+        if strange:
+            raise DataError(
+                f"data.label_column: split {split} of {settings.dataset} has the class {strange[0]!r}, which "
+                f"the training split {settings.train_split} lacks: it has {list(classes)}"
+            )
+    return classes
 
 
 def _entry(settings: HuggingFaceSettings, split: str, cache_dir: Path, needs_labels: bool) -> Entry:
@@ -114,10 +151,15 @@ def _decode(
     needed = [settings.image_column, settings.group_column, settings.label_column if needs_labels else None]
     for column in needed:
         if column is not None and column not in table.column_names:
-            raise DataError(
-                f"{settings.dataset}, split {split}, has no column {column!r}: {table.column_names}"
-            )
-    classes, labels = _labels(table, settings.label_column)
+            listed = ", ".join(f"{name} ({_kind(feature)})" for name, feature in table.features.items())
+            raise DataError(f"{settings.dataset}, split {split}, has no column {column!r}: it has {listed}")
+    if _kind(table.features[settings.image_column]) not in ("Image", "binary", "string", "large_binary"):
+        images = [name for name, feature in table.features.items() if _kind(feature) == "Image"]
+        raise DataError(
+            f"data.image_column: {settings.image_column} of {settings.dataset} has no images: "
+            f"{', '.join(images) or 'no column'} has some"
+        )
+    classes, labels = _labels(table, settings, split)
     groups = None if settings.group_column is None else [str(g) for g in table[settings.group_column]]
     table = table.cast_column(settings.image_column, datasets.Image(decode=False))
 
@@ -141,6 +183,10 @@ def _decode(
     return index if groups is None else {**index, "groups": np.asarray(groups, dtype=np.str_)[kept]}
 
 
+def _kind(feature: Any) -> str:
+    return str(getattr(feature, "dtype", "") if type(feature).__name__ == "Value" else type(feature).__name__)
+
+
 def _table(settings: HuggingFaceSettings, split: str) -> Any:
     """Load one split as a ``datasets.Dataset``."""
     import datasets
@@ -150,7 +196,12 @@ def _table(settings: HuggingFaceSettings, split: str) -> Any:
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
             saved = datasets.load_from_disk(name)
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+            splits = (
+                saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+            )
+            if split not in splits:
+                raise ValueError(f"it has {', '.join(splits)}")
+            return splits[split]
         if Path(name).is_dir():
             return datasets.load_dataset(name, settings.subset, split=split)
         source = FederatedDataset(
@@ -161,21 +212,19 @@ def _table(settings: HuggingFaceSettings, split: str) -> Any:
         raise DataError(f"data.dataset: cannot load split {split!r} of {name}: {error}") from error
 
 
-def _labels(table: Any, column: str) -> tuple[list[str], NDArray[np.int64]]:
+def _labels(table: Any, settings: HuggingFaceSettings, split: str) -> Labels:
     """Return class names (the column's own, else its sorted values) and labels (-1: unlabelled).
 
     Without a label column (an unlabelled public split), return no names and labels of -1.
     """
     import datasets
 
+    column = settings.label_column
     if column not in table.column_names:
         return [], np.full(len(table), -1, dtype=np.int64)
-    feature, values = table.features[column], list(table[column])
-    if isinstance(feature, datasets.ClassLabel):
-        return list(feature.names), np.asarray([-1 if v is None else v for v in values], dtype=np.int64)
-    present = sorted({value for value in values if value is not None})
-    place = {value: position for position, value in enumerate(present)}
-    return [str(v) for v in present], np.asarray([place.get(v, -1) for v in values], dtype=np.int64)
+    feature = table.features[column]
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
+    return labels_of(list(table[column]), names, f"{column} of {settings.dataset}, split {split},")
 
 
 def _source(cell: Mapping[str, Any] | None) -> str | IO[bytes]:
@@ -185,11 +234,13 @@ def _source(cell: Mapping[str, Any] | None) -> str | IO[bytes]:
     return io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else str(cell["path"])
 
 
-def _image_set(entry: Entry) -> ImageSet:
+def _image_set(entry: Entry, classes: Sequence[str]) -> ImageSet:
     groups = entry.index.get("groups")
+    # -1 stays: the last one of the places
+    places = np.asarray([*map(classes.index, entry.index["classes"].tolist()), -1], dtype=np.int64)
     return ImageSet(
         images=entry.images,
-        labels=entry.index["labels"].astype(np.int64),
+        labels=places[entry.index["labels"].astype(np.int64)],
         groups=None if groups is None else tuple(groups.tolist()),
         names=tuple(entry.index["names"].tolist()),
         hashes=entry.hashes,

@@ -23,6 +23,7 @@ from fedmutual.report.plots import write_plots
 from fedmutual.results.diagnostics import diagnose, lacking
 from fedmutual.results.directory import RunDirectory, build_summary
 from fedmutual.settings import Settings, SettingsError, as_container
+from fedmutual.settings.clients import unknown_clients
 from fedmutual.settings.compose import from_contexts, run_config_overrides
 from fedmutual.tracking.tracker import Tracking, missing_logger
 from fedmutual.wire.exchange import Exchange
@@ -89,15 +90,20 @@ def run(grid: Grid, context: Context) -> None:
 
 
 def _remarks(settings: Settings, nodes: Sequence[int]) -> list[str]:
-    """Say what is worth knowing about the images; it never ends a run."""
+    """Say what is worth knowing about the clients and the images; it never ends a run."""
     from fedmutual.models.learnt import picture_of
 
     def review() -> list[str]:
         return review_run(settings, settings.num_clients or len(nodes), picture_of(settings).size)
 
     remarks: list[str] = _attempted("the review of the images", review, [])
+    if (settings.num_clients or len(nodes)) == 1 and settings.strategy.needs_peers:
+        remarks.append(
+            f"one client has no peers: strategy={settings.strategy.name} exchanges nothing; set "
+            "num_clients=2 or more, or strategy=local"
+        )
     for remark in remarks:
-        logger.warning("images: %s", remark)
+        logger.warning("%s", remark)
     return remarks
 
 
@@ -156,6 +162,9 @@ def _finish(
     history: list[Any] = _attempted("history.jsonl", journal.history, [])
     kl_weight = getattr(settings.strategy, "kl_weight", 0.0)
     warnings: list[str] = _attempted("a diagnosis", lambda: diagnose(history, classes, kl_weight), [])
+    reported = sorted({line["client"] for line in history if line.get("client")})
+    unknown = unknown_clients(settings, reported) if reported else None
+    warnings += [unknown] if unknown else []
     for warning in warnings:
         logger.warning("%s", warning)
     lack: str | None = _attempted("what reports lack", lambda: lacking(history), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fedmutual.methods.base import nothing_predicted
 from fedmutual.methods.private_training import PrivateTrainingSettings
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class LocalSettings(PrivateTrainingSettings):
     """Settings of ``strategy=local``."""
+
+    needs_peers: ClassVar[bool] = False
 
     def strategy(self, settings: Settings, shared: SharedData) -> Local:
         """Return the strategy of these settings."""

@@ -222,7 +222,15 @@ class ParticipationSettings:
     def check(self) -> str | None:
         """Reject malformed absences."""
         wrong = [text for text in self.absent if re.fullmatch(_ABSENCE, text) is None]
-        return f"absent: {wrong[0]!r} is not NAME:FIRST-LAST, such as client-4:1-7" if wrong else None
+        if wrong:
+            return f"absent: {wrong[0]!r} is not NAME:FIRST-LAST, such as client-4:1-7"
+        for text in self.absent:
+            first, last = map(int, re.fullmatch(_ABSENCE, text).groups()[1:])  # type: ignore[union-attr]
+            if not 1 <= first <= last:
+                return (
+                    f"absent: {text!r} names no round: rounds are counted from 1, the first before the last"
+                )
+        return None
 
     def misses(self, client: str | None, round: int) -> bool:
         """Return whether a client is absent in a round (emulated)."""
@@ -334,6 +342,7 @@ class StrategySettings:
     name: str = setting("name in results and plots")
     takes_consensus: ClassVar[bool] = False  # whether the settings group `consensus` is used
     takes_views: ClassVar[bool] = False  # whether public.views is used
+    needs_peers: ClassVar[bool] = True  # whether one client alone learns nothing from it
 
     def misfit(self, settings: Settings) -> str | None:
         """Return the setting that this strategy does not support, key first; None if there is none."""

@@ -22,6 +22,7 @@ from fedmutual.models.lookup import models_problem
 from fedmutual.results.directory import OVERRIDES, ResultsError, saved_overrides
 from fedmutual.results.hold import held_by_command
 from fedmutual.settings import DataSettings, Settings, SettingsError
+from fedmutual.settings.clients import unknown_clients
 from fedmutual.settings.compose import compose, model_overrides, without_model
 from fedmutual.settings.pretrained import pretrained_settings
 from fedmutual.tracking.tracker import missing_logger
@@ -153,6 +154,9 @@ def available_cores() -> int:
 
 def _misfit(settings: Settings, num_clients: int) -> str | None:
     """Say which setting does not fit another, key first; the clients would find out only when they start."""
+    unknown = unknown_clients(settings, [f"client-{i}" for i in range(num_clients)])
+    if unknown:
+        return unknown
     models, size = settings.model.per_client, settings.data.image_size
     if len(models) > num_clients:
         return f"model.per_client: {len(models)} models for {num_clients} clients (num_clients)"
