@@ -47,6 +47,15 @@ def public(message: Message, context: Context) -> Message:
     return reply
 
 
+@app.query("key")
+def key(message: Message, context: Context) -> Message:
+    """Return this node's public key for the run (privacy.secagg)."""
+    show_logs()
+    _take_turn(context)
+    reply: Message = _client().handle_key(message, context)
+    return reply
+
+
 def _take_turn(context: Context) -> None:
     """Wait for an earlier process of this node, before anything heavy is imported."""
     global _turn

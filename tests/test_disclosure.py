@@ -7,9 +7,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from fedmutual.client.answer import _packed
 from fedmutual.client.disclosure import (
     LEVELS,
     NODE_KEY,
@@ -19,11 +21,14 @@ from fedmutual.client.disclosure import (
     multiples,
     power_of_two,
 )
+from fedmutual.client.state import ClientState
 from fedmutual.learning.competence import odds_weights, validated
 from fedmutual.learning.evaluation import quality
 from fedmutual.results.diagnostics import lacking
 from fedmutual.settings import SettingsError
 from fedmutual.settings.compose import compose
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Report
 
 Counts = tuple[int, ...]
 SITES = [(9, 3), (12, 0), (1, 2), (5, 4, 2), (0, 7, 1), (11, 10), (2, 0)]
@@ -199,3 +204,15 @@ def test_what_reports_lack_is_said() -> None:
     assert said.startswith("b: ")
     assert "consensus=validation knows plain accuracy" in said
     assert "knows nothing" in str(lacking([none]))
+
+
+@pytest.mark.parametrize(("level", "told"), [("full", "d" * 32), ("coarse", ""), ("none", "")])
+def test_a_digest_of_the_images_is_told_with_full_figures_only(level: str, told: str) -> None:
+    """Whoever guesses the images could test all class counts against it."""
+    settings = compose()
+    report = Report(
+        "a", 1, "", "", np.zeros((0, 2), np.float32), {"num-examples": 4}, private_digest="d" * 32
+    )
+    state = ClientState("", {}, {}, report)
+    record = _packed(state, settings, Order(round=1, num_classes=2), level, None)
+    assert dict(record["report"]).get("private-digest", "") == told  # type: ignore[call-overload]

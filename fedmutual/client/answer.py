@@ -22,6 +22,7 @@ from torch import nn
 from fedmutual.backbones.intake import intake_of
 from fedmutual.client.disclosure import disclosed, metrics_level
 from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
+from fedmutual.client.masking import Masking, open_masking, peers_only
 from fedmutual.client.refusal import error_reason
 from fedmutual.client.site_log import progress
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
@@ -47,9 +48,10 @@ from fedmutual.settings import Settings
 from fedmutual.settings.at_site import site_settings
 from fedmutual.settings.identity import IdentityError, client_name, partition_of
 from fedmutual.wire.codec import FloatArray, MessageError
+from fedmutual.wire.key_question import read_key_question
 from fedmutual.wire.orders import Order, read_order
 from fedmutual.wire.records import payload_bytes
-from fedmutual.wire.reports import Report, report_record
+from fedmutual.wire.reports import Report, identification_record, report_record
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,22 @@ def handle_public(message: Message, context: Context) -> Message:
     return _handle(message, context, take)
 
 
+def handle_key(message: Message, context: Context) -> Message:
+    """Answer the question for this site's public key in a run (privacy.secagg)."""
+
+    def tell(content: RecordDict, context: Context) -> RecordDict:
+        name = client_name(context.node_config)
+        settings = client_settings(context.run_config, context.node_config)
+        folder = StateFolder(_state_dir(settings), read_key_question(content), name)
+        with folder.locked():
+            masking = open_masking(folder.path, name, settings, context.node_config)
+            if masking is None:
+                raise MessageError.to_everyone("privacy.secagg: this run does not use it")
+            return identification_record(name, key=masking.public_key())
+
+    return _handle(message, context, tell)
+
+
 def _handle(
     message: Message, context: Context, respond: Callable[[RecordDict, Context], RecordDict]
 ) -> Message:
@@ -115,30 +133,44 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     order = read_order(content)
     if not order.run:
         raise MessageError("run: the order has no run name; this app only accepts orders of its own server")
-    folder = StateFolder(Path(settings.state_dir or user_runs_dir().parent / "state"), order.run, name)
+    folder = StateFolder(_state_dir(settings), order.run, name)
+    masking = open_masking(folder.path, name, settings, context.node_config)
     with folder.locked():
+        if masking is not None:
+            masking.admit(order)
         state = folder.load()
         if state is not None and state.report.round > order.round:
             state = _step_back(folder, state.report.round, order.round)
         if state is None or state.report.round < order.round:
-            state = _learn(order, settings, context.node_config, name, folder, state, start)
-            record = _packed(state, settings, order, level)
+            taught = order if state is None else peers_only(order, state.report, settings)
+            state = _learn(taught, settings, context.node_config, name, folder, state, start)
+            record = _packed(state, settings, order, level, masking)
             received = state.ledger.received + payload_bytes(content)
             sent = state.ledger.sent + payload_bytes(record)
             folder.save(replace(state, ledger=Ledger(received, sent)))
             logger.info("%s: %.1f kB received, %.1f kB sent in this run", name, received / 1e3, sent / 1e3)
             return record
     logger.warning("%s: round %d is already done; sending its report again", name, order.round)
-    return _packed(state, settings, order, level)
+    return _packed(state, settings, order, level, masking)
 
 
-def _packed(state: ClientState, settings: Settings, order: Order, level: str) -> RecordDict:
-    """Pack the last report; of its measurements, those that leave the site (``privacy.metrics``)."""
+def _state_dir(settings: Settings) -> Path:
+    return Path(settings.state_dir or user_runs_dir().parent / "state")
+
+
+def _packed(
+    state: ClientState, settings: Settings, order: Order, level: str, masking: Masking | None
+) -> RecordDict:
+    """Pack of the last report what leaves the site (``privacy``)."""
     method: Method = settings.strategy
     weights = state.sent or method.weights(order, state.report, state.weights)
     report = replace(state.report, metrics=disclosed(state.report.metrics, level))
+    if level != "full":  # whoever guesses the images could test class counts with it
+        report = replace(report, private_digest="")
     if weights:
         report = replace(report, model=ArrayRecord({name: w.cpu() for name, w in weights.items()}))
+    if masking is not None:
+        report = masking.hide(report, order)
     return report_record(report, order.wire_dtype, order.floor)
 
 

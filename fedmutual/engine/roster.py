@@ -111,11 +111,12 @@ class Roster:
             asked = {node: RecordDict({"identify": ConfigRecord()}) for node in unknown}
             questions = messages_to(asked, IDENTIFY, IDENTIFY_SECONDS)
             for reply in exchange.send_and_collect(questions, everyone=True):
-                self._meet(reply)
+                self.meet(reply)
         for node, reason in self._refused.items():
             logger.error("node %d gets no order: %s", node, reason)
 
-    def _meet(self, reply: Reply) -> None:
+    def meet(self, reply: Reply) -> str | None:
+        """Give a node the name that its reply claims; return the name if it may have it."""
         name = claimed_client(reply.content) if reply.content is not None else None
         if name is not None:
             reason = self._names.claim(self._online[reply.node_id], name, self._online)
@@ -123,6 +124,7 @@ class Roster:
             reason = "it did not give its name (clients.allowed)" if self._names.restricted else ""
         if reason:
             self._refused[reply.node_id] = reason
+        return None if reason else name
 
     def receive(
         self, replies: list[Reply], read: Callable[[RecordDict], Report], round: int, closing: bool

@@ -19,6 +19,7 @@ from fedmutual.engine.frozen import with_frozen
 from fedmutual.engine.history import Line
 from fedmutual.engine.names import Names
 from fedmutual.engine.roster import Roster
+from fedmutual.engine.secure_sum import SecureSum
 from fedmutual.engine.virtual_rounds import VirtualRounds
 from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings
@@ -28,7 +29,7 @@ from fedmutual.wire.exchange import Exchange, Reply, messages_to
 from fedmutual.wire.orders import Order, order_record
 from fedmutual.wire.patience import Patience
 from fedmutual.wire.records import MESSAGE_TYPE, NO_SAMPLES
-from fedmutual.wire.reports import Expected
+from fedmutual.wire.reports import Expected, Report
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -75,6 +76,9 @@ class Rounds:
         self._rounds_done = 0
         self._patience = Patience(settings.exchange.round_timeout)
         self._clock = VirtualRounds.of(settings.emulation)
+        self._secure: SecureSum | None = None  # privacy.secagg
+        if settings.privacy.secagg:
+            self._secure = SecureSum(settings.strategy.summed(settings), settings, shared)
 
     def start(self, grid: Grid) -> None:
         """Run all rounds and the closing one; a restored run continues after its last round.
@@ -90,6 +94,9 @@ class Rounds:
         self._patience = exchange.patience
         self.roster.expect(max(connected, self.roster.expected))  # a resumed run keeps its quorum
         self._log_start()
+        if self._secure is not None:
+            self.roster.identify(exchange)
+            self._secure.introduce(exchange, self.roster, self.run)
         rounds = self.settings.rounds
         for current in range(self._rounds_done + 1, rounds + 1):
             self.roster.identify(exchange)
@@ -113,6 +120,8 @@ class Rounds:
         head = {"run": self.run, "round": self._rounds_done, "roster": self.roster.as_dict()}
         if self._clock is not None:
             head["clock"] = self._clock.as_dict()
+        if self._secure is not None:
+            head["secagg"] = self._secure.as_dict()
         return head | meta, arrays
 
     def restore(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
@@ -121,6 +130,8 @@ class Rounds:
         self.roster.restore(meta["roster"])
         if self._clock is not None:
             self._clock.restore(meta["clock"])
+        if self._secure is not None:
+            self._secure.restore(meta["secagg"])
         self.strategy.restore_state(meta, arrays)
 
     # -----------------------------------------------------------------------------------------------
@@ -143,9 +154,13 @@ class Rounds:
         nodes = self._participants(self.roster.nodes(grid))
         if not closing:
             nodes = self.roster.taking_part(current, nodes)
-        named = {node: strategy.order(self.roster.name(node), base) for node in nodes}
+        named = {node: self._order(self.roster.name(node), base) for node in nodes}
         orders = {node: order_record(with_frozen(order, self.settings)) for node, order in named.items()}
         return messages_to(orders, MESSAGE_TYPE, self._patience.seconds)
+
+    def _order(self, client: str | None, base: Order) -> Order:
+        order = self.strategy.order(client, base)
+        return order if self._secure is None else self._secure.ordered(client, order)
 
     def _participants(self, nodes: list[int]) -> list[int]:
         return self.strategy.participants({node: self.roster.name(node) for node in nodes})
@@ -153,16 +168,19 @@ class Rounds:
     def _gather(self, current: int, replies: list[Reply], *, closing: bool) -> None:
         """Accept valid reports, reject invalid ones, and record both."""
         unseen, strategy = self.shared.unseen, self.strategy
+        samples = 0 if closing else len(strategy.indices(current))
+        masked = None if closing or self._secure is None else self._secure.masked_bytes(samples)
         expected = Expected(
             round=current,
             public_digest=self.shared.public.digest,
-            num_samples=0 if closing else len(strategy.indices(current)),
+            num_samples=samples,
             num_classes=len(self.shared.classes),
             wire_dtype=strategy.wire_dtype,
             floor=strategy.floor,
             closing=closing,
             own_metrics=strategy.own_metrics,
             num_unseen=len(unseen) if closing and unseen is not None else None,
+            masked_bytes=masked,
         )
         reports = self.roster.receive(replies, lambda c: strategy.read(c, expected), current, closing)
         figures: Line = {}
@@ -173,7 +191,7 @@ class Rounds:
                     n: r.unseen_predictions for n, r in reports.items() if r.unseen_predictions is not None
                 }
             else:
-                figures = strategy.take(current, reports)
+                figures = self._take(current, reports)
                 self._rounds_done = current
                 if self._clock is not None:
                     self._clock.pass_round(reports)
@@ -183,6 +201,13 @@ class Rounds:
                 if self._clock is not None:
                     lines = [line | {"clock": self._clock.now} for line in lines]
                 self.journal.append([line if "rejected" in line else line | figures for line in lines])
+
+    def _take(self, current: int, reports: Mapping[str, Report]) -> Line:
+        """Let the strategy use the reports, or the one that stands for their sum."""
+        if self._secure is None:
+            return self.strategy.take(current, reports)
+        summed = self._secure.add_up(current, reports)
+        return self.strategy.take(current, summed) if summed else {}
 
     def _save(self, current: int) -> None:
         if self.journal is not None:

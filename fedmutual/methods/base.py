@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedmutual.client.learner import Answer, Learner
     from fedmutual.data.site import SharedData
     from fedmutual.engine.arriving import Arriving
+    from fedmutual.learning.ring import Summed
     from fedmutual.results.directory import RunDirectory
 
 
@@ -41,6 +42,10 @@ class Method(StrategySettings):
         """Return the engine that drives the strategy: the server's side of a run."""
         strategy: RoundStrategy = self.strategy(settings, shared)
         return Rounds(strategy, settings, shared, run, journal)
+
+    def summed(self, settings: Settings) -> Summed | None:
+        """Return what secure aggregation adds up; None if the strategy needs more than a sum."""
+        return None
 
     @abstractmethod
     def learn(self, learner: Learner) -> Answer:

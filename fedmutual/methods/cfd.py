@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fedmutual.methods.digest import DigestSettings
 from fedmutual.settings import Settings
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class CFDSettings(DigestSettings):
     """Settings of ``strategy=cfd``."""
+
+    means_of_scores: ClassVar[bool] = False
 
     def strategy(self, settings: Settings, shared: SharedData) -> CFD:
         """Return the strategy of these settings."""

@@ -37,6 +37,7 @@ class MeanSettings(RuleSettings):
     """Settings of ``consensus=mean``, shared by all weighted means."""
 
     kind: ClassVar[type[Rule]] = consensus.Mean
+    takes_secagg: ClassVar[bool] = True
 
     include_own: bool = setting(OWN)
 
@@ -50,6 +51,7 @@ class ValidationSettings(MeanSettings):
     """Settings of ``consensus=validation``."""
 
     kind: ClassVar[type[Rule]] = consensus.Validation
+    takes_secagg: ClassVar[bool] = False
 
 
 @dataclass(kw_only=True)
@@ -57,6 +59,7 @@ class ConfidenceSettings(MeanSettings):
     """Settings of ``consensus=confidence``."""
 
     kind: ClassVar[type[Rule]] = consensus.Confidence
+    takes_secagg: ClassVar[bool] = False
 
     exponent: float = setting("a of the weight (1 - entropy / log C) ** a of a prediction", above=0)
 

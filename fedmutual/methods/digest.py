@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fedmutual.learning.ring import Summed
 from fedmutual.methods.base import Method
 from fedmutual.methods.schedule import predictions
 from fedmutual.settings import Settings, setting
@@ -25,7 +26,13 @@ class DigestSettings(Method):
     probability_floor: float = setting("minimum of shared probabilities", above=0, maximum=0.1)
     wire_dtype: str = setting("number format of predictions in messages", choices=WIRE_DTYPES)
 
+    takes_secagg: ClassVar[bool] = True
+    means_of_scores: ClassVar[bool] = True  # the consensus is made of mean scores; false: mean probabilities
     revisits_last: ClassVar[bool] = False  # true: a round ends with local training; false: with the consensus
+
+    def summed(self, settings: Settings) -> Summed:
+        """Return the sum that the consensus is made of."""
+        return Summed(log_odds=self.means_of_scores, floor=self.probability_floor)
 
     def options(self, settings: Settings, shared: SharedData) -> dict[str, Any]:
         """Return the arguments that these strategies share."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fedmutual.methods.digest import DigestSettings
 from fedmutual.settings import Settings, setting
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class DSFLSettings(DigestSettings):
     """Settings of ``strategy=dsfl``."""
+
+    means_of_scores: ClassVar[bool] = False
 
     era_temperature: float = setting("T of the entropy reduction; the paper: 0.1", above=0)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedmutual.learning import DIVERGENCES
+from fedmutual.learning.ring import Summed
 from fedmutual.methods.base import Method
 from fedmutual.methods.schedule import predictions
 from fedmutual.settings import Settings, setting
@@ -55,12 +56,32 @@ class MutualSettings(Method):
 
     takes_consensus: ClassVar[bool] = True
     takes_views: ClassVar[bool] = True
+    takes_secagg: ClassVar[bool] = True
 
     def check(self) -> str | None:
         """Reject a temperature for the published code's expression, which has none."""
         if self.divergence == "published_code" and self.temperature != 1:
             return f"temperature: {self.temperature:g}, but divergence=published_code is only defined for 1"
         return None
+
+    def misfit(self, settings: Settings) -> str | None:
+        """Reject what needs more than the sum of the predictions where only that is known."""
+        if settings.privacy.secagg and self.average_weights:
+            return (
+                "strategy.average_weights: privacy.secagg adds up predictions, and weights would go unmasked"
+            )
+        if settings.privacy.secagg and self.divergence == "published_code":
+            return "strategy.divergence: published_code needs more than privacy.secagg adds up"
+        return super().misfit(settings)
+
+    def summed(self, settings: Settings) -> Summed:
+        """Return the sum that the divergence needs: of probabilities, or of log-odds."""
+        return Summed(
+            log_odds=self.divergence == "own_peer",
+            floor=self.probability_floor,
+            temperature=self.temperature,
+            without_own=not settings.consensus.include_own,
+        )
 
     def strategy(self, settings: Settings, shared: SharedData) -> MutualLearning:
         """Return the strategy of these settings."""

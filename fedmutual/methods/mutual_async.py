@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class MutualAsyncSettings(ArrivalSettings, MutualSettings):
     """Settings of ``strategy=mutual_async``: those of ``mutual`` and of runs without rounds."""
 
+    takes_secagg: ClassVar[bool] = False  # nor is there a round whose predictions could be added up
     takes_views: ClassVar[bool] = False  # without rounds, clients have no common view at a time
 
     staleness_limit: int | None = setting(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from fedmutual.settings.identity import CLIENT_NAME
 
+LEAST_SUMMED = 3  # clients; of two, each would know the other's predictions
 _ABSENCE = r"(.+):(\d+)-(\d+)"
 _ALLOWED = rf"({CLIENT_NAME.pattern})(?::(SHA256:[A-Za-z0-9+/]{{43}}))?"
 
@@ -272,7 +273,7 @@ class AttackSettings:
 
 @dataclass(kw_only=True)
 class PrivacySettings:
-    """What a site says of its own images; its owner's ``privacy-metrics`` is the most that it says."""
+    """What leaves a site. Its owner's ``privacy-metrics`` is the most that it says of its own images."""
 
     metrics: str = setting(
         "none: no figure of its own images; coarse: rounded, so that they fit every distribution over the "
@@ -280,6 +281,30 @@ class PrivacySettings:
         "coarse where nothing is said, and full in simulation",
         choices=("auto", "none", "coarse", "full"),
     )
+    secagg: bool = setting(
+        "secure aggregation: predictions are masked, so that the server gets only their sum (at least three "
+        "clients; strategies and consensus that need no more than it)"
+    )
+
+    def misfit(self, settings: Settings) -> str | None:
+        """Return the setting that needs more than the sum of the predictions, key first."""
+        if not self.secagg:
+            return None
+        if not settings.strategy.takes_secagg:
+            return f"privacy.secagg: strategy={settings.strategy.name} needs more than a sum of predictions"
+        if not settings.consensus.takes_secagg:
+            return "privacy.secagg: this consensus needs each client's predictions: set consensus=mean"
+        if not settings.participation.is_full:
+            return (
+                "privacy.secagg: everyone takes part in every round: unset participation.fraction and absent"
+            )
+        if settings.exchange.enough_clients is not None:
+            return "privacy.secagg: a sum needs every client: set exchange.enough_clients=null"
+        if settings.num_clients is not None and settings.num_clients < LEAST_SUMMED:
+            return (
+                f"privacy.secagg: num_clients={settings.num_clients}; a sum hides nobody among fewer than 3"
+            )
+        return None
 
 
 @dataclass(kw_only=True)
@@ -343,6 +368,7 @@ class StrategySettings:
     takes_consensus: ClassVar[bool] = False  # whether the settings group `consensus` is used
     takes_views: ClassVar[bool] = False  # whether public.views is used
     needs_peers: ClassVar[bool] = True  # whether one client alone learns nothing from it
+    takes_secagg: ClassVar[bool] = False  # whether the sum of all predictions is enough (privacy.secagg)
 
     def misfit(self, settings: Settings) -> str | None:
         """Return the setting that this strategy does not support, key first; None if there is none."""
@@ -352,6 +378,8 @@ class StrategySettings:
 @dataclass(kw_only=True)
 class ConsensusSettings:
     """Base of every consensus' settings; ``_target_`` in ``conf/consensus/*.yaml`` names the subclass."""
+
+    takes_secagg: ClassVar[bool] = False  # whether the sum of all predictions is enough (privacy.secagg)
 
     def misfit(self, strategy: StrategySettings) -> str | None:
         """Return the strategy setting that this consensus does not support, key first."""
@@ -439,7 +467,8 @@ class Settings:
             return f"device: {self.device!r} is none of auto, cpu, mps, cuda, cuda:<n>"
         strategy: StrategySettings = self.strategy
         consensus: ConsensusSettings = self.consensus
-        return self.public.misfit(strategy) or consensus.misfit(strategy) or strategy.misfit(self)
+        misfit = self.public.misfit(strategy) or consensus.misfit(strategy) or strategy.misfit(self)
+        return misfit or self.privacy.misfit(self)
 
 
 def as_container(settings: Settings) -> dict[str, Any]:

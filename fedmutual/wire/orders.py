@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedmutual.learning import DIVERGENCES
 from fedmutual.wire.codec import WIRE_DTYPES, FloatArray, MessageError
+from fedmutual.wire.masks import KEY_BYTES, Cohort
 from fedmutual.wire.records import (
     CONFIG,
     FLOOR,
@@ -75,6 +76,10 @@ class Order:
         Weights, only from strategies that exchange them.
     frozen : str
         Which frozen part of a model the weights stand on; empty: they are a whole model's.
+    cohort : Cohort or None
+        Secure aggregation: those whose predictions of this order are added up. None: there is no sum.
+    own_share : float
+        Secure aggregation: the share of the client's own predictions in the targets, which it takes out.
     """
 
     round: int
@@ -96,6 +101,8 @@ class Order:
     evaluate_unseen: bool = False
     model: ArrayRecord | None = None
     frozen: str = ""
+    cohort: Cohort | None = None
+    own_share: float = 0.0
     message: Message | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -235,8 +242,8 @@ class Order:
 
 
 def order_record(order: Order) -> RecordDict:
-    """Pack an order. Targets travel in float16, or in float32 where predictions do."""
-    dtype = "<f4" if order.wire_dtype == "float32" else "<f2"
+    """Pack an order. Targets travel in float16, or in float32 where predictions do or a part is taken out."""
+    dtype = "<f4" if order.wire_dtype == "float32" or order.own_share else "<f2"
     index_dtype = _index_dtype(order)
     config: dict[str, Any] = {
         "protocol": PROTOCOL,
@@ -255,6 +262,11 @@ def order_record(order: Order) -> RecordDict:
         config["frozen"] = order.frozen
     if order.classes:
         config["classes"] = list(order.classes)
+    if order.cohort is not None:
+        config["cohort"] = list(order.cohort.names)
+        config["cohort-keys"] = b"".join(order.cohort.keys)
+    if order.own_share:
+        config["own-share"] = order.own_share
     if not np.array_equal(order.target_indices, order.indices):  # a static public set goes once
         config["target-indices"] = order.target_indices.astype(index_dtype).tobytes()
     if order.log_targets is not None:
@@ -303,7 +315,7 @@ def read_order(content: RecordDict) -> Order:
         if classes and len(classes) != num_classes:
             raise ValueError(f"classes: {len(classes)} names of {num_classes} classes")
         return Order(
-            run=_folder_name(config["run"]),
+            run=folder_name(config["run"]),
             round=integer(config["round"], "round"),
             closing=bool(config["closing"]),
             public_digest=str(config["public-digest"]),
@@ -322,7 +334,11 @@ def read_order(content: RecordDict) -> Order:
             evaluate_unseen=bool(config["evaluate-unseen"]),
             model=model,
             frozen=str(config.get("frozen", "")),
+            cohort=_cohort(config),
+            own_share=_share(config.get("own-share", 0.0)),
         )
+    except MessageError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise MessageError(f"order: malformed: {error!r}") from error
 
@@ -347,6 +363,20 @@ def _numbers(data: object, dtype: np.dtype[Any]) -> FloatArray:
     return values
 
 
+def _share(value: object) -> float:
+    if not isinstance(value, float) or not 0 <= value < 1:
+        raise ValueError(f"own-share: {value!r} is no share below 1")
+    return value
+
+
+def _cohort(config: dict[str, Any]) -> Cohort | None:
+    if "cohort" not in config:
+        return None
+    keys = cast(bytes, config["cohort-keys"])
+    each = tuple(keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES))
+    return Cohort(tuple(cast(list[str], config["cohort"])), each)
+
+
 def _index_dtype(order: Order) -> str:
     """Two bytes an index where that is enough."""
     both = np.concatenate((order.indices, order.target_indices))
@@ -360,8 +390,8 @@ def _indices(config: dict[str, Any], key: str) -> IndexArray:
     return np.frombuffer(cast(bytes, config[key]), dtype).astype(np.int32)
 
 
-def _folder_name(run: object) -> str:
-    """The run's name, which becomes a folder at the client and must not lead out of the state folder."""
+def folder_name(run: object) -> str:
+    """The run's name, which becomes a folder at the client; ValueError where it leads out of its parent."""
     name = str(run)
     if name in (".", "..") or "/" in name or "\\" in name:
         raise ValueError(f"run: {name!r} cannot be the name of a folder")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -37,6 +37,9 @@ class Report:
     model : ArrayRecord or None
     private_digest : str
         Of the client's private images; it shows whether they changed. Empty: not told.
+    masked : bytes or None
+        Secure aggregation: in place of predictions, the client's masked part of the sum; empty where it takes
+        no part in one.
     """
 
     client: str
@@ -48,6 +51,7 @@ class Report:
     unseen_predictions: FloatArray | None = None
     model: ArrayRecord | None = None
     private_digest: str = ""
+    masked: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Expected:
         Samples of the unseen set, where predictions of them are expected.
     own_metrics : collection of str, or None
         See :func:`fedmutual.wire.metrics.read_metrics`.
+    masked_bytes : int or None
+        Size of a masked part, where predictions are added up masked.
     """
 
     round: int
@@ -71,6 +77,7 @@ class Expected:
     closing: bool = False
     num_unseen: int | None = None
     own_metrics: Collection[str] | None = None
+    masked_bytes: int | None = None
 
 
 def report_record(report: Report, wire_dtype: str, floor: float) -> RecordDict:
@@ -82,10 +89,13 @@ def report_record(report: Report, wire_dtype: str, floor: float) -> RecordDict:
         "public-digest": report.public_digest,
         "architecture": report.architecture,
         "dtype": wire_dtype,
-        "predictions": encode(report.predictions, wire_dtype, floor),
     }
     if report.private_digest:
         config["private-digest"] = report.private_digest
+    if report.masked is None:
+        config["predictions"] = encode(report.predictions, wire_dtype, floor)
+    else:
+        config["masked"] = report.masked
     if report.unseen_predictions is not None:
         config["unseen-predictions"] = encode(report.unseen_predictions, "float16", floor)
     records: dict[str, Any] = {REPORT: ConfigRecord(config), METRICS: MetricRecord(cast(Any, report.metrics))}
@@ -145,12 +155,7 @@ def read_report(content: RecordDict, expected: Expected) -> Report:
         )
     if config.get("dtype") != expected.wire_dtype:
         raise MessageError(f"dtype: {brief(config.get('dtype'))}, not {expected.wire_dtype}")
-    data = config.get("predictions")
-    if not isinstance(data, bytes):
-        raise MessageError("predictions: missing")
-    predictions = decode(
-        data, expected.num_samples, expected.num_classes, expected.wire_dtype, expected.floor
-    )
+    predictions, masked = _predictions(config, expected)
     unseen = None
     if expected.num_unseen is not None and "unseen-predictions" in config:
         blob = config["unseen-predictions"]
@@ -174,12 +179,27 @@ def read_report(content: RecordDict, expected: Expected) -> Report:
         unseen_predictions=unseen,
         model=read_model(content),
         private_digest=_private_digest(config.get("private-digest", "")),
+        masked=masked,
     )
 
 
-def identification_record(client: str) -> RecordDict:
-    """Answer to the question who a node is."""
-    return RecordDict({REPORT: ConfigRecord({"protocol": PROTOCOL, "client": client})})
+def _predictions(config: Mapping[str, Any], expected: Expected) -> tuple[FloatArray, bytes | None]:
+    """The predictions of a report, or none and the masked part that stands for them."""
+    name = "predictions" if expected.masked_bytes is None else "masked"
+    data = config.get(name)
+    if not isinstance(data, bytes):
+        raise MessageError(f"{name}: missing")
+    if expected.masked_bytes is None:
+        shape = (expected.num_samples, expected.num_classes)
+        return decode(data, *shape, expected.wire_dtype, expected.floor), None
+    if len(data) not in (0, expected.masked_bytes):
+        raise MessageError(f"masked: {len(data)} bytes, not {expected.masked_bytes}")
+    return np.zeros((0, expected.num_classes), np.float32), data
+
+
+def identification_record(client: str, **more: bytes) -> RecordDict:
+    """Answer to the question who a node is, and to more."""
+    return RecordDict({REPORT: ConfigRecord({"protocol": PROTOCOL, "client": client, **more})})
 
 
 def unseen_payload_bytes(report: Report) -> int:

@@ -1,0 +1,220 @@
+"""A site's side of secure aggregation: what it answers, and what it never answers (privacy.secagg).
+
+The server gets the sum of a cohort's predictions, and nothing that would let it find a part of it:
+
+* a site answers one cohort a round, and a round only once: the same bytes if it is asked again;
+* rounds only go forward, so a server cannot ask for a round again with a shorter list;
+* a cohort only shrinks within a run, and its keys stay, so all sums of a run are over a chain of sets;
+* it has at least ``secagg-min-clients`` members (node configuration), the site itself among them.
+
+What this needs is written down before anything is sent, beside the state and apart from its generations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmutual.client.state import StateError
+from fedmutual.files.atomic import atomic_write
+from fedmutual.learning.consensus import as_target
+from fedmutual.learning.ring import Summed
+from fedmutual.settings import Settings, SettingsError
+from fedmutual.settings.at_site import says_true
+from fedmutual.settings.schema import LEAST_SUMMED
+from fedmutual.wire.codec import FloatArray, MessageError, decode, encode
+from fedmutual.wire.masks import Cohort, masked, new_key, pack, public_key
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Report
+
+FILE = "secagg.json"
+MINIMUM, REQUIRED = "secagg-min-clients", "require-secagg"  # in the node configuration
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a site has answered in a run, and is bound to.
+
+    Attributes
+    ----------
+    private : str
+        Its X25519 private key of the run, in hex.
+    round : int
+        The last round with a cohort; 0: none yet.
+    cohort : str
+        Digest of that round's cohort, in hex.
+    members : dict[str, str]
+        Key of each of its members, in hex.
+    sent : str
+        SHA-256 of the masked part; empty before it is made.
+    """
+
+    private: str
+    round: int = 0
+    cohort: str = ""
+    members: dict[str, str] = field(default_factory=dict)
+    sent: str = ""
+
+
+class Masking:
+    """A site's key and promises in one run.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the client's state; its lock is held by the caller.
+    name : str
+        Of the client.
+    summed : Summed
+        What is added up.
+    least : int
+        Members that a cohort has at least.
+    """
+
+    def __init__(self, folder: Path, name: str, summed: Summed, least: int) -> None:
+        self._file = folder / FILE
+        self._name = name
+        self._summed = summed
+        self._least = least
+
+    def public_key(self) -> bytes:
+        """Return the site's public key of the run; the first call makes the pair."""
+        return public_key(bytes.fromhex(self._promise().private))
+
+    def admit(self, order: Order) -> None:
+        """Check an order's cohort, and promise to answer no other one, before anything is computed.
+
+        Raises
+        ------
+        MessageError
+            The cohort is too small, holds a newcomer, another key or another list than before, or the round
+            is over.
+        """
+        cohort = self._cohort(order)
+        if cohort is None:
+            return
+        promise, digest = self._promise(), cohort.digest(order.run, order.round).hex()
+        self._check(cohort, promise)
+        if order.round < promise.round:
+            raise _refused(f"this site has answered round {promise.round}, and answers no earlier one again")
+        if order.round == promise.round and digest != promise.cohort:
+            raise _refused(f"round {order.round} has another list of clients than the one answered before")
+        if order.round > promise.round:
+            members = {name: key.hex() for name, key in zip(cohort.names, cohort.keys, strict=True)}
+            self._keep(replace(promise, round=order.round, cohort=digest, members=members, sent=""))
+
+    def hide(self, report: Report, order: Order) -> Report:
+        """Return the report with its predictions masked, or without any where they are not added up.
+
+        Raises
+        ------
+        StateError
+            The round's predictions are not those that were sent before: the state is an older one.
+        """
+        none = np.zeros((0, order.num_classes), np.float32)
+        if order.closing:
+            return replace(report, predictions=none, unseen_predictions=None)
+        cohort, promise = self._cohort(order), self._promise()
+        if cohort is None:
+            return replace(report, predictions=none, masked=b"")
+        said = decode(  # what the server would have read, so that masking changes no result
+            encode(report.predictions, order.wire_dtype, order.floor),
+            *(len(report.predictions), order.num_classes),
+            order.wire_dtype,
+            order.floor,
+        )
+        values = self._summed.encode(said, len(cohort.names))
+        private = bytes.fromhex(promise.private)
+        data = pack(masked(values, private, self._name, cohort, order.run, order.round))
+        sent = hashlib.sha256(data).hexdigest()
+        if promise.sent not in ("", sent):
+            raise StateError.to_everyone(
+                f"secure aggregation: round {order.round} was answered before with other predictions, and a "
+                "second answer would give both away: this client takes part again in the next round"
+            )
+        self._keep(replace(promise, sent=sent))
+        return replace(report, predictions=none, masked=data)
+
+    def _cohort(self, order: Order) -> Cohort | None:
+        """The cohort of an order that this site is a member of."""
+        cohort = order.cohort
+        return None if order.closing or cohort is None or self._name not in cohort.names else cohort
+
+    def _check(self, cohort: Cohort, promise: Promise) -> None:
+        members = {name: key.hex() for name, key in zip(cohort.names, cohort.keys, strict=True)}
+        if len(members) < self._least:
+            raise _refused(
+                f"{len(members)} clients take part, and this site only among {self._least} ({MINIMUM})"
+            )
+        if members[self._name] != self.public_key().hex():
+            raise _refused("the list gives this site another key than its own")
+        if promise.round:
+            new = [name for name in members if members[name] != promise.members.get(name)]
+            if new:
+                raise _refused(f"{', '.join(new)}: not in the list of the round before, or with another key")
+
+    def _promise(self) -> Promise:
+        try:
+            return Promise(**json.loads(self._file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            made = Promise(new_key().hex())
+            self._keep(made)
+            return made
+        except (ValueError, TypeError) as error:
+            raise StateError(
+                f"{self._file} is damaged: without it this site cannot tell what it has answered in this "
+                "run; delete the run's folder and start a new run",
+                "this site's record of secure aggregation is damaged: start a new run",
+            ) from error
+
+    def _keep(self, promise: Promise) -> None:
+        atomic_write(self._file, json.dumps(asdict(promise)).encode())
+
+
+def open_masking(
+    folder: Path, name: str, settings: Settings, node_config: Mapping[str, Any]
+) -> Masking | None:
+    """Return a site's side of secure aggregation; None in a run without it.
+
+    Raises
+    ------
+    SettingsError
+        The site's owner takes part in no run without it, or the owner's minimum is no number from 3 on.
+    """
+    if not settings.privacy.secagg:
+        if says_true(node_config, REQUIRED):
+            raise SettingsError(f"privacy.secagg: this site takes part only with it ({REQUIRED})")
+        return None
+    text = str(node_config.get(MINIMUM, LEAST_SUMMED))
+    if not text.isdigit() or int(text) < LEAST_SUMMED:
+        raise SettingsError(f"{MINIMUM}: a node configuration takes a whole number from {LEAST_SUMMED} on")
+    summed = settings.strategy.summed(settings)
+    assert summed is not None  # settings.check
+    return Masking(folder, name, summed, int(text))
+
+
+def peers_only(order: Order, report: Report, settings: Settings) -> Order:
+    """Return the order with the client's own predictions taken out of its target, where they are in it.
+
+    Parameters
+    ----------
+    report : Report
+        The client's last one, of the round that the target is of.
+    """
+    own, targets = report.predictions, order.log_targets
+    if not order.own_share or targets is None or own.shape != targets.shape:
+        return order
+    summed: Summed = settings.strategy.summed(settings)
+    peers: FloatArray = summed.take_out(targets, own, order.own_share, order.temperature)
+    target = as_target(peers, order.divergence)
+    return replace(order, log_targets=target.log_probabilities, target_entropies=target.entropies)
+
+
+def _refused(reason: str) -> MessageError:
+    return MessageError.to_everyone(f"secure aggregation: {reason}")

@@ -1,0 +1,132 @@
+"""The server's side of secure aggregation: keys, cohorts, and sums in place of predictions (privacy.secagg).
+
+The strategy gets one report a round, of a client that does not exist and says what the mean of all would say;
+so it forms the same consensus from it. A round in which a member of the cohort is missing has no sum. The
+next one has a cohort without that client, and what it is taught until then is nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fedmutual.data.site import SharedData
+from fedmutual.engine.roster import Roster
+from fedmutual.learning.ring import MOST_CLIENTS, Summed
+from fedmutual.settings import Settings
+from fedmutual.settings.schema import LEAST_SUMMED
+from fedmutual.wire.codec import MessageError
+from fedmutual.wire.exchange import Exchange, ExchangeError, messages_to
+from fedmutual.wire.key_question import MESSAGE_TYPE, key_question, read_key
+from fedmutual.wire.masks import NUMBER_BYTES, Cohort, added, unpack
+from fedmutual.wire.orders import Order
+from fedmutual.wire.records import NO_SAMPLES
+from fedmutual.wire.reports import Report
+
+logger = logging.getLogger(__name__)
+
+SUM = "(sum)"  # no client can have this name
+KEY_SECONDS = 300.0  # a client process starts
+
+
+class SecureSum:
+    """The cohorts and sums of a run.
+
+    Parameters
+    ----------
+    summed : Summed
+        What the clients add up.
+    settings : Settings
+    shared : SharedData
+    """
+
+    def __init__(self, summed: Summed, settings: Settings, shared: SharedData) -> None:
+        self._summed = summed
+        self._labelled = settings.public.labelled
+        self._num_classes = len(shared.classes)
+        self._digest = shared.public.digest
+        self._keys: dict[str, bytes] = {}  # of the members of the next round's cohort
+        self._counted: tuple[
+            str, ...
+        ] = ()  # whose predictions are in the last round's sum; empty: there is none
+
+    def introduce(self, exchange: Exchange, roster: Roster, run: str) -> None:
+        """Ask all nodes for their keys of this run, once.
+
+        Raises
+        ------
+        ExchangeError
+            Too few or too many clients have one.
+        """
+        if self._keys:
+            return
+        question = {node: key_question(run) for node in roster.nodes(exchange.grid)}
+        replies = exchange.send_and_collect(messages_to(question, MESSAGE_TYPE, KEY_SECONDS), everyone=True)
+        for reply in replies:
+            name = roster.meet(reply)
+            try:
+                if name is None or reply.content is None:
+                    raise MessageError(reply.error or "it did not give its name")
+                self._keys[name] = read_key(reply.content)
+            except MessageError as error:
+                logger.error("node %d takes no part in secure aggregation: %s", reply.node_id, error)
+        if not LEAST_SUMMED <= len(self._keys) <= MOST_CLIENTS:
+            raise ExchangeError(
+                f"privacy.secagg: {len(self._keys)} clients have given a key, {LEAST_SUMMED} to "
+                f"{MOST_CLIENTS} can be added up"
+            )
+
+    def ordered(self, client: str | None, order: Order) -> Order:
+        """Return a client's order with the round's cohort, and its own share in the target."""
+        if not self._counted:  # nothing was added up, so there is nothing to learn from but labels
+            known = order.target_indices if self._labelled else NO_SAMPLES
+            order = replace(order, target_indices=known, log_targets=None, target_entropies=None)
+        elif self._summed.without_own and client in self._counted:
+            order = replace(order, own_share=1 / len(self._counted))
+        return order if order.closing else replace(order, cohort=self._cohort())
+
+    def masked_bytes(self, samples: int) -> int:
+        """Return the size of a masked part."""
+        return samples * (self._num_classes - 1) * NUMBER_BYTES
+
+    def add_up(self, round: int, reports: Mapping[str, Report]) -> dict[str, Report]:
+        """Return the report of the mean of the cohort; nothing where somebody is missing."""
+        names = tuple(self._cohort().names)
+        parts = {name: reports[name].masked for name in names if name in reports and reports[name].masked}
+        missing = [name for name in names if name not in parts]
+        self._counted = () if missing else names
+        if missing:
+            self._leave_out(round, missing)
+            return {}
+        total = added([unpack(part) for part in parts.values() if part])
+        mean = self._summed.decode(total, len(names), self._num_classes)
+        return {SUM: Report(SUM, round, self._digest, "", mean)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON state for the checkpoint."""
+        return {"keys": {n: key.hex() for n, key in self._keys.items()}, "counted": list(self._counted)}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`as_dict` returned."""
+        self._keys = {name: bytes.fromhex(key) for name, key in saved["keys"].items()}
+        self._counted = tuple(saved["counted"])
+
+    def _cohort(self) -> Cohort:
+        names = sorted(self._keys)
+        return Cohort(tuple(names), tuple(self._keys[name] for name in names))
+
+    def _leave_out(self, round: int, missing: list[str]) -> None:
+        left = len(self._keys) - len(missing)
+        if left < LEAST_SUMMED:
+            then = f"{left} clients are too few to add up, so the next round waits for all of them again"
+        else:
+            then = f"from the next round on, the other {left} go on without"
+            self._keys = {name: key for name, key in self._keys.items() if name not in missing}
+        logger.warning(
+            "round %d: %s missing, so there is no sum and nothing to teach; %s",
+            round,
+            ", ".join(missing),
+            then,
+        )
