@@ -32,10 +32,14 @@ def train_round(message: Message, context: Context) -> Message:
 @app.query("identify")
 def identify(message: Message, context: Context) -> Message:
     """Return this node's client name."""
+    from fedmutual.client.sent import record_reply
     from fedmutual.settings.identity import client_name
     from fedmutual.wire.reports import identification_record
 
-    return Message(identification_record(client_name(context.node_config)), reply_to=message)
+    name = client_name(context.node_config)
+    reply = Message(identification_record(name), reply_to=message)
+    record_reply(message, reply, name, context.node_config)
+    return reply
 
 
 @app.query("public")

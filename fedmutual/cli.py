@@ -10,6 +10,7 @@ from pathlib import Path
 import fedmutual
 from fedmutual.appfolder import app_folder
 from fedmutual.commands import (
+    audit,
     clean,
     compare,
     completion,
@@ -80,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fedmutual {fedmutual.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (run, compare, doctor, watch, report, predict, export, config, clean, completion):
+    for command in (run, compare, doctor, audit, watch, report, predict, export, config, clean, completion):
         command.add_arguments(commands)
     for name in ("run", "compare", "config"):
         completion.complete_overrides(commands.choices[name])

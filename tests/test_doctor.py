@@ -44,7 +44,17 @@ def test_a_site_that_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     code, found = doctor(capsys, "--node-config", config)
     assert code == 0
     assert {finding["status"] for finding in found.values()} == {"ok"}
-    assert list(found) == ["name", "settings", "data", "pixels", "public set", "model", "device", "disk"]
+    assert list(found) == [
+        "name",
+        "settings",
+        "data",
+        "pixels",
+        "public set",
+        "model",
+        "device",
+        "sends",
+        "disk",
+    ]
     assert found["name"]["text"] == "client-0"
     assert found["data"]["text"].startswith("32 private images (")
     assert f"state-dir {tmp_path}/state" in found["disk"]["text"]

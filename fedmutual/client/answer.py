@@ -24,6 +24,7 @@ from fedmutual.client.disclosure import disclosed, metrics_level
 from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.client.masking import Masking, open_masking, peers_only
 from fedmutual.client.refusal import error_reason
+from fedmutual.client.sent import record_reply
 from fedmutual.client.site_log import progress
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
 from fedmutual.data.images import ImageData
@@ -111,11 +112,22 @@ def _handle(
     message: Message, context: Context, respond: Callable[[RecordDict, Context], RecordDict]
 ) -> Message:
     try:
-        return Message(respond(message.content, context), reply_to=message)
+        reply = Message(respond(message.content, context), reply_to=message)
     except Exception as error:
         logger.exception("the order failed")
-        reason = f"{_name_for_errors(context)}: {error_reason(error, context.node_config)}"
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        reply = _failed(message, context, error_reason(error, context.node_config))
+    try:
+        name = _name_for_errors(context).replace(" ", "-")
+        record_reply(message, reply, name, context.node_config)
+    except OSError:
+        logger.exception("what cannot be recorded is not sent")
+        return _failed(message, context, "this site cannot record what it sends; its own log says more")
+    return reply
+
+
+def _failed(message: Message, context: Context, reason: str) -> Message:
+    text = f"{_name_for_errors(context)}: {reason}"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text), reply_to=message)
 
 
 def answer(content: RecordDict, context: Context) -> RecordDict:

@@ -85,6 +85,7 @@ def _site(patient: Patient, settings: Settings) -> list[Finding]:
 
     findings.append(run_check("model", model))
     findings.append(run_check("device", lambda: checks.check_device(settings)))
+    findings.append(run_check("sends", lambda: checks.what_leaves(settings, patient.node_config)))
     findings.append(run_check("disk", lambda: checks.check_disk(settings, sizes[-1])))
     return findings
 

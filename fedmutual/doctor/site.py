@@ -14,6 +14,9 @@ import psutil
 
 from fedmutual.backbones.intake import intake_of
 from fedmutual.backbones.weights import find_backbone
+from fedmutual.client.disclosure import metrics_level
+from fedmutual.client.masking import open_masking
+from fedmutual.client.sent import FOLDER, states_of
 from fedmutual.data.cache import cache_folder
 from fedmutual.data.site import SiteData, load_site
 from fedmutual.doctor.finding import CheckError
@@ -26,6 +29,7 @@ from fedmutual.models.learnt import build_learnt, name_of
 from fedmutual.models.pretrained import Head
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
+from fedmutual.settings.at_site import trusts_run
 from fedmutual.settings.identity import partition_of
 from fedmutual.settings.pretrained import pretrained_settings
 
@@ -59,6 +63,34 @@ def check_public(site: SiteData, expected: str | None) -> str:
         )
     same = "the server's" if expected else "must be the server's (public_digest in its summary.json)"
     return f"{len(site.public)} images, digest {digest}: {same}"
+
+
+FIGURES = {
+    "full": "all figures measured on its own images, exact, recall per class too",
+    "coarse": "rounded figures measured on its own images",
+    "none": "no figure measured on its own images",
+}
+
+
+def what_leaves(settings: Settings, node_config: Mapping[str, Any]) -> str:
+    """Say what this site sends under these settings.
+
+    Raises
+    ------
+    SettingsError
+        The owner's word is none, or the owner takes no part in such a run.
+    """
+    level = metrics_level(settings.privacy.metrics, node_config)
+    masked = open_masking(Path(), "", settings, node_config) is not None
+    said = ["its name and its model's class", *settings.strategy.sends()]
+    if masked:
+        said[-1] += ", masked, so that the server gets their sum only (privacy.secagg)"
+    else:
+        said.append("predictions of the shared unseen images, once at the end, where there are any")
+    said.append(f"{FIGURES[level]} (privacy.metrics: {level})")
+    said.append("KL to the peers, accuracy on shared images, times")
+    record = "none in a simulation" if trusts_run(node_config) else states_of(node_config) / FOLDER
+    return f"{'; '.join(said)}. Record: {record}"
 
 
 def check_device(settings: Settings) -> str:

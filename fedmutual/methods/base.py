@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from fedmutual.results.directory import RunDirectory
 
 
+# what leaves a site, as `fedmutual doctor` says it
+PREDICTIONS = "predictions of the public images, every round"
+WEIGHTS = "all weights that learn, every round"
+
+
 @dataclass(kw_only=True)
 class Method(StrategySettings):
     """A strategy's settings; ``_target_`` in ``conf/strategy/*.yaml`` names the subclass."""
@@ -46,6 +51,10 @@ class Method(StrategySettings):
     def summed(self, settings: Settings) -> Summed | None:
         """Return what secure aggregation adds up; None if the strategy needs more than a sum."""
         return None
+
+    def sends(self) -> list[str]:
+        """Return what leaves a site beside its figures, in words."""
+        return []
 
     @abstractmethod
     def learn(self, learner: Learner) -> Answer:

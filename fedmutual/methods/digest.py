@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedmutual.learning.ring import Summed
-from fedmutual.methods.base import Method
+from fedmutual.methods.base import PREDICTIONS, Method
 from fedmutual.methods.schedule import predictions
 from fedmutual.settings import Settings, setting
 from fedmutual.wire.codec import WIRE_DTYPES
@@ -33,6 +33,10 @@ class DigestSettings(Method):
     def summed(self, settings: Settings) -> Summed:
         """Return the sum that the consensus is made of."""
         return Summed(log_odds=self.means_of_scores, floor=self.probability_floor)
+
+    def sends(self) -> list[str]:
+        """Return predictions."""
+        return [PREDICTIONS]
 
     def options(self, settings: Settings, shared: SharedData) -> dict[str, Any]:
         """Return the arguments that these strategies share."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedmutual.learning.mixing import STALENESS, Staleness
 from fedmutual.methods.arrivals import ArrivalSettings
-from fedmutual.methods.base import nothing_predicted
+from fedmutual.methods.base import WEIGHTS, nothing_predicted
 from fedmutual.methods.one_architecture import one_architecture
 from fedmutual.settings import Settings, setting
 from fedmutual.strategies.fedasync import FedAsync
@@ -64,6 +64,10 @@ class FedAsyncSettings(ArrivalSettings):
         with proximal(learner.optimizer, self.proximal):
             learner.local_training()
         return nothing_predicted(learner)
+
+    def sends(self) -> list[str]:
+        """Return weights."""
+        return [WEIGHTS]
 
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return all weights after training; none in the closing round, where they are the server's own."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedmutual.engine.server_model import ServerModel
-from fedmutual.methods.base import nothing_predicted
+from fedmutual.methods.base import WEIGHTS, nothing_predicted
 from fedmutual.methods.one_architecture import one_architecture
 from fedmutual.methods.private_training import PrivateTrainingSettings
 from fedmutual.settings import Settings, setting
@@ -54,6 +54,10 @@ class FedAvgSettings(PrivateTrainingSettings):
         with proximal(learner.optimizer, self.proximal):
             self.train(learner)
         return nothing_predicted(learner)
+
+    def sends(self) -> list[str]:
+        """Return weights."""
+        return [WEIGHTS]
 
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return all weights after training; none in the closing round, where they are the server's own."""

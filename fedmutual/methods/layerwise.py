@@ -85,6 +85,10 @@ class LayerwiseSettings(Method):
         learner.measure()
         return nothing_predicted(learner)
 
+    def sends(self) -> list[str]:
+        """Return the weights of some layers."""
+        return ["weights of some layers, every round"]
+
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the layers due in this round, after training."""
         if order.closing:

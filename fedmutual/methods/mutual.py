@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedmutual.learning import DIVERGENCES
 from fedmutual.learning.ring import Summed
-from fedmutual.methods.base import Method
+from fedmutual.methods.base import PREDICTIONS, WEIGHTS, Method
 from fedmutual.methods.schedule import predictions
 from fedmutual.settings import Settings, setting
 from fedmutual.strategies.mutual import MutualLearning
@@ -82,6 +82,10 @@ class MutualSettings(Method):
             temperature=self.temperature,
             without_own=not settings.consensus.include_own,
         )
+
+    def sends(self) -> list[str]:
+        """Return predictions, and weights for the ablation."""
+        return [PREDICTIONS, *([WEIGHTS] if self.average_weights else [])]
 
     def strategy(self, settings: Settings, shared: SharedData) -> MutualLearning:
         """Return the strategy of these settings."""
