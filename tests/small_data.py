@@ -52,6 +52,7 @@ def run_settings(data: Any, partition: Any, cache_dir: Path, **changes: Any) -> 
         "partition": partition,
         "public": public_settings(),
         "train": SimpleNamespace(validation_fraction=0.1),
+        "privacy": SimpleNamespace(overlap="exclude"),
     }
     return SimpleNamespace(**{**values, **changes})
 

@@ -50,6 +50,7 @@ def test_a_site_that_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "data",
         "pixels",
         "public set",
+        "overlap",
         "model",
         "device",
         "sends",

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from fedmutual.client.answer import client_settings, handle
 from fedmutual.client.refusal import error_reason, without_own
+from fedmutual.client.sent import FOLDER
 from fedmutual.client.state import StateError
 from fedmutual.data.images import DataError
 from fedmutual.models.allowed import require_model
@@ -458,7 +459,7 @@ def test_a_hostile_run_is_refused_with_the_remedy(tmp_path: Path) -> None:
     assert reason.startswith(
         "ward: SettingsError: model._target_: torch.hub.load is not allowed at this site"
     )
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]  # the record of the reply
 
 
 def test_what_an_import_says_of_the_sites_files_stays_there(

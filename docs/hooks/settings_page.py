@@ -56,6 +56,7 @@ run's settings: a site chooses its own name, folders, device and model, and what
 | `allowed-models`, `allowed-classes` | further models, and classes of the groups, that a run may name |
 | `accept-public`, `max-public-bytes` | whether the server may send public images, and how many bytes |
 | `privacy-metrics` | the most that `privacy.metrics` may say: `none`, `coarse` or `full` |
+| `privacy-overlap` | the least strict that `privacy.overlap` may be: `allow`, `exclude` or `refuse` |
 | `require-secagg`, `secagg-min-clients` | only runs with `privacy.secagg`; the fewest clients added up |
 | `trust-run` | `true`: the run's own settings hold; for trials by one person |
 | `partition-id`, `num-partitions` | which part of one pool this node holds; Flower's simulation sets them |

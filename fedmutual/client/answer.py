@@ -6,7 +6,6 @@ Each message may run in a new process; persistent state is in :mod:`fedmutual.cl
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from flwr.common.constant import ErrorCode
 from torch import nn
 
 from fedmutual.backbones.intake import intake_of
-from fedmutual.client.disclosure import disclosed, metrics_level
+from fedmutual.client.disclosure import disclosed, metrics_level, overlap_rule
 from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.client.masking import Masking, open_masking, peers_only
 from fedmutual.client.refusal import error_reason
@@ -30,7 +29,7 @@ from fedmutual.client.site_log import progress
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
 from fedmutual.data.images import ImageData
 from fedmutual.data.review import review_site
-from fedmutual.data.site import SiteData, load_images, load_site
+from fedmutual.data.site import SiteData, load_images, load_site, overlap_text
 from fedmutual.learning.attack import poisoned
 from fedmutual.learning.device import choose_device, describe
 from fedmutual.learning.ema import MovingAverage
@@ -45,7 +44,6 @@ from fedmutual.models.learnt import (
     picture_of,
     whole_weights,
 )
-from fedmutual.models.stored import BEST
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.at_site import site_settings
@@ -221,7 +219,8 @@ def client_settings(run_config: Mapping[str, Any], node_config: Mapping[str, Any
         settings = site_settings(
             run_config, node_config, models[int(node_config["partition-id"]) % len(models)]
         )
-    return settings
+    privacy = replace(settings.privacy, overlap=overlap_rule(settings.privacy.overlap, node_config))
+    return replace(settings, privacy=privacy)
 
 
 def _learn(
@@ -240,6 +239,8 @@ def _learn(
     device = choose_device(settings.device)
     if state is None:  # log once per run: in deployment every order has its own process
         logger.info("%s: training on %s", name, describe(device, settings.device))
+        if len(site.left_out):
+            logger.warning("%s: %s", name, overlap_text(site))
         if partition_of(node_config) is None:  # else the server has all images, and says it once
             for remark in review_site(site, settings, picture_of(settings).size):
                 logger.warning("%s: %s", name, remark)
@@ -281,8 +282,6 @@ def _learn(
             name,
             state.report.round,
         )
-    if settings.train.keep == "best":
-        _keep_best(folder, settings, site, arguments, report, learner)
     if order.closing:
         weights = whole_weights(settings, arguments, _weights(learner.predictor))
         where = folder.export_model(weights, _card(settings, site, arguments, report))
@@ -295,30 +294,6 @@ def _learn(
     architecture = architecture_of(settings.model)
     sent = dict(said.sent)
     return ClientState(architecture, _weights(model), kept, report, ledger, averaged, sent, steps)
-
-
-def _keep_best(
-    folder: StateFolder,
-    settings: Settings,
-    site: SiteData,
-    arguments: dict[str, Any],
-    report: Report,
-    learner: Learner,
-) -> None:
-    """Write the model beside the last one if no earlier round was better on the validation images."""
-    done = min(report.round, settings.rounds)
-    card = _card(settings, site, arguments, report) | {"rounds": done, "order": report.round}
-    best = folder.best_card()
-    if best is not None and best["order"] < report.round and _score(best) >= _score(card):
-        return
-    weights = whole_weights(settings, arguments, _weights(learner.predictor))
-    folder.export_model(weights, card, BEST)
-    logger.info("%s: round %d is the best so far on its validation images", report.client, report.round)
-
-
-def _score(card: Mapping[str, Any]) -> tuple[float, float]:
-    metrics = card["metrics"]
-    return metrics.get("validation_accuracy", 0.0), -metrics.get("validation_loss", math.inf)
 
 
 def _average(
@@ -406,6 +381,7 @@ def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: 
             settings.rounds,
             settings.train.validation_fraction,
             settings.cache_dir,
+            settings.privacy.overlap,
             settings.strategy.whole_pool,
         )
     )

@@ -15,18 +15,17 @@ from typing import Any
 
 from fedmutual.settings import SettingsError
 from fedmutual.settings.at_site import trusts_run
+from fedmutual.settings.schema import OVERLAP
 from fedmutual.wire.metrics import EXAMPLES
 from fedmutual.wire.records import Metrics
 
 LEVELS = ("none", "coarse", "full")  # each says more than the one before
 NODE_KEY = "privacy-metrics"
+OVERLAP_KEY = "privacy-overlap"
 VALIDATED = "num-validation"  # images that the validation figures are of; never sent
 FINEST = 128  # multiples of an accuracy, at most
 LOSS_STEPS = 16  # a nat
-_SHARED = (  # of no private image
-    *("unseen-accuracy", "unseen-recall", "unseen-auroc", "unseen-f1", "unseen-ece"),
-    *("kl-before", "kl-after"),
-)
+_SHARED = ("unseen-accuracy", "unseen-recall", "unseen-auroc", "kl-before", "kl-after")  # of no private image
 _ACCURACIES = ("validation-accuracy", "accuracy-after")
 _LOSSES = ("train-loss", "validation-loss", "loss-after")
 
@@ -51,6 +50,28 @@ def metrics_level(chosen: str, node_config: Mapping[str, Any]) -> str:
     if most not in LEVELS:
         raise SettingsError(f"{NODE_KEY}: a node configuration takes {', '.join(LEVELS)}")
     return most if chosen == "auto" else min(chosen, most, key=LEVELS.index)
+
+
+def overlap_rule(chosen: str, node_config: Mapping[str, Any]) -> str:
+    """Return what becomes of private images that are also public: the stricter word holds.
+
+    Parameters
+    ----------
+    chosen : str
+        ``privacy.overlap`` of the run.
+    node_config : Mapping[str, Any]
+        ``privacy-overlap`` is the owner's word. Without it a site says ``exclude``, and a simulation what the
+        run says.
+
+    Raises
+    ------
+    SettingsError
+        The owner's word is none of the rules.
+    """
+    own = str(node_config.get(OVERLAP_KEY, "allow" if trusts_run(node_config) else "exclude"))
+    if own not in OVERLAP:
+        raise SettingsError(f"{OVERLAP_KEY}: a node configuration takes {', '.join(OVERLAP)}")
+    return max(chosen, own, key=OVERLAP.index)
 
 
 def disclosed(metrics: Metrics, level: str) -> Metrics:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedmutual.data.cache import cache_folder
 from fedmutual.data.images import DataError, ImageData, ImageSet
 from fedmutual.data.intake import Intake, Pixels
+from fedmutual.data.overlap import overlapping
 from fedmutual.data.partition import Stream, split
 from fedmutual.data.public import PublicSet, digest, public_and_private
 from fedmutual.data.received import load_received
 from fedmutual.data.stratify import Positions, generator, hold_out
 from fedmutual.data.stream import StreamFolds
+from fedmutual.logs import shown
 from fedmutual.settings import Settings
 
 PIXELS = Pixels()
@@ -38,6 +40,8 @@ class SiteData:
         Images used for evaluation only.
     train_parts, held_out_parts : tuple of int64 arrays
         Sorted positions in ``private``: one part for all rounds, or one per round (partition=stream).
+    left_out : int64 array
+        Sorted positions in ``private`` that are not trained on, because they are also public.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +50,7 @@ class SiteData:
     unseen: ImageSet | None
     train_parts: tuple[Positions, ...]
     held_out_parts: tuple[Positions, ...]
+    left_out: Positions = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def private_digest(self) -> str:
@@ -126,12 +131,15 @@ def load_site(
     if isinstance(private, StreamFolds):
         folds = [np.concatenate(f) if whole_pool else f[partition_id] for f in private.private]
         return _stream_site(data, settings, public, folds, partition_id)
+    drawn = data.public is None  # from the pool, so that none of it is private
     if whole_pool:
-        return _site(data, settings, public, data.pool.subset(private), partition_id)
+        site = _site(data, settings, public, data.pool.subset(private), partition_id)
+        return site if drawn else _apart(site, settings)
     # the split needs no pixels: read only this client's
     rows = data.pool.rows(private)
     positions = split(rows, settings.partition, num_clients, settings.seed, cache_dir)[partition_id]
-    return _site(data, settings, public, data.pool.subset(private[positions]), partition_id)
+    site = _site(data, settings, public, data.pool.subset(private[positions]), partition_id)
+    return site if drawn else _apart(site, settings)
 
 
 def load_images(settings: Settings, intake: Intake = PIXELS) -> ImageData:
@@ -181,7 +189,7 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None, in
             cache_dir = cache_folder(settings.cache_dir)
             own = load_received(cache_dir, public_digest)
             own = replace(own, images=intake.of_received(own.images, settings, cache_dir))
-        return _site(data, settings, own, data.pool, 0)
+        return _apart(_site(data, settings, own, data.pool, 0), settings)
     if data.public is None:
         text = (
             "a client without partition-id keeps all its images private, so its data needs its own public "
@@ -191,7 +199,7 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None, in
         )
         raise DataError.to_everyone(text)
     public, _ = public_and_private(data, settings, None)
-    return _site(data, settings, public, data.pool, 0)
+    return _apart(_site(data, settings, public, data.pool, 0), settings)
 
 
 def _site(
@@ -202,6 +210,40 @@ def _site(
     fraction = settings.train.validation_fraction
     train, held_out = hold_out(private.labels, fraction, generator(settings.seed, "validation", partition_id))
     return SiteData(data.classes, private, public, data.unseen, (train,), (held_out,))
+
+
+def _apart(site: SiteData, settings: Settings) -> SiteData:
+    """Return the site without training images that are also public (privacy.overlap).
+
+    Raises
+    ------
+    DataError
+        There are some and the setting is ``refuse``, or nothing else is left to train on.
+    """
+    rule = settings.privacy.overlap
+    if rule == "allow":
+        return site
+    (train,) = site.train_parts
+    found = overlapping(site.private, site.public.images, cache_folder(settings.cache_dir))
+    left_out = np.intersect1d(found, train)
+    if len(left_out) == 0:
+        return site
+    if rule == "refuse" or len(left_out) == len(train):
+        name = shown(site.private.names[int(left_out[0])])
+        raise DataError(
+            f"privacy.overlap={rule}: {len(left_out)} of {len(train)} private training images are also "
+            f"public, or nearly, such as {name}: take them out of one of the two"
+        )
+    return replace(site, train_parts=(np.setdiff1d(train, left_out),), left_out=left_out)
+
+
+def overlap_text(site: SiteData) -> str:
+    """Say how many private images are not trained on; for this site's own eyes."""
+    count, name = len(site.left_out), shown(site.private.names[int(site.left_out[0])])
+    return (
+        f"{count} private training images are also public, or nearly, such as {name}: they are not trained "
+        "on (privacy.overlap=exclude), as the server could tell that a model knows them"
+    )
 
 
 def _stream_site(

@@ -76,6 +76,7 @@ def _site(patient: Patient, settings: Settings) -> list[Finding]:
         findings.append(
             run_check("public set", lambda: checks.check_public(loaded[0], patient.public_digest))
         )
+        findings.append(_overlap(loaded[0], settings))
     sizes = [0]
 
     def model() -> str:
@@ -88,6 +89,17 @@ def _site(patient: Patient, settings: Settings) -> list[Finding]:
     findings.append(run_check("sends", lambda: checks.what_leaves(settings, patient.node_config)))
     findings.append(run_check("disk", lambda: checks.check_disk(settings, sizes[-1])))
     return findings
+
+
+def _overlap(site: Any, settings: Settings) -> Finding:
+    """Private images that are also public; these figures are for this site alone."""
+    from fedmutual.data.site import overlap_text
+
+    if settings.privacy.overlap == "allow":
+        return Finding("overlap", OK, "not looked for: privacy.overlap=allow")
+    if len(site.left_out):
+        return Finding("overlap", WARNING, overlap_text(site), "take them out of one of the two")
+    return Finding("overlap", OK, "no private training image had to be left out")
 
 
 def _pictures(site: Any, settings: Settings, sheet: Path | None) -> list[Finding]:

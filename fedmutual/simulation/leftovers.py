@@ -86,7 +86,7 @@ def _runs(outputs: Path) -> Iterator[Leftover]:
 
 
 def _states(_: Path) -> Iterator[Leftover]:
-    for folder in sorted((user_runs_dir().parent / "state").glob("*/")):
+    for folder in sorted((user_runs_dir().parent / "state").glob("[!.]*/")):  # .sent stays
         yield _folder("states", folder, f"{folder} (clients' states and models)")
 
 
