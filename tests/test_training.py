@@ -23,6 +23,7 @@ from fedmutual.learning.training import (
     _cuts,
     log_prior,
 )
+from fedmutual.methods.mutual import MutualSettings
 from fedmutual.settings.compose import compose
 from fedmutual.settings.pretrained import prior_smoothing
 
@@ -110,6 +111,23 @@ def test_smoothing_counts_images_of_each_class() -> None:
 )
 def test_a_head_hears_of_the_classes_that_a_client_lacks(overrides: list[str], smoothing: float) -> None:
     assert prior_smoothing(compose(overrides)) == smoothing
+
+
+@pytest.mark.parametrize(
+    ("overrides", "divergence"),
+    [
+        ([], "peer_own"),
+        (["model=pretrained"], "own_peer"),
+        (["model=pretrained", "model.tune=all"], "peer_own"),
+        (["model=pretrained", "strategy.divergence=peer_own"], "peer_own"),
+        (["strategy=mutual_async", "model=pretrained"], "own_peer"),
+    ],
+)
+def test_heads_learn_from_the_mean_of_log_probabilities(overrides: list[str], divergence: str) -> None:
+    settings = compose(overrides)
+    assert isinstance(settings.strategy, MutualSettings)
+    assert settings.strategy.divergence_for(settings) == divergence
+    assert settings.strategy.options(settings)["divergence"] == divergence
 
 
 def test_class_shares_normalise_the_targets() -> None:

@@ -11,6 +11,7 @@ from fedmutual.learning.ring import Summed
 from fedmutual.methods.base import PREDICTIONS, WEIGHTS, Method
 from fedmutual.methods.schedule import predictions
 from fedmutual.settings import Settings, setting
+from fedmutual.settings.pretrained import pretrained_settings
 from fedmutual.strategies.mutual import MutualLearning
 from fedmutual.wire.codec import WIRE_DTYPES
 from fedmutual.wire.orders import Order
@@ -32,9 +33,10 @@ class MutualSettings(Method):
         "ones, as in the paper",
         choices=("mixed", "separate"),
     )
-    divergence: str = setting(
+    divergence: str | None = setting(
         "own_peer: KL(own || peer), the paper; peer_own: KL(peer || own), arXiv:1706.00384; "
-        "published_code: the expression in the paper's code, not a divergence, two classes only",
+        "published_code: the expression in the paper's code, not a divergence, two classes only; "
+        "null: own_peer with model=pretrained model.tune=head, else peer_own",
         choices=DIVERGENCES,
     )
     temperature: float = setting("softens every distribution in the mutual loss", above=0)
@@ -77,7 +79,7 @@ class MutualSettings(Method):
     def summed(self, settings: Settings) -> Summed:
         """Return the sum that the divergence needs: of probabilities, or of log-odds."""
         return Summed(
-            log_odds=self.divergence == "own_peer",
+            log_odds=self.divergence_for(settings) == "own_peer",
             floor=self.probability_floor,
             temperature=self.temperature,
             without_own=not settings.consensus.include_own,
@@ -96,11 +98,22 @@ class MutualSettings(Method):
             average_weights=self.average_weights,
         )
 
+    def divergence_for(self, settings: Settings) -> str:
+        """Return the divergence, or what it is by default.
+
+        Heads learn more from the mean of the peers' log-probabilities, in which who is sure counts more.
+        Networks that learn from nothing are sure without reason where labels are skewed.
+        """
+        if self.divergence is not None:
+            return self.divergence
+        chosen = pretrained_settings(settings.model)
+        return "own_peer" if chosen is not None and chosen.tune == "head" else "peer_own"
+
     def options(self, settings: Settings) -> dict[str, Any]:
         """Return the arguments shared by the strategies with and without rounds."""
         return {
             "consensus": settings.consensus.rule(),
-            "divergence": self.divergence,
+            "divergence": self.divergence_for(settings),
             "temperature": self.temperature,
             "kl_weight": self.kl_weight,
             "burn_in": self.burn_in,
