@@ -46,7 +46,7 @@ class Fed3R(FedAvg):
         num_classes: int,
         weights: Arrays,
         *,
-        ridge: float = 0.01,
+        ridge: float = 0.1,
         temperature: float = 0.1,
         fine_tune: bool = False,
         **options: Any,
