@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from flwr.app import Context, Message, RecordDict
 from hydra.utils import get_object
-from local_grid import TINY, enter_run, over_the_wire
+from local_grid import TINY, enter_run, over_the_wire, play
 
 from fedmutual.client import answer as client
 from fedmutual.client.answer import answer, handle
@@ -29,6 +29,7 @@ from fedmutual.client.state import ClientState, StateError, StateFolder
 from fedmutual.data.site import load_site
 from fedmutual.learning.evaluation import predict
 from fedmutual.models.build import load_weights
+from fedmutual.models.stored import find_models, load_model
 from fedmutual.settings.compose import compose
 from fedmutual.wire.codec import MessageError
 from fedmutual.wire.orders import Order, order_record
@@ -365,3 +366,24 @@ def test_a_node_chooses_its_model_before_the_run_does(trust: bool) -> None:
         ({"client-name": "a"}, "fedmutual.models.visionnet.VisionNet"),
     ):
         assert client.client_settings(run, {"trust-run": trust, **node}).model.target == target
+
+
+def test_the_best_model_is_kept_beside_the_last_one(tmp_path: Path) -> None:
+    own = ["train.keep=best", "rounds=3", "optimizer.learning_rate=0.05", "optimizer.schedule=constant"]
+    run = play(tmp_path / "run", *own, clients=2)
+    assert run.error is None
+    for name in ("client-0", "client-1"):
+        lines = [line for line in run.history if line["client"] == name and "validation_loss" in line]
+        expected = max(
+            lines, key=lambda line: (line["validation_accuracy"], -line["validation_loss"], -line["round"])
+        )
+        best, last = (load_model(run.states() / name / place) for place in ("best", "."))
+        assert best.card["order"] == expected["round"]
+        assert best.card["metrics"]["validation_loss"] == expected["validation_loss"]
+        same = all(
+            torch.equal(a, b)
+            for a, b in zip(best.model.state_dict().values(), last.model.state_dict().values(), strict=True)
+        )
+        assert same == expected["closing"]
+        assert find_models(run.states() / name / "best") == [run.states() / name / "best"]
+    assert [folder.name for folder in find_models(tmp_path / "run/clients")] == ["client-0", "client-1"]

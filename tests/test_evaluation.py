@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc, multiclass_recall
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_calibration_error,
+    multiclass_f1_score,
+    multiclass_recall,
+)
 
-from fedmutual.learning.evaluation import accuracy, cross_entropy, ensemble, predict, quality
+from fedmutual.learning.evaluation import (
+    accuracy,
+    calibration_error,
+    cross_entropy,
+    ensemble,
+    macro_f1,
+    predict,
+    quality,
+)
 
 
 def log_p(*rows: list[float]) -> Tensor:
@@ -117,3 +130,23 @@ def test_predict_is_exact_in_every_batch_size_and_in_evaluation_mode() -> None:
         torch.testing.assert_close(predict(model, images, batch_size), whole)
     assert predict(Mean(4), images).shape == (5, 4)
     assert predict(model, images[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_f1_and_calibration_are_those_of_torchmetrics(classes: int) -> None:
+    random = torch.Generator().manual_seed(classes)
+    log_p = torch.log_softmax(2 * torch.randn(300, classes, generator=random), dim=1)
+    labels = torch.randint(0, classes, (300,), generator=random)
+    expected = multiclass_f1_score(log_p.argmax(1), labels, classes, average="macro")
+    assert macro_f1(log_p, labels) == pytest.approx(float(expected), abs=1e-6)
+    expected = multiclass_calibration_error(log_p.exp(), labels, classes, n_bins=15, norm="l1")
+    assert calibration_error(log_p, labels) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_f1_and_calibration_by_hand() -> None:
+    log_p = torch.tensor([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [0.4, 0.6, 0.0]]).clamp(min=1e-9).log()
+    labels = torch.tensor([0, 1, 1])
+    assert macro_f1(log_p, labels) == pytest.approx(2 / 3)  # 2/3 for both classes; the third does not occur
+    assert calibration_error(log_p, labels) == pytest.approx((0.8 + 0.4) / 3)  # |1.8 - 1| and |0.6 - 1|
+    assert {"f1", "ece"} <= quality(log_p, labels).keys()
+    assert not {"f1", "ece"} & quality(log_p, labels, ranked=False).keys()

@@ -12,7 +12,14 @@ import torch
 from scipy.special import rel_entr
 from torch import Tensor, nn
 
-from fedmutual.client.learner import Learner, derived_seed, learning_rate, new_optimizer, warm_start
+from fedmutual.client.learner import (
+    Learner,
+    derived_seed,
+    learning_rate,
+    new_optimizer,
+    step_rate,
+    warm_start,
+)
 from fedmutual.data.images import ImageSet
 from fedmutual.data.public import PublicSet
 from fedmutual.data.site import SiteData
@@ -432,3 +439,26 @@ def test_the_cosine_schedule_ends_at_a_tenth() -> None:
     assert rates[10] == rates[11] == pytest.approx(0.01)  # the last round, and the closing message
     assert rates == sorted(rates, reverse=True)
     assert learning_rate(compose(["rounds=1", "optimizer.schedule=cosine"]), 1) == 1e-3
+
+
+def test_step_sizes_within_the_rounds() -> None:
+    def rates(round: int, *overrides: str) -> list[float]:
+        rate = step_rate(compose(["rounds=4", "optimizer.learning_rate=1", *overrides]), round)
+        assert rate is not None
+        return [round_to(rate(done)) for done in (0.5, 1.0)]
+
+    def round_to(value: float) -> float:
+        return float(f"{value:.4f}")
+
+    assert step_rate(compose(["rounds=4"]), 1) is None
+    assert step_rate(compose(["rounds=4", "optimizer.schedule=constant"]), 3) is None
+    steps = "optimizer.schedule=cosine_steps"
+    assert rates(2, steps)[1] == 0.55  # half of the run
+    assert rates(4, steps)[1] == 0.1
+    assert rates(5, steps) == rates(4, steps)  # the closing order
+    decay = "optimizer.schedule=decay"
+    assert [rates(n, decay) for n in (1, 3, 4)] == [[1, 1], [0.1, 0.1], [0.01, 0.01]]
+    warm = ["optimizer.schedule=constant", "optimizer.warmup=0.5"]
+    assert [rates(n, *warm) for n in (1, 2, 3)] == [[0.25, 0.5], [0.75, 1], [1, 1]]
+    by_round = [learning_rate(compose(["rounds=4", "optimizer.learning_rate=1"]), n) for n in (1, 4)]
+    assert rates(4, "optimizer.warmup=0.5") == [by_round[1]] * 2

@@ -139,11 +139,16 @@ def test_experiment_paper_is_method_section_3() -> None:
             "prior_smoothing": None,
             "recompute_norm": True,  # its network has nothing of the kind
             "ema_decay": 0.0,
+            "class_weights": "none",
+            "focal_gamma": 0.0,
+            "keep": "last",
         },
         "optimizer": {
             "name": "adam",
             "learning_rate": 1e-3,
             "schedule": "constant",
+            "warmup": 0.0,
+            "clip_norm": None,
             "momentum": 0.0,
             "weight_decay": 0.0,
             "keep_state": True,

@@ -21,6 +21,8 @@ from fedmutual.learning.training import (
     Public,
     Trainer,
     _cuts,
+    balanced_weights,
+    focal_loss,
     log_prior,
 )
 from fedmutual.methods.mutual import MutualSettings
@@ -398,3 +400,57 @@ def test_norm_statistics_are_those_of_the_weights_as_they_are() -> None:
     assert model[2].momentum == 0.01
     for name, value in model.named_parameters():
         torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Losses, step sizes and gradients
+
+
+def test_focal_loss_by_hand_and_without_gamma() -> None:
+    logits = torch.tensor([[0.9, 0.1], [0.4, 0.6]]).log()
+    labels = torch.tensor([0, 0])
+    expected = (0.1**2 * -math.log(0.9) + 0.6**2 * -math.log(0.4)) / 2
+    assert float(focal_loss(logits, labels, 2.0)) == pytest.approx(expected)
+    weights = torch.tensor([3.0, 1.0])
+    for chosen in (None, weights):
+        plain = nn.functional.cross_entropy(logits, labels, chosen)
+        torch.testing.assert_close(focal_loss(logits, labels, 0.0, chosen), plain)
+    certain = torch.tensor([[100.0, -100.0]], requires_grad=True)
+    focal_loss(certain, torch.tensor([0]), 0.5).backward()
+    assert certain.grad is not None
+    assert torch.isfinite(certain.grad).all()
+
+
+def test_balanced_classes_count_the_same() -> None:
+    labels = torch.tensor([0] * 30 + [1] * 10)
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    part = Private(torch.zeros(40, 1), labels, class_weights=balanced_weights(labels, 3))
+    own = [nn.functional.cross_entropy(logits[labels == c], labels[labels == c]) for c in (0, 1)]
+    torch.testing.assert_close(part.loss(logits, torch.arange(40)), (own[0] + own[1]) / 2)
+
+
+def test_the_norm_of_a_gradient_is_limited() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    before = [p.detach().clone() for p in model.parameters()]
+    images = torch.full((4, 3, 2, 2), 255, dtype=torch.uint8)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    limited = Trainer(model, optimizer, "fp32", 4, torch.Generator(), clip_norm=0.01)
+    limited.train(1, Private(images, torch.tensor([0, 0, 0, 1])), None)
+    moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_every_step_has_the_step_size_of_its_share() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "share": 0.5}], 7.0)
+    seen: list[float] = []
+
+    def rate(done: float) -> float:
+        seen.append(done)
+        return 4 * done
+
+    images = torch.zeros((8, 3, 2, 2), dtype=torch.uint8)
+    chosen = Trainer(model, optimizer, "fp32", 4, torch.Generator(), rate=rate)
+    chosen.train(4, Private(images, torch.tensor([0, 1] * 4)), None)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+    assert optimizer.param_groups[0]["lr"] == 2.0

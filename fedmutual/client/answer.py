@@ -6,6 +6,7 @@ Each message may run in a new process; persistent state is in :mod:`fedmutual.cl
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,7 @@ from fedmutual.models.learnt import (
     picture_of,
     whole_weights,
 )
+from fedmutual.models.stored import BEST
 from fedmutual.results.directory import user_runs_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.at_site import site_settings
@@ -282,6 +284,8 @@ def _learn(
             name,
             state.report.round,
         )
+    if settings.train.keep == "best":
+        _keep_best(folder, settings, site, arguments, report, learner)
     if order.closing:
         weights = whole_weights(settings, arguments, _weights(learner.predictor))
         where = folder.export_model(weights, _card(settings, site, arguments, report))
@@ -294,6 +298,30 @@ def _learn(
     architecture = architecture_of(settings.model)
     sent = dict(said.sent)
     return ClientState(architecture, _weights(model), kept, report, ledger, averaged, sent, steps)
+
+
+def _keep_best(
+    folder: StateFolder,
+    settings: Settings,
+    site: SiteData,
+    arguments: dict[str, Any],
+    report: Report,
+    learner: Learner,
+) -> None:
+    """Write the model beside the last one if no earlier round was better on the validation images."""
+    done = min(report.round, settings.rounds)
+    card = _card(settings, site, arguments, report) | {"rounds": done, "order": report.round}
+    best = folder.best_card()
+    if best is not None and best["order"] < report.round and _score(best) >= _score(card):
+        return
+    weights = whole_weights(settings, arguments, _weights(learner.predictor))
+    folder.export_model(weights, card, BEST)
+    logger.info("%s: round %d is the best so far on its validation images", report.client, report.round)
+
+
+def _score(card: Mapping[str, Any]) -> tuple[float, float]:
+    metrics = card["metrics"]
+    return metrics.get("validation_accuracy", 0.0), -metrics.get("validation_loss", math.inf)
 
 
 def _average(

@@ -25,7 +25,10 @@ OVERLAP_KEY = "privacy-overlap"
 VALIDATED = "num-validation"  # images that the validation figures are of; never sent
 FINEST = 128  # multiples of an accuracy, at most
 LOSS_STEPS = 16  # a nat
-_SHARED = ("unseen-accuracy", "unseen-recall", "unseen-auroc", "kl-before", "kl-after")  # of no private image
+_SHARED = (  # of no private image
+    *("unseen-accuracy", "unseen-recall", "unseen-auroc", "unseen-f1", "unseen-ece"),
+    *("kl-before", "kl-after"),
+)
 _ACCURACIES = ("validation-accuracy", "accuracy-after")
 _LOSSES = ("train-loss", "validation-loss", "loss-after")
 

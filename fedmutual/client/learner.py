@@ -20,7 +20,7 @@ from fedmutual.learning import evaluation
 from fedmutual.learning.divergence import mutual_loss
 from fedmutual.learning.ema import MovingAverage
 from fedmutual.learning.optimizers import make_optimizer
-from fedmutual.learning.training import Private, Public, Trainer, log_prior
+from fedmutual.learning.training import Private, Public, Rate, Trainer, balanced_weights, log_prior
 from fedmutual.models.learnt import parameter_groups
 from fedmutual.settings import Settings
 from fedmutual.settings.pretrained import prior_smoothing
@@ -104,7 +104,7 @@ class Learner:
     def mixed_training(self, public: Public, public_epochs: int) -> None:
         """Train on a private and a public batch per step; the larger set gives the number of steps."""
         private = self._private(public)
-        trainer = self._trainer(self.optimizer)
+        trainer = self._trainer(self.optimizer, step_rate(self.settings, self.order.round))
         steps = max(
             trainer.steps_for(len(private.images), self.settings.train.local_epochs),
             trainer.steps_for(len(public.images), public_epochs),
@@ -114,7 +114,7 @@ class Learner:
     def local_training(self) -> None:
         """Train on the private images only."""
         private = self._private()
-        trainer = self._trainer(self.optimizer)
+        trainer = self._trainer(self.optimizer, step_rate(self.settings, self.order.round))
         steps = trainer.steps_for(len(private.images), self.settings.train.local_epochs)
         self.metrics["train-loss"] = self._train(trainer, steps, private, None)
 
@@ -232,7 +232,11 @@ class Learner:
             smoothing = prior_smoothing(self.settings)
             prior = log_prior(labels, len(self.site.classes), taught, smoothing).to(self._device)
         self.metrics["num-examples"] = len(indices)
-        return Private(self._viewed(indices), labels.to(self._device), prior)
+        weights = None
+        if self.settings.train.class_weights == "balanced":
+            weights = balanced_weights(labels, len(self.site.classes)).to(self._device)
+        gamma = self.settings.train.focal_gamma
+        return Private(self._viewed(indices), labels.to(self._device), prior, weights, gamma)
 
     def _viewed(self, indices: np.ndarray) -> Tensor:
         """Return the private images; where they have augmented views, one of each, new in every round."""
@@ -265,9 +269,10 @@ class Learner:
         """Return the network that predicts and is saved: the EMA if there is one, else the model."""
         return self.model if self.average is None else self.average.model
 
-    def _trainer(self, optimizer: torch.optim.Optimizer) -> Trainer:
+    def _trainer(self, optimizer: torch.optim.Optimizer, rate: Rate | None = None) -> Trainer:
         size, precision = self.settings.train.batch_size, self.settings.precision
-        return Trainer(self.model, optimizer, precision, size, self._generator, self.average)
+        clip = self.settings.optimizer.clip_norm
+        return Trainer(self.model, optimizer, precision, size, self._generator, self.average, rate, clip)
 
     def _predict(self, images: ImageSet, indices: np.ndarray) -> Tensor:
         """Return log-probabilities [n, C], cached while the model is unchanged."""
@@ -331,10 +336,37 @@ def new_optimizer(settings: Settings, model: nn.Module, round: int = 1) -> torch
 def learning_rate(settings: Settings, round: int) -> float:
     """Return the step size of a round (from 1); the closing message uses the last round's."""
     highest = settings.optimizer.learning_rate
-    if settings.optimizer.schedule == "constant" or settings.rounds == 1:
+    if settings.optimizer.schedule != "cosine" or settings.rounds == 1:
         return highest
     done = min(round - 1, settings.rounds - 1) / (settings.rounds - 1)
-    return highest * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+    return highest * _cosine(done)
+
+
+def step_rate(settings: Settings, round: int) -> Rate | None:
+    """Return the step size of a round's training by the share of its steps that are done; None: it stays.
+
+    The share of the run's steps follows from the round, so that a repeated or resumed round has the same.
+    """
+    chosen = settings.optimizer
+    if chosen.schedule in ("constant", "cosine") and chosen.warmup == 0:
+        return None
+    base = learning_rate(settings, round)
+    before = (min(round, settings.rounds) - 1) / settings.rounds
+
+    def rate(done: float) -> float:
+        share = before + done / settings.rounds
+        factor = {"cosine_steps": _cosine, "decay": _decay}.get(chosen.schedule, lambda _: 1.0)(share)
+        return base * factor * (min(share / chosen.warmup, 1.0) if chosen.warmup else 1.0)
+
+    return rate
+
+
+def _cosine(done: float) -> float:
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+
+
+def _decay(done: float) -> float:
+    return 1.0 if done <= 0.5 else 0.1 if done <= 0.75 else 0.01
 
 
 def _images(images: ImageSet, indices: np.ndarray) -> Tensor:

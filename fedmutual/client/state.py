@@ -8,6 +8,7 @@ and only its owner can read it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from fedmutual.files.checkpoint import (
     step_back,
 )
 from fedmutual.files.disk import make_private
-from fedmutual.models.stored import save_model
+from fedmutual.models.stored import BEST, CARD, save_model
 from fedmutual.told import Told
 from fedmutual.wire.reports import Report
 
@@ -204,9 +205,18 @@ class StateFolder:
             raise StateError(f"{self._file} is the state of {whose}, not of {wanted}: {_REMEDY}")
         return _state(meta, arrays)
 
-    def export_model(self, weights: dict[str, Tensor], card: dict[str, Any]) -> Path:
+    def export_model(self, weights: dict[str, Tensor], card: dict[str, Any], place: str = "") -> Path:
         """Write the model and its card beside the state (:func:`fedmutual.models.stored.save_model`)."""
-        return save_model(self.path, weights, card)
+        if place:
+            make_private(self.path / place)
+        return save_model(self.path / place, weights, card)
+
+    def best_card(self) -> dict[str, Any] | None:
+        """Return the card of the best model so far (``train.keep=best``); None: there is none."""
+        try:
+            return dict(json.loads((self.path / BEST / CARD).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
 
 
 def _state(meta: dict[str, Any], arrays: Arrays) -> ClientState:

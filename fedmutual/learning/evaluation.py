@@ -50,7 +50,7 @@ def accuracy(log_probabilities: Tensor, labels: Tensor) -> float:
 
 
 def quality(log_probabilities: Tensor, labels: Tensor, ranked: bool = True) -> dict[str, float | list[float]]:
-    """Return accuracy, balanced accuracy, recall per class and, if ``ranked``, AUROC.
+    """Return accuracy, balanced accuracy, recall per class and, if ``ranked``, F1, ECE and AUROC.
 
     Predictions are [n, C], labels [n]. Recall is -1 for a class that does not occur; balanced accuracy is the
     mean recall of the others. AUROC is missing if a class does not occur.
@@ -65,9 +65,39 @@ def quality(log_probabilities: Tensor, labels: Tensor, ranked: bool = True) -> d
         "balanced_accuracy": float(recall[present].mean()),
         "recall": [float(value) for value in recall.where(present, -1.0)],
     }
+    if ranked:
+        figures["f1"] = macro_f1(log_probabilities, labels)
+        figures["ece"] = calibration_error(log_probabilities, labels)
     if ranked and bool(present.all()):
         figures["auroc"] = auroc(log_probabilities, labels)
     return figures
+
+
+def macro_f1(log_probabilities: Tensor, labels: Tensor) -> float:
+    """Return the mean F1 of the classes that occur as a label or a prediction.
+
+    F1 of a class is ``2 TP / (2 TP + FP + FN)``. Predictions are [n, C], labels [n].
+    """
+    num_classes, predicted = log_probabilities.shape[1], log_probabilities.argmax(dim=1)
+    right = torch.bincount(labels[predicted == labels], minlength=num_classes)
+    together = torch.bincount(labels, minlength=num_classes) + torch.bincount(
+        predicted, minlength=num_classes
+    )
+    found = together > 0
+    return float((2 * right[found] / together[found]).mean())
+
+
+def calibration_error(log_probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error of the most probable class (arXiv:1706.04599).
+
+    The mean over ``bins`` equal ranges of confidence, weighted by their samples, of the difference between
+    confidence and accuracy. Predictions are [n, C], labels [n].
+    """
+    confidence, predicted = log_probabilities.double().exp().max(dim=1)
+    place = torch.clamp((confidence * bins).ceil().long() - 1, 0, bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64)
+    gap.index_add_(0, place, confidence - (predicted == labels).double())
+    return float(gap.abs().sum() / len(labels))
 
 
 def auroc(log_probabilities: Tensor, labels: Tensor) -> float:

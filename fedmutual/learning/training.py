@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -19,6 +19,7 @@ from fedmutual.learning.placement import Placed, place, to_input
 
 NORM_BATCHES = 32
 Part = TypeVar("Part")
+Rate = Callable[[float], float]
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,25 @@ class Private:
     log_prior : Tensor [C] or None
         Added to the logits in training only (logit adjustment, arXiv:2007.07314). The prior absorbs the
         client's label skew, so that it does not leak into the shared predictions.
+    class_weights : Tensor [C] or None
+        See :func:`balanced_weights`.
+    focal_gamma : float
+        See :func:`focal_loss`; 0: cross entropy.
     """
 
     images: Tensor
     labels: Tensor
     log_prior: Tensor | None = None
+    class_weights: Tensor | None = None
+    focal_gamma: float = 0.0
+
+    def loss(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Return the mean loss of the samples ``index``, in nats: cross entropy, weighted or focal."""
+        if self.log_prior is not None:
+            logits = logits + self.log_prior
+        if self.focal_gamma == 0:
+            return F.cross_entropy(logits, self.labels[index], self.class_weights)
+        return focal_loss(logits, self.labels[index], self.focal_gamma, self.class_weights)
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,11 @@ class Trainer:
         Order of the samples; on the CPU.
     average : MovingAverage or None
         Updated after every step.
+    rate : callable or None
+        Returns the step size for the share of this training's steps that are done; None: it stays. A group
+        of parameters takes its own ``share`` of it, if it has one.
+    clip_norm : float or None
+        Largest norm of a gradient.
     """
 
     def __init__(
@@ -114,8 +134,12 @@ class Trainer:
         batch_size: int,
         generator: torch.Generator,
         average: MovingAverage | None = None,
+        rate: Rate | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         self.model = model
+        self._rate = rate
+        self._clip_norm = clip_norm
         self.average = average
         self.optimizer = optimizer
         self.batch_size = batch_size
@@ -140,7 +164,10 @@ class Trainer:
         public_batches = self._batches(public)
         self._placed = {id(p): place(p.images, self.device) for p in (private, public) if p is not None}
         total = torch.zeros((), device=self.device)
-        for _ in range(steps):
+        for step in range(steps):
+            if self._rate is not None:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = group.get("share", 1.0) * self._rate((step + 1) / steps)
             total += self._step(private, next(private_batches), public, next(public_batches))
         self._placed.clear()
         return float(total) / max(steps, 1)
@@ -208,6 +235,9 @@ class Trainer:
                 problem = str(error).splitlines()[0]
             # outside the handler, whose traceback keeps the activations alive
             self._halve(max(len(private_index), len(public_index)), problem)
+        if self._clip_norm is not None:
+            self._scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self.average is not None:
@@ -225,9 +255,7 @@ class Trainer:
             logits = as_logits(outputs.float())
             loss = torch.zeros((), device=self.device)
             if own.part is not None and len(own.index):
-                scores = logits[: len(own.index)]
-                corrected = scores if own.part.log_prior is None else scores + own.part.log_prior
-                loss = loss + own.share * F.cross_entropy(corrected, own.part.labels[own.index])
+                loss = loss + own.share * own.part.loss(logits[: len(own.index)], own.index)
             if shared.part is not None and len(shared.index):
                 loss = loss + shared.share * shared.part.loss(logits[len(own.index) :], shared.index)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -309,6 +337,37 @@ def _cuts(samples: int, batch_size: int) -> list[tuple[int, int]]:
     if len(starts) > 1 and samples - starts[-1] == 1:
         starts.pop()
     return list(itertools.pairwise([*starts, samples]))
+
+
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float, weights: Tensor | None = None) -> Tensor:
+    """Return the mean of ``(1 - p)^gamma (-log p)`` over samples, in nats (arXiv:1708.02002).
+
+    Parameters
+    ----------
+    logits : Tensor [n, C]
+    labels : int64 Tensor [n]
+    gamma : float
+        0: cross entropy.
+    weights : Tensor [C] or None
+        Weights of the classes; the mean is weighted as in torch's cross entropy.
+    """
+    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
+    losses = (1 - log_p.exp()).clamp(min=1e-6) ** gamma * -log_p
+    if weights is None:
+        return losses.mean()
+    chosen = weights[labels]
+    return (chosen * losses).sum() / chosen.sum()
+
+
+def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Return weights with which every class of the labels counts the same, [C]; 0 for one without labels.
+
+    >>> balanced_weights(torch.tensor([0, 0, 0, 1]), 3)
+    tensor([0.6667, 2.0000, 0.0000])
+    """
+    counts = torch.bincount(labels, minlength=num_classes).float()
+    weights = counts.sum() / (counts * (counts > 0).sum())
+    return weights.where(counts > 0, 0.0)
 
 
 def log_prior(

@@ -35,8 +35,12 @@ _MEASURES = {
     "validation_accuracy": "accuracy, own validation images",
     "validation_loss": "loss, own validation images (nats)",
     "validation_auroc": "AUROC, own validation images",
+    "validation_f1": "F1 (mean over the classes), own validation images",
+    "validation_ece": "calibration error (ECE), own validation images",
     "unseen_accuracy": "accuracy, shared unseen set",
     "unseen_auroc": "AUROC, shared unseen set",
+    "unseen_f1": "F1 (mean over the classes), shared unseen set",
+    "unseen_ece": "calibration error (ECE), shared unseen set",
     "kl_after": "KL to the peers on the public samples (nats)",
 }
 

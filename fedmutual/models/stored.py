@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, CARD, PAGE = "model.safetensors", "model.json", "README.md"
+BEST = "best"  # folder of a client's best model so far, in that of its last one
 GLOBAL = "global_model"  # folder of a run's global model, next to the clients' models
 _LARGEST_SIZE = 4096  # pixels a side; a damaged card must not ask for more memory than there is
 _PRETRAINED = ("weights", "weights_backbone", "pretrained")  # would download weights that are then replaced
@@ -83,7 +84,9 @@ def save_model(folder: Path, weights: Mapping[str, Tensor], card: Mapping[str, A
 def find_models(folder: Path) -> list[Path]:
     """Return the model folder itself, or the folders of all clients in a run's folder, sorted.
 
-    If the clients' models are missing (they stay at the sites), a run's folder stands for its global model.
+    Of a client's last and best model (``train.keep=best``), this is the last one; give the folder ``best``
+    for the other. If the clients' models are missing (they stay at the sites), a run's folder stands for its
+    global model.
 
     Raises
     ------
@@ -94,6 +97,7 @@ def find_models(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(card.parent for card in folder.glob(f"**/{CARD}"))
     found = [path for path in found if path.name != GLOBAL] or found
+    found = [path for path in found if path.name != BEST or path.parent not in found]
     if not found:
         raise StoredModelError(
             f"{folder} has no {CARD}: give a client's model folder "

@@ -47,10 +47,10 @@ LAST_ROUND = 10**9  # a larger number is damage
 _REMEDY = "put it back from a copy of the folder"
 _RETYPE = "or delete it, and give the run's own settings with the command"
 # What the summary and the report read of a history line; a strategy may write more.
-_TEXTS = ("client", "model", "rejected")
+_TEXTS = ("client", "model", "rejected", "private_digest")
 _NUMBERS = (
     *("node_id", "num_examples", "unseen_num_examples", "seconds", "clock", "kl_before", "kl_after"),
-    *(f"{split}_{measure}" for split in ("validation", "unseen") for measure in MEASURES[:3]),
+    *(f"{split}_{measure}" for split in ("validation", "unseen") for measure in MEASURES[:-1]),
     *DIRECTIONS,
 )
 

@@ -10,7 +10,14 @@ from typing import Any
 from fedmutual.settings.described import installed_versions, without_paths
 
 STATUSES = ("completed", "failed", "stopped")
-MEASURES = ("accuracy", "balanced_accuracy", "auroc", "recall")  # the last one a list, a figure a class
+MEASURES = (
+    "accuracy",
+    "balanced_accuracy",
+    "auroc",
+    "f1",
+    "ece",
+    "recall",
+)  # the last one a list, a figure a class
 DIRECTIONS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes")
 
 Record = Mapping[str, Any]
@@ -199,7 +206,11 @@ def _unseen(
         "ensemble_accuracy": together.get("accuracy"),
         "num_examples": together.get("num_examples") or max(sizes, default=None),
     }
-    extra = {key: together[key] for key in ("balanced_accuracy", "auroc") if together.get(key) is not None}
+    extra = {
+        key: together[key]
+        for key in ("balanced_accuracy", "auroc", "f1", "ece")
+        if together.get(key) is not None
+    }
     return unseen | {f"ensemble_{key}": value for key, value in extra.items()}
 
 

@@ -71,6 +71,33 @@ class TrainSettings:
     warm_start_epochs: int = setting(
         "epochs on the shared labelled warm-start fold before round 1", minimum=0
     )
+    class_weights: str = setting(
+        "weights of the private loss. balanced: every class of a client counts the same (in place of "
+        "train.prior_correction, which corrects for the same skew)",
+        choices=("none", "balanced"),
+    )
+    focal_gamma: float = setting(
+        "focal loss (arXiv:1708.02002): the private loss of a sample is multiplied by (1 - p)^gamma; 0: "
+        "cross entropy",
+        minimum=0,
+        maximum=10,
+    )
+    keep: str = setting(
+        "last: a client's model is that of the last round. best: beside it, in the folder best/, that of the "
+        "round with the highest accuracy on the client's own validation images",
+        choices=("last", "best"),
+    )
+
+    def check(self) -> str | None:
+        """Reject two corrections of one skew, and the best of what is not measured."""
+        if self.class_weights == "balanced" and self.prior_correction:
+            return (
+                "class_weights: balanced corrects for the skew that train.prior_correction corrects for: set "
+                "train.prior_correction=false with it"
+            )
+        if self.keep == "best" and self.validation_fraction == 0:
+            return "keep: best needs validation images: set train.validation_fraction above 0"
+        return None
 
 
 @dataclass(kw_only=True)
@@ -80,9 +107,16 @@ class OptimizerSettings:
     name: str = setting("optimiser", choices=("adam", "adamw", "sgd"))
     learning_rate: float = setting("step size", above=0)
     schedule: str = setting(
-        "constant; cosine: from learning_rate in the first round to a tenth of it in the last",
-        choices=("constant", "cosine"),
+        "constant; cosine: from learning_rate in the first round to a tenth of it in the last; cosine_steps: "
+        "the same, step by step; decay: a tenth of it after half and again after three quarters of the steps",
+        choices=("constant", "cosine", "cosine_steps", "decay"),
     )
+    warmup: float = setting(
+        "share of all steps in which the step size rises from 0 to what the schedule says; 0: none",
+        minimum=0,
+        maximum=0.5,
+    )
+    clip_norm: float | None = setting("largest norm of a step's gradient; null: unlimited", above=0)
     momentum: float = setting("momentum (sgd)", minimum=0, maximum=1)
     weight_decay: float = setting("weight decay", minimum=0)
     keep_state: bool = setting("keep the optimiser's moments from round to round")

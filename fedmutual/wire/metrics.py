@@ -26,6 +26,7 @@ APPLICATION: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("train-loss", "validation-loss", "loss-after", "kl-before", "kl-after"), (-1e9, 1e9)),
     **dict.fromkeys(("accuracy-after", "validation-accuracy", "validation-auroc"), (0, 1)),
     **dict.fromkeys(("unseen-accuracy", "unseen-auroc"), (0, 1)),
+    **dict.fromkeys(("validation-f1", "validation-ece", "unseen-f1", "unseen-ece"), (0, 1)),
     **dict.fromkeys(("validation-recall", "unseen-recall"), (-1, 1)),
 }
 
