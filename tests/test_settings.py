@@ -13,11 +13,28 @@ from omegaconf import OmegaConf
 
 from fedmutual.compare.settings import is_study
 from fedmutual.models.build import build_model
-from fedmutual.settings import OptimizerSettings, PublicSettings, Settings, SettingsError, as_container
+from fedmutual.settings import (
+    AugmentSettings,
+    OptimizerSettings,
+    PublicSettings,
+    Settings,
+    SettingsError,
+    as_container,
+)
 from fedmutual.settings.compose import CONF_DIR, GROUP_KEYS, compose, from_contexts, run_config_overrides
 from fedmutual.strategies.mutual import MutualLoss
 
-GROUPS = {"strategy", "consensus", "model", "data", "partition", "public", "optimizer", "experiment"}
+GROUPS = {
+    "strategy",
+    "consensus",
+    "model",
+    "data",
+    "partition",
+    "public",
+    "optimizer",
+    "augment",
+    "experiment",
+}
 STUDIES = {
     path.stem for path in CONF_DIR.glob("experiment/*.yaml") if is_study(path.stem)
 }  # several runs each
@@ -81,10 +98,10 @@ def test_a_targets_file_holds_its_fields_and_no_others(group: str, option: str) 
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [pair for pair in OPTIONS if pair[0] in ("public", "optimizer")]
+    ("group", "option"), [pair for pair in OPTIONS if pair[0] in ("public", "optimizer", "augment")]
 )
 def test_a_plain_groups_file_holds_its_fields_and_no_others(group: str, option: str) -> None:
-    schema = {"public": PublicSettings, "optimizer": OptimizerSettings}[group]
+    schema = {"public": PublicSettings, "optimizer": OptimizerSettings, "augment": AugmentSettings}[group]
     assert yaml_keys(CONF_DIR / group / f"{option}.yaml") == names(schema)
 
 

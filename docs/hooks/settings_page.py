@@ -17,13 +17,17 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from fedmutual.compare.settings import StudySettings
-from fedmutual.settings import OptimizerSettings, PublicSettings, Settings
+from fedmutual.settings import AugmentSettings, OptimizerSettings, PublicSettings, Settings
 from fedmutual.settings.compose import CONF_DIR
 from fedmutual.settings.pretrained import PretrainedSettings
 
 PAGE = "settings.md"
 TYPED = ("strategy", "consensus", "data", "partition")  # every choice has a dataclass of its own
-SHARED = {"optimizer": OptimizerSettings, "public": PublicSettings}  # all choices have one dataclass
+SHARED = {  # all choices have one dataclass
+    "optimizer": OptimizerSettings,
+    "public": PublicSettings,
+    "augment": AugmentSettings,
+}
 _HEAD = """\
 # Every setting
 
@@ -189,7 +193,7 @@ def _kind(kind: Any) -> str:
     )
 
 
-_KINDS = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text"}
+_KINDS = {int: "whole number", float: "number", bool: "`true`, `false`", str: "text", Any: "values"}
 
 
 def _value(value: Any) -> str:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fedmutual.client.disclosure import VALIDATED
+from fedmutual.client.transforms import transform_of
 from fedmutual.data.images import ImageSet
 from fedmutual.data.site import SharedData, SiteData
 from fedmutual.data.views import mixed_views
 from fedmutual.learning import evaluation
+from fedmutual.learning.augmentation import Augmentation
 from fedmutual.learning.divergence import mutual_loss
 from fedmutual.learning.ema import MovingAverage
 from fedmutual.learning.optimizers import make_optimizer
@@ -272,7 +274,14 @@ class Learner:
     def _trainer(self, optimizer: torch.optim.Optimizer, rate: Rate | None = None) -> Trainer:
         size, precision = self.settings.train.batch_size, self.settings.precision
         clip = self.settings.optimizer.clip_norm
-        return Trainer(self.model, optimizer, precision, size, self._generator, self.average, rate, clip)
+        own = (self._generator, self.average, rate, clip, self._augmentation())
+        return Trainer(self.model, optimizer, precision, size, *own)
+
+    def _augmentation(self) -> Augmentation | None:
+        if self.settings.augment.name == "none":
+            return None
+        transform = transform_of(self.settings.augment, self.site.private.seen.shape[1])
+        return Augmentation(transform, self._seed("augmentation"))
 
     def _predict(self, images: ImageSet, indices: np.ndarray) -> Tensor:
         """Return log-probabilities [n, C], cached while the model is unchanged."""

@@ -18,6 +18,7 @@ from fedmutual.learning.ema import MovingAverage
 from fedmutual.learning.placement import Placed, place, to_input
 
 NORM_BATCHES = 32
+_MOST_PIECES = 4096  # micro-batches of a step, for the numbers of augmented ones
 Part = TypeVar("Part")
 Rate = Callable[[float], float]
 
@@ -124,6 +125,8 @@ class Trainer:
         of parameters takes its own ``share`` of it, if it has one.
     clip_norm : float or None
         Largest norm of a gradient.
+    augment : callable or None
+        Changes a batch of private images, uint8 [n, 3, H, W], given its number.
     """
 
     def __init__(
@@ -136,10 +139,13 @@ class Trainer:
         average: MovingAverage | None = None,
         rate: Rate | None = None,
         clip_norm: float | None = None,
+        augment: Callable[[Tensor, int], Tensor] | None = None,
     ) -> None:
         self.model = model
         self._rate = rate
         self._clip_norm = clip_norm
+        self._augment = augment
+        self._steps = 0  # taken so far
         self.average = average
         self.optimizer = optimizer
         self.batch_size = batch_size
@@ -240,14 +246,18 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        self._steps += 1
         if self.average is not None:
             self.average.update(self.model)
         return loss
 
     def _gradients(self, private: _Half[Private], public: _Half[Public]) -> Tensor:
         total = torch.zeros((), device=self.device)
-        for own, shared in zip(private.cut(self._pieces), public.cut(self._pieces), strict=True):
+        pieces = zip(private.cut(self._pieces), public.cut(self._pieces), strict=True)
+        for piece, (own, shared) in enumerate(pieces):
             images = [half.images() for half in (own, shared) if half.part is not None and len(half.index)]
+            if self._augment is not None and own.part is not None and len(own.index):
+                images[0] = self._augment(images[0], self._steps * _MOST_PIECES + piece)
             if not images:
                 continue
             with self._autocast():

@@ -21,6 +21,7 @@ SETTINGS = (
     "strategy",
     "train",
     "optimizer",
+    "augment",
     "public",
     "partition",
     "data",

@@ -2,6 +2,7 @@
 
 from fedmutual.settings.schema import (
     AttackSettings,
+    AugmentSettings,
     ClientsSettings,
     ConsensusSettings,
     DataSettings,
@@ -26,6 +27,7 @@ from fedmutual.settings.schema import (
 
 __all__ = [
     "AttackSettings",
+    "AugmentSettings",
     "ClientsSettings",
     "ConsensusSettings",
     "DataSettings",

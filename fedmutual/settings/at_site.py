@@ -60,6 +60,7 @@ MOST_CHARACTERS = 20_000  # of a run's overrides; a long study's have a thousand
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _PUBLIC_PATH = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)+")
+_TRANSFORM = re.compile(r"torchvision\.transforms\.v2\.[A-Z][A-Za-z0-9]*")
 _TOP = frozenset(entry.name for entry in fields(Settings)) | {EXPERIMENT}
 _SERVERS = ("output_dir", "resume")  # paths of the server's; a client never reads them
 _SITES = {"state_dir": "state-dir", "cache_dir": "cache-dir"}
@@ -255,6 +256,12 @@ def check_targets(values: Mapping[str, Any], node_config: Mapping[str, Any]) -> 
     classes = listed(node_config, CLASSES)
     for group, package in CLASS_PACKAGES.items():
         _require_allowed(f"{group}._target_", values[group].get("_target_"), (package,), classes, CLASSES)
+    for target in _targets(values.get("augment")):
+        if target not in classes and not _TRANSFORM.fullmatch(target):
+            raise SettingsError(
+                f"augment.transforms: {brief(target)} is not allowed at this site, only classes of "
+                f'torchvision.transforms.v2: its owner can list it in the node configuration, {CLASSES}="..."'
+            )
     models = listed(node_config, MODELS)
     own = own_model(node_config)
     if "." in own:
@@ -268,6 +275,18 @@ def check_targets(values: Mapping[str, Any], node_config: Mapping[str, Any]) -> 
                     f"model.{name}: this site loads no weights from elsewhere: leave it out, or let the "
                     f'site\'s owner list {MODELS}="{target}"'
                 )
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """Return every class that is named below a value, at any depth."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield str(value["_target_"])
+        for entry in value.values():
+            yield from _targets(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _targets(entry)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

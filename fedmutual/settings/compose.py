@@ -40,7 +40,17 @@ from fedmutual.settings.pretrained import pretrained_settings
 CONF_DIR = app_folder() / "conf"
 
 # Keys of `[tool.flwr.app.config]` that choose a Hydra group; an empty string means "as in conf/".
-GROUP_KEYS = ("experiment", "strategy", "consensus", "model", "data", "partition", "public", "optimizer")
+GROUP_KEYS = (
+    "experiment",
+    "strategy",
+    "consensus",
+    "model",
+    "data",
+    "partition",
+    "public",
+    "optimizer",
+    "augment",
+)
 PLAIN_KEYS = ("seed", "rounds", "output_dir")
 
 _TYPED: dict[tuple[type, str], Any] = {}  # (dataclass, values) -> object: a study's runs share most of them
@@ -247,6 +257,12 @@ def checked(config: DictConfig) -> Settings:
         raise SettingsError(
             f"public.views: {settings.public.views} makes new pictures in every round, but model.tune="
             f"{pretrained.tune} computes features once: set public.views=plain or model.tune=all"
+        )
+    if pretrained is not None and pretrained.tune != "all" and settings.augment.name != "none":
+        raise SettingsError(
+            f"augment: {settings.augment.name} changes pictures in every epoch, but model.tune="
+            f"{pretrained.tune} computes features once: set model.views (views of every picture) or "
+            "model.tune=all"
         )
     _check_values("", settings)
     return settings

@@ -123,6 +123,31 @@ class OptimizerSettings:
 
 
 @dataclass(kw_only=True)
+class AugmentSettings:
+    """Random changes of a client's training images, new in every epoch; no other images are changed."""
+
+    name: str = setting(
+        "none; flip_crop; randaugment: flip_crop and RandAugment (arXiv:1909.13719); custom: transforms",
+        choices=("none", "flip_crop", "randaugment", "custom"),
+    )
+    transforms: list[Any] = setting(
+        "with custom: classes of torchvision.transforms.v2 or one's own, as "
+        "`{_target_: ..., argument: ...}`; they map uint8 `[3, size, size]` to the same"
+    )
+
+    def check(self) -> str | None:
+        """``transforms`` belong to custom, and each names its class."""
+        if (self.name == "custom") != bool(self.transforms):
+            return (
+                f"transforms: {self.transforms}, but augment={self.name}: set augment=custom and transforms"
+            )
+        for entry in self.transforms:
+            if not isinstance(entry, dict) or "." not in str(entry.get("_target_", "")):
+                return f"transforms: {entry!r} names no class (_target_)"
+        return None
+
+
+@dataclass(kw_only=True)
 class PublicSettings:
     """The public images that every client predicts."""
 
@@ -486,6 +511,7 @@ class Settings:
     )
     train: TrainSettings
     optimizer: OptimizerSettings
+    augment: AugmentSettings
     public: PublicSettings
     evaluation: EvaluationSettings
     exchange: ExchangeSettings
