@@ -79,6 +79,16 @@ def test_images_of_one_colour_are_copies_only_if_they_are_equal(tmp_path: Path) 
     assert found.tolist() == [1]
 
 
+def test_where_all_images_are_alike_a_copy_must_be_far_nearer(tmp_path: Path) -> None:
+    """As digits or radiographs: on their own, two of these correlate as copies of photographs do."""
+    common, own = scenes(1, 7).astype(int), scenes(140, 8).astype(int) - 128
+    pixels = np.clip(common + own // 5, 0, 255).astype(np.uint8)
+    private, public = pixels[:60], np.concatenate([pixels[60:], pixels[[3, 17]] // 2])
+    grey = np.stack([image @ overlap.LUMINANCE for image in private[:2]]).reshape(2, -1)
+    assert np.corrcoef(grey)[0, 1] > overlap.NEAR_PIXELS
+    assert overlapping(image_set(private), image_set(public), tmp_path).tolist() == [3, 17]
+
+
 def test_the_result_is_kept_and_another_set_has_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
