@@ -431,3 +431,16 @@ def test_names_of_clients_that_do_not_exist(overrides: list[str], message: str, 
     with pytest.raises(SettingsError, match=message):
         prepare([*overrides, "num_clients=3"], tmp_path, NOW)
     prepare(["participation.absent=[client-2:1-2]", "num_clients=3"], tmp_path, NOW)
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        SettingsError, match=r"cache_dir: .*file/x cannot be made: .*file is a file; set cache_"
+    ):
+        prepare([f"cache_dir={tmp_path / 'file/x'}"], tmp_path, NOW)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/home"))
+    with pytest.raises(SettingsError, match=r"cache_dir: .*home/fedmutual cannot be made"):
+        prepare([], tmp_path, NOW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -347,3 +348,14 @@ def test_a_level_too_many_is_named(folders: list[str], message: str, tmp_path: P
         write_images(tmp_path / "in" / folder, 1)
     with pytest.raises(DataError, match=message):
         _folder(tmp_path / "in").load(tmp_path / "cache")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_file_names_that_are_no_utf8_are_read_and_such_classes_are_refused(tmp_path: Path) -> None:
+    _two_classes(tmp_path)
+    folder = os.fsencode(tmp_path / "in/train/a")
+    os.rename(folder + b"/0000.png", folder + b"/\xff.png")
+    assert "a/\udcff.png" in _folder(tmp_path / "in").load(tmp_path / "cache").pool.names
+    os.rename(folder, folder + b"\xe9")
+    with pytest.raises(DataError, match=r"class name 'a\\xe9' is no UTF-8: rename the class"):
+        _folder(tmp_path / "in").count()

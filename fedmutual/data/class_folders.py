@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedmutual.data.images import DataError
+from fedmutual.data.images import DataError, require_plain
 from fedmutual.logs import shown
 
 SPLITS = frozenset(
@@ -40,6 +40,7 @@ def classes_of(parts: Mapping[Path, Sequence[str]], named: Sequence[str] | None)
     """
     first, own = next(((part, names) for part, names in parts.items() if names), (Path(), ()))
     classes = tuple(map(class_name, sorted(set(map(class_name, own))) if named is None else named))
+    require_plain(classes)
     for part, names in parts.items():
         _refuse_twins(part, names)
     if named is None:

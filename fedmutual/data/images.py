@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -156,12 +156,23 @@ class ImageData:
     unseen: ImageSet | None
 
     def __post_init__(self) -> None:
-        for name in self.classes:
-            if shown(name) != name:
-                raise DataError(
-                    f"the class name '{shown(name)}' has control characters, which terminals and files would "
-                    "obey: rename the class (its folder or label)"
-                )
+        require_plain(self.classes)
+
+
+def require_plain(classes: Iterable[str]) -> None:
+    """Refuse class names that terminals and files would not show as they are.
+
+    Raises
+    ------
+    DataError
+        A name has control characters, or is no UTF-8.
+    """
+    for name in classes:
+        if shown(name) != name:
+            wrong = (
+                "is no UTF-8" if any("\ud800" <= c <= "\udfff" for c in name) else "has control characters"
+            )
+            raise DataError(f"the class name '{shown(name)}' {wrong}: rename the class (its folder or label)")
 
 
 def pixel_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
+from fedmutual.data.cache import cache_folder
 from fedmutual.files.disk import WriteError
 from fedmutual.models.arguments import arguments_problem
 from fedmutual.models.lookup import models_problem
@@ -103,7 +104,9 @@ def prepare(
     if problem:
         raise SettingsError(problem)
     output_dir = _output_dir(settings, cwd, now or datetime.datetime.now())
-    _require_writable(output_dir)
+    _require_writable("output_dir", output_dir)
+    cache_dir = None if settings.cache_dir is None else str(_absolute(settings.cache_dir, cwd))
+    _require_writable("cache_dir", cache_folder(cache_dir))
     own = {"output_dir": str(output_dir), "state_dir": str(output_dir / "clients")}
     paths = {**own, **_absolute_paths(settings, cwd)}
     completed = [*typed, *(hydra_override(key, value) for key, value in paths.items())]
@@ -291,14 +294,14 @@ def _output_dir(settings: Settings, cwd: Path, now: datetime.datetime) -> Path:
     return next(candidate for candidate in candidates if not candidate.exists())
 
 
-def _require_writable(output_dir: Path) -> None:
-    """Refuse a results' folder that cannot be made, as far as that is known without making it."""
-    above = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
+def _require_writable(key: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made, as far as that is known without making it."""
+    above = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not above.is_dir():
-        raise SettingsError(f"output_dir: {output_dir} cannot be made: {above} is a file")
+        raise SettingsError(f"{key}: {folder} cannot be made: {above} is a file; set {key}=DIR")
     if not os.access(above, os.W_OK | os.X_OK):
         raise SettingsError(
-            f"output_dir: {output_dir} cannot be made: {above} is not writable; name another folder"
+            f"{key}: {folder} cannot be made: {above} is not writable; set {key}=DIR to another folder"
         )
 
 
