@@ -132,6 +132,34 @@ def test_heads_learn_from_the_mean_of_log_probabilities(overrides: list[str], di
     assert settings.strategy.options(settings)["divergence"] == divergence
 
 
+def test_a_sharpened_target_is_a_power_of_it() -> None:
+    target = torch.tensor([[0.2, 0.8], [0.5, 0.5]])
+    public = Public(torch.zeros(2, 4), target.log(), torch.zeros(2), None, "peer_own", 1.0, 1.0)
+    sharp = public.sharpened(2.0)
+    expected = torch.tensor([[1 / 17, 16 / 17], [0.5, 0.5]])
+    assert sharp.log_target is not None
+    assert sharp.entropies is not None
+    torch.testing.assert_close(sharp.log_target.exp(), expected)
+    torch.testing.assert_close(sharp.entropies, -(expected * expected.log()).sum(dim=1))
+    assert public.sharpened(1.0) is public
+
+
+@pytest.mark.parametrize(
+    ("overrides", "power"),
+    [
+        ([], 1.0),
+        (["model=pretrained"], 1.25),
+        (["model=pretrained", "strategy.divergence=own_peer"], 1.0),
+        (["model=pretrained", "strategy.sharpening=2"], 2.0),
+        (["model=pretrained", "model.tune=last"], 1.0),
+    ],
+)
+def test_heads_learn_from_sharper_targets(overrides: list[str], power: float) -> None:
+    settings = compose(overrides)
+    assert isinstance(settings.strategy, MutualSettings)
+    assert settings.strategy.sharpening_for(settings) == power
+
+
 def test_class_shares_normalise_the_targets() -> None:
     # the first row is a mean of logs, (.4, .4), which is a half each; the second is (.9, .1)
     shares = public(2, log_target=torch.log(torch.tensor([[0.4, 0.4], [0.9, 0.1]]))).class_shares(2)

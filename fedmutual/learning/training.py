@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -81,6 +81,14 @@ class Public:
     divergence: str
     temperature: float
     weight: float
+
+    def sharpened(self, power: float) -> Public:
+        """Return it with each target as ``q ** power / sum(q ** power)``, whose entropy is lower above 1."""
+        if self.log_target is None or power == 1:
+            return self
+        target = torch.log_softmax(power * self.log_target, dim=1)
+        entropies = None if self.entropies is None else -(target.exp() * target).sum(dim=1)
+        return replace(self, log_target=target, entropies=entropies)
 
     def class_shares(self, num_classes: int) -> Tensor:
         """Return the class shares of the targets, [C]: of the labels, or of the mean target."""

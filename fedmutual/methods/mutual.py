@@ -11,7 +11,7 @@ from fedmutual.learning.ring import Summed
 from fedmutual.methods.base import PREDICTIONS, WEIGHTS, Method
 from fedmutual.methods.schedule import predictions
 from fedmutual.settings import Settings, setting
-from fedmutual.settings.pretrained import pretrained_settings
+from fedmutual.settings.pretrained import tunes_head
 from fedmutual.strategies.mutual import MutualLearning
 from fedmutual.wire.codec import WIRE_DTYPES
 from fedmutual.wire.orders import Order
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from fedmutual.client.learner import Answer, Learner
     from fedmutual.data.site import SharedData
+
+HEAD_SHARPENING = 1.25
 
 
 @dataclass(kw_only=True)
@@ -40,6 +42,11 @@ class MutualSettings(Method):
         choices=DIVERGENCES,
     )
     temperature: float = setting("softens every distribution in the mutual loss", above=0)
+    sharpening: float | None = setting(
+        "exponent of a target's probabilities before a client learns from it (see DS-FL); null: "
+        f"{HEAD_SHARPENING} with strategy.divergence=null and model.tune=head, else 1",
+        above=0,
+    )
     kl_weight: float = setting("lambda, weight of the mean KL; 0: no mutual learning", minimum=0)
     burn_in: int = setting("number of first rounds without a mutual step", minimum=0)
     ramp: int = setting("number of rounds after burn_in over which lambda grows to kl_weight", minimum=0)
@@ -106,8 +113,13 @@ class MutualSettings(Method):
         """
         if self.divergence is not None:
             return self.divergence
-        chosen = pretrained_settings(settings.model)
-        return "own_peer" if chosen is not None and chosen.tune == "head" else "peer_own"
+        return "own_peer" if tunes_head(settings.model) else "peer_own"
+
+    def sharpening_for(self, settings: Settings) -> float:
+        """Return the sharpening, or what it is by default."""
+        if self.sharpening is not None:
+            return self.sharpening
+        return HEAD_SHARPENING if tunes_head(settings.model) and self.divergence is None else 1.0
 
     def options(self, settings: Settings) -> dict[str, Any]:
         """Return the arguments shared by the strategies with and without rounds."""
@@ -128,6 +140,8 @@ class MutualSettings(Method):
         """Do the mutual step of the previous round, local training and predictions, as in the paper."""
         order = learner.order
         public = learner.public() if len(order.target_indices) else None  # with a target, or only labels
+        if public:
+            public = public.sharpened(self.sharpening_for(learner.settings))
         if public and self.phase == "separate":
             learner.separate_mutual_step(public, self.mutual_epochs)
         elif public and order.closing:  # a public phase is safe: no private training follows

@@ -65,6 +65,12 @@ def pretrained_settings(model: ModelSettings) -> PretrainedSettings | None:
     return PretrainedSettings(**model.arguments)
 
 
+def tunes_head(model: ModelSettings) -> bool:
+    """Whether nothing but a head on a frozen backbone learns."""
+    chosen = pretrained_settings(model)
+    return chosen is not None and chosen.tune == "head"
+
+
 def prior_smoothing(settings: Settings) -> float:
     """Return ``train.prior_smoothing``, or what it is by default.
 
