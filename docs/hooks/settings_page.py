@@ -18,7 +18,7 @@ from mkdocs.structure.files import File, Files
 
 from fedmutual.compare.settings import StudySettings
 from fedmutual.settings import AugmentSettings, OptimizerSettings, PublicSettings, Settings
-from fedmutual.settings.compose import CONF_DIR
+from fedmutual.settings.compose import CONF_DIR, CUSTOM_DATA
 from fedmutual.settings.pretrained import PretrainedSettings
 
 PAGE = "settings.md"
@@ -114,6 +114,8 @@ def _columns(group: str, schema: Any) -> str:
 def _choice(group: str, path: Path) -> str:
     """A choice with a dataclass of its own."""
     values = _read(path)
+    if path.stem == "custom":  # somebody's function, whose arguments are added
+        values |= {"_target_": CUSTOM_DATA, "target": "???", "arguments": {}}
     schema = get_class(values["_target_"])
     text = f"### {group}={path.stem}\n\n{_comment(path) or _words(schema)}\n"
     return f"{text}\n{_table(schema, values, f'{group}.')}" if _settings(schema) else text

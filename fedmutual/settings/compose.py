@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.utils import get_class
+from hydra.utils import get_class, get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,6 +52,8 @@ GROUP_KEYS = (
     "augment",
 )
 PLAIN_KEYS = ("seed", "rounds", "output_dir")
+
+CUSTOM_DATA = "fedmutual.data.custom.CustomSettings"  # of data=custom, whose _target_ is somebody's function
 
 _TYPED: dict[tuple[type, str], Any] = {}  # (dataclass, values) -> object: a study's runs share most of them
 
@@ -280,10 +282,15 @@ def _typed(group: str, node: DictConfig, base: type) -> Any:
     values = cast(dict[str, Any], OmegaConf.to_container(node))
     target = str(values.pop("_target_", ""))
     try:
-        schema = get_class(target)
+        own_code = group == "data" and "version" in values  # of data=custom
+        schema = get_object(target) if own_code else get_class(target)
+        if own_code and not is_dataclass(schema):
+            schema = get_class(CUSTOM_DATA)
+            own = {key: values.pop(key) for key in ("image_size", "version")}
+            values = {**own, "target": target, "arguments": values}
     except Exception as error:
         raise SettingsError(f"{group}._target_: no class {target!r}: {error}") from error
-    if not (is_dataclass(schema) and issubclass(schema, base)):
+    if not (isinstance(schema, type) and is_dataclass(schema) and issubclass(schema, base)):
         raise SettingsError(f"{group}._target_: {target} is no {base.__name__}")
     known = (schema, repr(values))  # repr: 1, 1.0, True and "1" are not the same
     try:
