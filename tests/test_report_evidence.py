@@ -14,6 +14,7 @@ from small_data import image_set
 
 from fedmutual.report import evidence
 from fedmutual.report.evidence import gather
+from fedmutual.report.opinions import mistakes_context
 from fedmutual.report.page import render
 from fedmutual.report.recorded import read_runs
 from fedmutual.results.directory import ResultsError
@@ -99,6 +100,22 @@ def test_evidence_survives_its_file(tmp_path: Path) -> None:
     assert (sample.name, sample.label) == (shared.public.images.names[1], 1)
     assert np.array_equal(sample.thumbnail, shared.public.images.images[1])
     assert sample.probabilities[:, 1].tolist() == pytest.approx([0.2, 0.9], abs=1e-3)
+    (mistake,) = back.mistakes
+    assert (mistake.name, mistake.label, mistake.predicted) == (shared.unseen.names[1], 1, 0)
+    assert mistake.probability == pytest.approx(0.8)
+    assert np.array_equal(mistake.thumbnail, shared.unseen.images[1])
+
+
+def test_the_most_certain_mistakes_are_shown_if_they_may_be() -> None:
+    shared = SimpleNamespace(classes=("a", "b"), unseen=image_set([1, 1, 0, 1]), public=None)
+    said = {"a": np.log(np.array([[0.6, 0.4], [0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]))}
+    found = gather(shared, said, {}, most_mistakes=2)  # type: ignore[arg-type]
+    assert [m.name for m in found.mistakes] == [shared.unseen.names[1], shared.unseen.names[3]]
+    shown = mistakes_context(found)
+    assert "3 unseen images" in shown["note"]
+    assert [m["probability"] for m in shown["mistakes"]] == ["90.0", "70.0"]
+    none = mistakes_context(gather(shared, said, {}, most_mistakes=0))  # type: ignore[arg-type]
+    assert "evaluation.mistakes" in none["missing"]
 
 
 def test_a_strategy_without_predictions_has_no_agreement() -> None:

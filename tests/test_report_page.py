@@ -113,6 +113,7 @@ def test_a_run_leaves_a_report_that_shows_all_of_it(played: Played) -> None:
         "Curves",
         "Confusion",
         "Agreement between clients",
+        "Unseen images predicted wrong",
         "Public samples in dispute",
     ):
         assert page.says(heading)
@@ -314,7 +315,7 @@ def test_reading_a_report_needs_no_torch() -> None:
 def test_leaving_a_report_raises_nothing(tmp_path: Path) -> None:
     broken: Callable[..., Any] = leave.leave_report
     broken(tmp_path / "nowhere", {})
-    leave.keep_evidence(None, None, None)  # type: ignore[arg-type]
+    leave.keep_evidence(None, None, None, 12)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [1e308, -1e308])

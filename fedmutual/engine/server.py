@@ -82,7 +82,7 @@ def run(grid: Grid, context: Context) -> None:
     finally:
         seconds = {**outcome.pop("seconds", {}), "total": time.time() - start}
         if shared is not None and engine is not None:
-            keep_evidence(journal, shared, engine.unseen_predictions)
+            keep_evidence(journal, shared, engine.unseen_predictions, settings.evaluation.mistakes)
         try:
             _finish(journal, settings, outcome, seconds, num_classes, tracking)
         finally:

@@ -22,6 +22,7 @@ from fedmutual.results.directory import EVIDENCE, ResultsError
 from fedmutual.results.summary import natural_key
 
 if TYPE_CHECKING:
+    from fedmutual.data.images import ImageSet
     from fedmutual.data.site import SharedData
 
 SAMPLES = 12  # public samples that are shown
@@ -53,6 +54,28 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
+class Mistake:
+    """An unseen image that the clients' ensemble takes for another class.
+
+    Attributes
+    ----------
+    name : str
+        File name or id in the source.
+    label, predicted : int
+        Its class, and the ensemble's.
+    probability : float
+        The ensemble's, of the predicted class.
+    thumbnail : uint8 array [h, w, 3]
+    """
+
+    name: str
+    label: int
+    predicted: int
+    probability: float
+    thumbnail: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What :func:`gather` finds; a part that the run had no data for is empty.
 
@@ -73,6 +96,8 @@ class Evidence:
         The most disputed first.
     note : str
         Why there are none although predictions are known.
+    mistakes : tuple[Mistake, ...]
+        The most certain first.
     """
 
     classes: tuple[str, ...]
@@ -83,12 +108,14 @@ class Evidence:
     num_public: int = 0
     samples: tuple[Sample, ...] = ()
     note: str = ""
+    mistakes: tuple[Mistake, ...] = ()
 
 
 def gather(
     shared: SharedData,
     unseen_predictions: Mapping[str, Predictions],
     checkpoint: Mapping[str, NDArray[Any]],
+    most_mistakes: int = SAMPLES,
 ) -> Evidence:
     """Compare the clients' predictions with the labels of the unseen set and with each other.
 
@@ -99,22 +126,36 @@ def gather(
     checkpoint : Mapping[str, array]
         Arrays of the server's last checkpoint. A strategy that exchanges predictions has
         ``predictions.<client>`` [n, C] and ``predicted`` [n], the public samples' positions, in it.
+    most_mistakes : int
+        Unseen images predicted wrong to keep at most.
     """
     from fedmutual.learning.evaluation import ensemble  # torch: reading a report needs none
 
     confusions: dict[str, NDArray[np.int64]] = {}
     together = None
+    mistakes: tuple[Mistake, ...] = ()
     if shared.unseen is not None and unseen_predictions:
         labels = shared.unseen.labels
         names = sorted(unseen_predictions, key=natural_key)
         confusions = {name: confusion(unseen_predictions[name], labels) for name in names}
-        together = confusion(ensemble(list(unseen_predictions.values())), labels)
+        joint = ensemble(list(unseen_predictions.values()))
+        together = confusion(joint, labels)
+        mistakes = _mistakes(shared.unseen, joint, most_mistakes)
     known = public_predictions(checkpoint)
     clients, predictions = tuple(known), list(known.values())
     if len(clients) < 2 or not len(predictions[0]):
-        return Evidence(shared.classes, confusions, together)
+        return Evidence(shared.classes, confusions, together, mistakes=mistakes)
     shares, disputed = agreement(predictions), _disputed(shared, checkpoint["predicted"], predictions)
-    return Evidence(shared.classes, confusions, together, clients, shares, len(predictions[0]), disputed)
+    return Evidence(
+        shared.classes,
+        confusions,
+        together,
+        clients,
+        shares,
+        len(predictions[0]),
+        disputed,
+        mistakes=mistakes,
+    )
 
 
 def public_predictions(checkpoint: Mapping[str, NDArray[Any]]) -> dict[str, Predictions]:
@@ -132,6 +173,10 @@ def save(evidence: Evidence, path: Path) -> None:
         "num_public": evidence.num_public,
         "confusions": list(evidence.confusions),
         "samples": [{"name": s.name, "label": s.label, "divergence": s.divergence} for s in samples],
+        "mistakes": [
+            {"name": m.name, "label": m.label, "predicted": m.predicted, "probability": m.probability}
+            for m in evidence.mistakes
+        ],
     }
     arrays = {
         "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
@@ -140,6 +185,7 @@ def save(evidence: Evidence, path: Path) -> None:
         "agreement": evidence.agreement,
         "probabilities": np.array([sample.probabilities for sample in samples], np.float16),
         "thumbnails": np.array([sample.thumbnail for sample in samples], np.uint8),
+        "wrong": np.array([mistake.thumbnail for mistake in evidence.mistakes], np.uint8),
     }
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
@@ -174,6 +220,10 @@ def load(path: Path) -> Evidence | None:
                     meta["samples"], arrays["probabilities"], arrays["thumbnails"], strict=True
                 )
             ),
+            mistakes=tuple(
+                Mistake(**mistake, thumbnail=thumbnail)
+                for mistake, thumbnail in zip(meta.get("mistakes", []), arrays.get("wrong", ()), strict=True)
+            ),
         )
         _require_whole(evidence)
     except Exception as error:  # a damaged archive raises those of zlib, struct and zipfile, too
@@ -198,9 +248,11 @@ def _require_whole(evidence: Evidence) -> None:
     for sample in evidence.samples:
         whole &= sample.probabilities.shape == (num_clients, num_classes)
         whole &= isinstance(sample.label, int) and -1 <= sample.label < num_classes
-        whole &= isinstance(sample.divergence, float)
-        pixels = sample.thumbnail
-        whole &= pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0
+        whole &= isinstance(sample.divergence, float) and _is_picture(sample.thumbnail)
+    for mistake in evidence.mistakes:
+        whole &= isinstance(mistake.name, str) and isinstance(mistake.probability, float)
+        whole &= all(isinstance(c, int) and 0 <= c < num_classes for c in (mistake.label, mistake.predicted))
+        whole &= _is_picture(mistake.thumbnail)
     if not whole:
         raise ValueError("its parts do not fit together")
 
@@ -222,6 +274,26 @@ def _disputed(
         for i in worst
         if scores[i] > 0
     )
+
+
+def _mistakes(unseen: ImageSet, log_p: Predictions, most: int) -> tuple[Mistake, ...]:
+    predicted, certainty = log_p.argmax(axis=1), log_p.max(axis=1)
+    order = np.argsort(-certainty, kind="stable")
+    wrong = order[(predicted != unseen.labels)[order]][:most]
+    return tuple(
+        Mistake(
+            name=unseen.names[i],
+            label=int(unseen.labels[i]),
+            predicted=int(predicted[i]),
+            probability=float(np.exp(certainty[i])),
+            thumbnail=_thumbnail(unseen.images[i]),
+        )
+        for i in wrong.tolist()
+    )
+
+
+def _is_picture(pixels: NDArray[Any]) -> bool:
+    return pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0
 
 
 def _thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

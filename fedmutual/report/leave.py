@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def keep_evidence(
-    journal: RunDirectory, shared: SharedData, unseen_predictions: Mapping[str, FloatArray]
+    journal: RunDirectory, shared: SharedData, unseen_predictions: Mapping[str, FloatArray], mistakes: int
 ) -> None:
     """Write ``evidence.npz`` (:func:`fedmutual.report.evidence.gather`); an error is logged only."""
     try:
@@ -25,7 +25,7 @@ def keep_evidence(
         from fedmutual.report import evidence
 
         arrays = journal.load_checkpoint()[1] if has_checkpoint(journal.path / CHECKPOINT) else {}
-        evidence.save(evidence.gather(shared, unseen_predictions, arrays), journal.path)
+        evidence.save(evidence.gather(shared, unseen_predictions, arrays, mistakes), journal.path)
     except Exception as error:
         logger.debug("the evidence", exc_info=True)
         logger.warning("evidence.npz is not written, the report lacks confusion and agreement: %s", error)

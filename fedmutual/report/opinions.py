@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmutual.report.curves import MOST_LINES
-from fedmutual.report.evidence import Evidence, Sample
+from fedmutual.report.evidence import Evidence, Mistake, Sample
 from fedmutual.report.inline import look
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import percent
@@ -128,6 +128,31 @@ def _sample(sample: Sample, evidence: Evidence) -> Context:
         "divergence": f"{sample.divergence:.3f}",
         "label": evidence.classes[sample.label] if sample.label >= 0 else None,
         "sides": sorted(sides, key=lambda side: -side["count"]),
+    }
+
+
+def mistakes_context(evidence: Evidence | None) -> Context:
+    """The unseen images that the ensemble predicts wrong."""
+    if evidence is None or evidence.ensemble is None:
+        return {"missing": "The closing predictions on a shared unseen set are not known, see above."}
+    wrong = int(evidence.ensemble.sum() - np.trace(evidence.ensemble))
+    if not evidence.mistakes:
+        kept = "none of them was kept (evaluation.mistakes)" if wrong else "every one right"
+        return {"missing": f"The clients' ensemble predicts {wrong:,} unseen images wrong: {kept}."}
+    note = (
+        f"Of the {wrong:,} unseen images that the mean-logit ensemble predicts wrong, those of which "
+        "it is most certain: mislabelled ones are often among them."
+    )
+    return {"note": note, "mistakes": [_mistake(m, evidence.classes) for m in evidence.mistakes]}
+
+
+def _mistake(mistake: Mistake, classes: Sequence[str]) -> Context:
+    return {
+        "name": mistake.name,
+        "picture": _png(mistake.thumbnail),
+        "label": classes[mistake.label],
+        "predicted": classes[mistake.predicted],
+        "probability": percent(mistake.probability),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedmutual.report.curves import MOST_LINES, closing_round, curves_of, saw, traffic
 from fedmutual.report.inline import MEAN, Draw, legend, look, panel
-from fedmutual.report.opinions import agreement_context, confusion_context, disputed_context
+from fedmutual.report.opinions import agreement_context, confusion_context, disputed_context, mistakes_context
 from fedmutual.report.plots import draw_clients, draw_traffic
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import MEASURES, WAYS, client_rows, human_bytes, percent, total_rows
@@ -41,6 +41,7 @@ def run_context(run: RecordedRun) -> Context:
         "charts": _charts(run.name, run.history, clients),
         "confusion": confusion_context(run),
         "agreement": agreement_context(run.evidence),
+        "mistakes": mistakes_context(run.evidence),
         "disputed": disputed_context(run.evidence),
         "settings": _settings(summary["config"]),
         "command": shlex.join(["fedmutual", "run", *_portable(run.overrides)]),

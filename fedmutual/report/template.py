@@ -167,6 +167,22 @@ TEMPLATE = """\
   </div>
   {%- endif %}
 
+  {{ head("Unseen images predicted wrong", run.mistakes) }}
+  {%- if "mistakes" in run.mistakes %}
+  <div class="grid">
+    {%- for mistake in run.mistakes.mistakes %}
+    <section class="card sample">
+      <img src="{{ mistake.picture }}" alt="unseen image {{ mistake.name }}" width="96" height="96">
+      <div>
+        <div class="name">{{ mistake.name }}</div>
+        <div><b>{{ mistake.predicted }}</b> {{ mistake.probability }} %</div>
+        <div class="note">the source says {{ mistake.label }}</div>
+      </div>
+    </section>
+    {%- endfor %}
+  </div>
+  {%- endif %}
+
   {{ head("Agreement between clients", run.agreement) }}
   {%- if "rows" in run.agreement %}
   <div class="card scroll">{{ heat(run.agreement.heads, run.agreement.rows, false) }}</div>
@@ -204,7 +220,7 @@ TEMPLATE = """\
   </details>
   <p class="note">{% for name, version in run.summary.versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last }}{% endfor %}
     {%- if run.summary.public_digest %}; public set <code>{{ run.summary.public_digest }}</code>{% endif %}. Folders are left out: a report can be passed on,
-    and shows the public samples above.</p>
+    and shows the samples above.</p>
 </article>
 {%- endfor %}
 </main>

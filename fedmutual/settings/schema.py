@@ -195,6 +195,12 @@ class EvaluationSettings:
         "unseen images used before the end (seeded subset); null: all", minimum=1
     )
     batch_size: int = setting("images per forward pass", minimum=1)
+    mistakes: int = setting(
+        "unseen images that the clients' ensemble predicts wrong, shown in the report; 0 where pictures of "
+        "the unseen set must not be passed on with it",
+        minimum=0,
+        maximum=100,
+    )
 
     def unseen_in(self, round: int) -> bool:
         """Return whether a round evaluates on the unseen set."""
