@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 from local_grid import Played, play, trains
 
-from fedmutual.client.masking import FILE, Masking, open_masking
+from fedmutual.client.masking import FILE, Masking, Owner, open_masking
 from fedmutual.client.state import StateError
 from fedmutual.learning.consensus import MeanConsensus, log_softmax
 from fedmutual.learning.ring import MODULUS, MOST_CLIENTS, Summed, steps
@@ -32,6 +35,7 @@ from fedmutual.wire.masks import Cohort, added, masked, new_key, pack, public_ke
 from fedmutual.wire.orders import Order, order_record, read_order
 from fedmutual.wire.records import REPORT, read_config
 from fedmutual.wire.reports import Expected, Report, read_report, report_record
+from fedmutual.wire.signatures import Proof, fingerprint, prove, proven_by
 
 FLOOR = 1e-4
 NAMES = ("ana", "ben", "cem", "dov", "eva")
@@ -206,7 +210,7 @@ class Site:
     """The side of ``ana``."""
 
     def __init__(self, folder: Path, least: int = 3) -> None:
-        self.masking = Masking(folder, "ana", ADDS["probabilities"], least)
+        self.masking = Masking(folder, "ana", ADDS["probabilities"], Owner(least))
         own = self.masking.public_key()
         self.keys = {name: public_key(key(name)) for name in NAMES} | {"ana": own}
 
@@ -343,6 +347,84 @@ def test_what_needs_more_than_a_sum_is_refused_by_name(overrides: list[str], key
 @pytest.mark.parametrize("name", ["mutual", "fedmd", "dsfl", "cfd", "feddf"])
 def test_what_needs_no_more_is_accepted(name: str) -> None:
     assert compose([f"strategy={name}", "privacy.secagg=true"]).privacy.secagg
+
+
+# ---------------------------------------------------------------------------------------------------
+# Keys that their sites have signed
+
+
+@pytest.fixture(scope="module")
+def site_keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A long-lived private key for each name: ECDSA as Flower's, and one of another kind."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in NAMES:
+        made = Ed25519PrivateKey.generate() if name == "eva" else ec.generate_private_key(ec.SECP384R1())
+        shape = PrivateFormat.PKCS8 if name == "dov" else PrivateFormat.OpenSSH
+        (folder / name).write_bytes(made.private_bytes(Encoding.PEM, shape, NoEncryption()))
+    return {name: folder / name for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signature_holds_for_its_run_name_and_key_only(name: str, site_keys: dict[str, Path]) -> None:
+    proof = prove(site_keys[name], "run", name, b"k" * 32)
+    own = fingerprint(proof.signer)
+    assert proven_by(proof, "run", name, b"k" * 32) == own
+    assert own.startswith("SHA256:")
+    for wrong in (("another", name, b"k" * 32), ("run", "other", b"k" * 32), ("run", name, b"x" * 32)):
+        assert proven_by(proof, *wrong) == ""
+    assert proven_by(replace(proof, signature=proof.signature[:-1]), "run", name, b"k" * 32) == ""
+    for nonsense in (Proof(), Proof(b"ssh-ed25519 x", b"y"), Proof(b"z" * 5000, b"y" * 5000)):
+        assert proven_by(nonsense, "run", name, b"k" * 32) == ""
+
+
+def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("no key")
+    with pytest.raises(ValueError, match="no private key"):
+        prove(tmp_path / "key", "run", "ana", b"k" * 32)
+    owner = Owner.of({"secagg-key": str(tmp_path / "missing")})
+    masking = Masking(tmp_path, "ana", ADDS["probabilities"], owner)
+    with pytest.raises(SettingsError, match="secagg-key"):
+        masking.proof("run")
+
+
+@pytest.mark.parametrize("wrong", ["ben", "ben:SHA256:short", "ben:SHA256:" + "a" * 43 + ",cem"])
+def test_a_peer_without_a_fingerprint_is_refused(wrong: str) -> None:
+    with pytest.raises(SettingsError, match="secagg-peers"):
+        Owner.of({"secagg-peers": wrong})
+
+
+class Pinned(Site):
+    """``ana``, whose owner lists the peers' keys."""
+
+    def __init__(self, folder: Path, site_keys: dict[str, Path], *peers: str) -> None:
+        super().__init__(folder)
+        self.signed = {n: prove(site_keys[n], "run", n, self.keys[n]) for n in NAMES}
+        listed = ",".join(f"{name}:{fingerprint(self.signed[name].signer)}" for name in peers)
+        self.masking = Masking(folder, "ana", ADDS["probabilities"], Owner.of({"secagg-peers": listed}))
+
+    def order(self, round: int, *names: str, **keys: bytes) -> Order:
+        order = super().order(round, *names, **keys)
+        assert order.cohort is not None
+        proofs = tuple(self.signed[name] for name in order.cohort.names)
+        return replace(order, cohort=replace(order.cohort, proofs=proofs))
+
+
+def test_a_server_that_gives_false_keys_or_adds_sites_is_refused(
+    tmp_path: Path, site_keys: dict[str, Path]
+) -> None:
+    site = Pinned(tmp_path, site_keys, "ben", "cem", "dov")
+    with pytest.raises(MessageError, match="the key of ben is not signed"):
+        site.answer(site.order(1, "ana", "ben", "cem", ben=public_key(new_key())))
+    with pytest.raises(MessageError, match="eva is not among this site's secagg-peers"):
+        site.answer(site.order(1, "ana", "ben", "eva"))
+    with pytest.raises(MessageError, match="the key of ben is not signed"):
+        site.answer(Site.order(site, 1, "ana", "ben", "cem"))  # without any signature
+    false = replace(site.signed["ben"], signer=site.signed["cem"].signer)
+    site.signed["ben"], right = false, site.signed["ben"]
+    with pytest.raises(MessageError, match="the key of ben is not signed"):
+        site.answer(site.order(1, "ana", "ben", "cem"))
+    site.signed["ben"] = right
+    assert site.answer(site.order(1, "ana", "ben", "cem"))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -488,6 +570,30 @@ def test_a_client_that_dies_in_a_round_is_left_out_of_the_next(tmp_path: Path) -
     parts = masked_parts(played)
     assert parts["client-3", 3] == parts["client-3", 4] == b""
     assert len(parts["client-0", 4]) == 60 * 3
+
+
+def test_a_run_whose_sites_know_each_other(tmp_path: Path, site_keys: dict[str, Path]) -> None:
+    names = ("client-0", "client-1", "client-2")
+    files = dict(zip(names, site_keys.values(), strict=False))
+    known = {name: fingerprint(prove(file, "", name, b"").signer) for name, file in files.items()}
+    peers = ",".join(f"{name}:{key}" for name, key in known.items())
+
+    def node_config(number: int) -> dict[str, Any]:
+        own = {"secagg-key": str(files[names[number]]), "secagg-peers": peers}
+        return {"partition-id": number, "num-partitions": 3, **own}
+
+    honest = play(tmp_path / "run", *SECURE, node_config=node_config)
+    assert honest.error is None
+    assert honest.rejections() == []
+
+    def puts_its_own_key_in_place(node: int, reply: Message) -> Message:
+        if reply.metadata.message_type == "query.key" and node == 1000:
+            reply.content[REPORT]["key"] = public_key(new_key())  # type: ignore[index]
+        return reply
+
+    cheated = play(tmp_path / "cheat", *SECURE, node_config=node_config, tamper=puts_its_own_key_in_place)
+    assert "the key of client-0 is not signed" in str(cheated.error)
+    assert masked_parts(cheated) == {}
 
 
 def test_of_three_none_can_be_left_out(tmp_path: Path) -> None:

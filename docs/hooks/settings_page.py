@@ -62,6 +62,7 @@ run's settings: a site chooses its own name, folders, device and model, and what
 | `privacy-metrics` | the most that `privacy.metrics` may say: `none`, `coarse` or `full` |
 | `privacy-overlap` | the least strict that `privacy.overlap` may be: `allow`, `exclude` or `refuse` |
 | `require-secagg`, `secagg-min-clients` | only runs with `privacy.secagg`; the fewest clients added up |
+| `secagg-key`, `secagg-peers` | the key that signs, and the keys of the only peers to be added up with |
 | `trust-run` | `true`: the run's own settings hold; for trials by one person |
 | `partition-id`, `num-partitions` | which part of one pool this node holds; Flower's simulation sets them |
 """

@@ -100,12 +100,15 @@ def handle_key(message: Message, context: Context) -> Message:
     def tell(content: RecordDict, context: Context) -> RecordDict:
         name = client_name(context.node_config)
         settings = client_settings(context.run_config, context.node_config)
-        folder = StateFolder(_state_dir(settings), read_key_question(content), name)
+        run = read_key_question(content)
+        folder = StateFolder(_state_dir(settings), run, name)
         with folder.locked():
             masking = open_masking(folder.path, name, settings, context.node_config)
             if masking is None:
                 raise MessageError.to_everyone("privacy.secagg: this run does not use it")
-            return identification_record(name, key=masking.public_key())
+            proof = masking.proof(run)
+            own = masking.public_key()
+            return identification_record(name, key=own, signer=proof.signer, signature=proof.signature)
 
     return _handle(message, context, tell)
 

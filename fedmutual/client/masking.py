@@ -5,7 +5,8 @@ The server gets the sum of a cohort's predictions, and nothing that would let it
 * a site answers one cohort a round, and a round only once: the same bytes if it is asked again;
 * rounds only go forward, so a server cannot ask for a round again with a shorter list;
 * a cohort only shrinks within a run, and its keys stay, so all sums of a run are over a chain of sets;
-* it has at least ``secagg-min-clients`` members (node configuration), the site itself among them.
+* it has at least ``secagg-min-clients`` members (node configuration), the site itself among them;
+* with ``secagg-peers`` its members are those that the owner lists, with keys that they have signed.
 
 What this needs is written down before anything is sent, beside the state and apart from its generations.
 """
@@ -25,16 +26,62 @@ from fedmutual.client.state import StateError
 from fedmutual.files.atomic import atomic_write
 from fedmutual.learning.consensus import as_target
 from fedmutual.learning.ring import Summed
-from fedmutual.settings import Settings, SettingsError
-from fedmutual.settings.at_site import says_true
+from fedmutual.settings import ClientsSettings, Settings, SettingsError
+from fedmutual.settings.at_site import listed, says_true
 from fedmutual.settings.schema import LEAST_SUMMED
 from fedmutual.wire.codec import FloatArray, MessageError, decode, encode
 from fedmutual.wire.masks import Cohort, masked, new_key, pack, public_key
 from fedmutual.wire.orders import Order
 from fedmutual.wire.reports import Report
+from fedmutual.wire.signatures import Proof, prove, proven_by
 
 FILE = "secagg.json"
-MINIMUM, REQUIRED = "secagg-min-clients", "require-secagg"  # in the node configuration
+# in the node configuration
+MINIMUM, REQUIRED = "secagg-min-clients", "require-secagg"
+SIGNING_KEY, PEERS = "secagg-key", "secagg-peers"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a site's owner says of secure aggregation.
+
+    Attributes
+    ----------
+    least : int
+        Members that a cohort has at least.
+    signing_key : Path or None
+        Private key with which the site signs its key of a run.
+    peers : Mapping[str, str]
+        Fingerprint of each peer's key, by name; empty: anyone is taken at the server's word.
+    """
+
+    least: int = LEAST_SUMMED
+    signing_key: Path | None = None
+    peers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, Any]) -> Owner:
+        """Read the node configuration.
+
+        Raises
+        ------
+        SettingsError
+            Naming the key whose value is wrong.
+        """
+        text = str(node_config.get(MINIMUM, LEAST_SUMMED))
+        if not text.isdigit() or int(text) < LEAST_SUMMED:
+            raise SettingsError(
+                f"{MINIMUM}: a node configuration takes a whole number from {LEAST_SUMMED} on"
+            )
+        peers = ClientsSettings(allowed=sorted(listed(node_config, PEERS)), bind="key")
+        found = peers.keys_of_allowed()
+        if peers.check() or not all(found.values()):
+            raise SettingsError(
+                f"{PEERS}: it takes NAME:SHA256:... of each peer's key, separated by commas "
+                "(`ssh-keygen -lf KEY.pub` prints it)"
+            )
+        key = node_config.get(SIGNING_KEY)
+        return cls(int(text), Path(str(key)) if key else None, found)
 
 
 @dataclass(frozen=True)
@@ -73,19 +120,33 @@ class Masking:
         Of the client.
     summed : Summed
         What is added up.
-    least : int
-        Members that a cohort has at least.
+    owner : Owner
     """
 
-    def __init__(self, folder: Path, name: str, summed: Summed, least: int) -> None:
+    def __init__(self, folder: Path, name: str, summed: Summed, owner: Owner) -> None:
         self._file = folder / FILE
         self._name = name
         self._summed = summed
-        self._least = least
+        self._owner = owner
 
     def public_key(self) -> bytes:
         """Return the site's public key of the run; the first call makes the pair."""
         return public_key(bytes.fromhex(self._promise().private))
+
+    def proof(self, run: str) -> Proof:
+        """Return the site's signature of its public key of the run; an empty one without ``secagg-key``.
+
+        Raises
+        ------
+        SettingsError
+            The owner's key cannot be used.
+        """
+        if self._owner.signing_key is None:
+            return Proof()
+        try:
+            return prove(self._owner.signing_key, run, self._name, self.public_key())
+        except (ValueError, OSError) as error:
+            raise SettingsError(f"{SIGNING_KEY}: {error}") from error
 
     def admit(self, order: Order) -> None:
         """Check an order's cohort, and promise to answer no other one, before anything is computed.
@@ -101,6 +162,7 @@ class Masking:
             return
         promise, digest = self._promise(), cohort.digest(order.run, order.round).hex()
         self._check(cohort, promise)
+        self._check_proofs(cohort, order.run)
         if order.round < promise.round:
             raise _refused(f"this site has answered round {promise.round}, and answers no earlier one again")
         if order.round == promise.round and digest != promise.cohort:
@@ -148,9 +210,9 @@ class Masking:
 
     def _check(self, cohort: Cohort, promise: Promise) -> None:
         members = {name: key.hex() for name, key in zip(cohort.names, cohort.keys, strict=True)}
-        if len(members) < self._least:
+        if len(members) < self._owner.least:
             raise _refused(
-                f"{len(members)} clients take part, and this site only among {self._least} ({MINIMUM})"
+                f"{len(members)} clients take part, and this site only among {self._owner.least} ({MINIMUM})"
             )
         if members[self._name] != self.public_key().hex():
             raise _refused("the list gives this site another key than its own")
@@ -158,6 +220,19 @@ class Masking:
             new = [name for name in members if members[name] != promise.members.get(name)]
             if new:
                 raise _refused(f"{', '.join(new)}: not in the list of the round before, or with another key")
+
+    def _check_proofs(self, cohort: Cohort, run: str) -> None:
+        """Refuse peers that the owner does not list, or whose keys they have not signed."""
+        if not self._owner.peers:
+            return
+        proofs = cohort.proofs or (Proof(),) * len(cohort.names)
+        for name, key, proof in zip(cohort.names, cohort.keys, proofs, strict=True):
+            if name == self._name:
+                continue
+            if name not in self._owner.peers:
+                raise _refused(f"{name} is not among this site's {PEERS}")
+            if proven_by(proof, run, name, key) != self._owner.peers[name]:
+                raise _refused(f"the key of {name} is not signed by the key that {PEERS} gives for it")
 
     def _promise(self) -> Promise:
         try:
@@ -185,18 +260,15 @@ def open_masking(
     Raises
     ------
     SettingsError
-        The site's owner takes part in no run without it, or the owner's minimum is no number from 3 on.
+        The site's owner takes part in no run without it, or the node configuration has a wrong value.
     """
     if not settings.privacy.secagg:
         if says_true(node_config, REQUIRED):
             raise SettingsError(f"privacy.secagg: this site takes part only with it ({REQUIRED})")
         return None
-    text = str(node_config.get(MINIMUM, LEAST_SUMMED))
-    if not text.isdigit() or int(text) < LEAST_SUMMED:
-        raise SettingsError(f"{MINIMUM}: a node configuration takes a whole number from {LEAST_SUMMED} on")
     summed = settings.strategy.summed(settings)
     assert summed is not None  # settings.check
-    return Masking(folder, name, summed, int(text))
+    return Masking(folder, name, summed, Owner.of(node_config))
 
 
 def peers_only(order: Order, report: Report, settings: Settings) -> Order:

@@ -8,23 +8,15 @@ key and a new id whenever it restarts. Its name is free again once Flower knows 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_public_key,
-    load_ssh_public_key,
-)
 from flwr.serverapp import Grid
 
 from fedmutual.settings import ClientsSettings
+from fedmutual.wire.signatures import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +42,6 @@ def connected(grid: Grid) -> dict[int, Node]:
     """Return the connected nodes by id, in the order of their ids."""
     nodes = sorted(grid.get_nodes(), key=lambda info: info.node_id)
     return {info.node_id: Node(info.node_id, fingerprint(info.public_key), bool(info.name)) for info in nodes}
-
-
-def fingerprint(public_key: bytes) -> str:
-    """Return ``SHA256:...`` of a public key (PEM or OpenSSH), as ``ssh-keygen -lf`` prints it."""
-    if not public_key:
-        return ""
-    try:
-        load = load_ssh_public_key if public_key.startswith((b"ssh-", b"ecdsa-")) else load_pem_public_key
-        text = load(public_key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-        blob = base64.b64decode(text.split()[1])
-    except (ValueError, UnsupportedAlgorithm):  # in simulation: random bytes
-        blob = public_key
-    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from fedmutual.wire.masks import NUMBER_BYTES, Cohort, added, unpack
 from fedmutual.wire.orders import Order
 from fedmutual.wire.records import NO_SAMPLES
 from fedmutual.wire.reports import Report
+from fedmutual.wire.signatures import Proof
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class SecureSum:
         self._num_classes = len(shared.classes)
         self._digest = shared.public.digest
         self._keys: dict[str, bytes] = {}  # of the members of the next round's cohort
+        self._proofs: dict[str, Proof] = {}
         self._counted: tuple[
             str, ...
         ] = ()  # whose predictions are in the last round's sum; empty: there is none
@@ -69,7 +71,7 @@ class SecureSum:
             try:
                 if name is None or reply.content is None:
                     raise MessageError(reply.error or "it did not give its name")
-                self._keys[name] = read_key(reply.content)
+                self._keys[name], self._proofs[name] = read_key(reply.content)
             except MessageError as error:
                 logger.error("node %d takes no part in secure aggregation: %s", reply.node_id, error)
         if not LEAST_SUMMED <= len(self._keys) <= MOST_CLIENTS:
@@ -106,16 +108,23 @@ class SecureSum:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON state for the checkpoint."""
-        return {"keys": {n: key.hex() for n, key in self._keys.items()}, "counted": list(self._counted)}
+        return {
+            "keys": {name: key.hex() for name, key in self._keys.items()},
+            "proofs": {n: [p.signer.hex(), p.signature.hex()] for n, p in self._proofs.items()},
+            "counted": list(self._counted),
+        }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Continue from what :meth:`as_dict` returned."""
         self._keys = {name: bytes.fromhex(key) for name, key in saved["keys"].items()}
+        self._proofs = {n: Proof(*map(bytes.fromhex, proof)) for n, proof in saved["proofs"].items()}
         self._counted = tuple(saved["counted"])
 
     def _cohort(self) -> Cohort:
         names = sorted(self._keys)
-        return Cohort(tuple(names), tuple(self._keys[name] for name in names))
+        proofs = [self._proofs[name] for name in names]
+        signed = tuple(proofs) if any(proof.signature for proof in proofs) else ()
+        return Cohort(tuple(names), tuple(self._keys[name] for name in names), signed)
 
     def _leave_out(self, round: int, missing: list[str]) -> None:
         left = len(self._keys) - len(missing)

@@ -8,6 +8,7 @@ from fedmutual.wire.codec import MessageError
 from fedmutual.wire.masks import KEY_BYTES
 from fedmutual.wire.orders import folder_name
 from fedmutual.wire.records import REPORT, read_config
+from fedmutual.wire.signatures import Proof
 
 MESSAGE_TYPE = "query.key"
 _QUESTION = "key"
@@ -32,15 +33,18 @@ def read_key_question(content: RecordDict) -> str:
         raise MessageError(f"key: malformed: {error!r}") from error
 
 
-def read_key(content: RecordDict) -> bytes:
-    """Return the X25519 public key of an answer.
+def read_key(content: RecordDict) -> tuple[bytes, Proof]:
+    """Return the X25519 public key of an answer, and who says so.
 
     Raises
     ------
     MessageError
         It holds none.
     """
-    key = read_config(content, REPORT).get("key")
+    answer = read_config(content, REPORT)
+    key, signer, signature = (answer.get(name, b"") for name in ("key", "signer", "signature"))
     if not isinstance(key, bytes) or len(key) != KEY_BYTES:
         raise MessageError(f"key: the answer holds no key of {KEY_BYTES} bytes")
-    return key
+    if not isinstance(signer, bytes) or not isinstance(signature, bytes) or len(signer + signature) > 2048:
+        raise MessageError("key: the answer's signature is none")
+    return key, Proof(signer, signature)

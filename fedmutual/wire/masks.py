@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedmutual.learning.ring import MODULUS, RingArray
 from fedmutual.wire.codec import MessageError
+from fedmutual.wire.signatures import Proof
 
 KEY_BYTES = 32
 NUMBER_BYTES = 3
@@ -38,6 +39,8 @@ class Cohort:
     names : tuple[str, ...]
     keys : tuple[bytes, ...]
         X25519 public key of each.
+    proofs : tuple[Proof, ...]
+        Who says so of each key; empty: nobody does of any.
 
     Raises
     ------
@@ -47,12 +50,15 @@ class Cohort:
 
     names: tuple[str, ...]
     keys: tuple[bytes, ...]
+    proofs: tuple[Proof, ...] = ()
 
     def __post_init__(self) -> None:
         if list(self.names) != sorted(set(self.names)):
             raise MessageError.to_everyone("cohort: its names are not sorted, or one is there twice")
         if len(self.keys) != len(self.names) or any(len(key) != KEY_BYTES for key in self.keys):
             raise MessageError.to_everyone("cohort: it has not one key of 32 bytes for each name")
+        if len(self.proofs) not in (0, len(self.names)):
+            raise MessageError.to_everyone("cohort: it has not one signature for each name")
         if len(set(self.keys)) != len(self.keys):
             raise MessageError.to_everyone("cohort: two names have one key")
 

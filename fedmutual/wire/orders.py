@@ -26,6 +26,7 @@ from fedmutual.wire.records import (
     read_model,
 )
 from fedmutual.wire.reports import Report, report_record
+from fedmutual.wire.signatures import Proof
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -265,6 +266,9 @@ def order_record(order: Order) -> RecordDict:
     if order.cohort is not None:
         config["cohort"] = list(order.cohort.names)
         config["cohort-keys"] = b"".join(order.cohort.keys)
+        if order.cohort.proofs:
+            config["cohort-signers"] = [proof.signer for proof in order.cohort.proofs]
+            config["cohort-signatures"] = [proof.signature for proof in order.cohort.proofs]
     if order.own_share:
         config["own-share"] = order.own_share
     if not np.array_equal(order.target_indices, order.indices):  # a static public set goes once
@@ -374,7 +378,9 @@ def _cohort(config: dict[str, Any]) -> Cohort | None:
         return None
     keys = cast(bytes, config["cohort-keys"])
     each = tuple(keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES))
-    return Cohort(tuple(cast(list[str], config["cohort"])), each)
+    signed = zip(config.get("cohort-signers", ()), config.get("cohort-signatures", ()), strict=True)
+    proofs = tuple(Proof(signer, signature) for signer, signature in signed)
+    return Cohort(tuple(cast(list[str], config["cohort"])), each, proofs)
 
 
 def _index_dtype(order: Order) -> str:
