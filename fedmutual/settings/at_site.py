@@ -37,13 +37,13 @@ from fedmutual.settings.compose import (
     checked,
     composed,
     effective_overrides,
-    explained,
     from_contexts,
     model_overrides,
     require_absolute,
     run_config_overrides,
     without_model,
 )
+from fedmutual.settings.explain import explained
 from fedmutual.settings.hydra_conf import EXPERIMENT, parsed
 from fedmutual.settings.pretrained import SUFFIXES
 
@@ -166,7 +166,7 @@ def _problem(text: str) -> str | None:
     try:
         override = parsed(text)
     except HydraException as error:
-        return explained(error)
+        return explained(error, CONF_DIR)
     key = override.key_or_group
     if not _KEY.fullmatch(key) or override.package or not text.lstrip("+~").startswith(key):
         return "no plain key: a site takes settings of the run only (key=value)"

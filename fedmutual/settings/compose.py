@@ -15,11 +15,12 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.utils import get_class, get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +35,7 @@ from fedmutual.settings import (
     SettingsError,
     StrategySettings,
 )
+from fedmutual.settings.explain import explained, not_a_choice, unknown_key, wrong_type
 from fedmutual.settings.hydra_conf import config_of
 from fedmutual.settings.pretrained import pretrained_settings
 
@@ -171,12 +173,20 @@ def composed(run: Sequence[str], own: Sequence[str], node_config: Mapping[str, A
         if "data-dir" in node_config:
             _set_folder(config.data, str(node_config["data-dir"]))
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(explained(error)) from error
+        raise SettingsError(explained(error, CONF_DIR)) from error
     except SettingsError:
         raise
     except ValueError as error:  # Hydra's, for a group that is set to null or a number
-        raise SettingsError(f"{' '.join([*run, *own])}: {error}") from error
+        text = next((text for text in run if str(error).startswith("Config group") and _is_group(text)), "")
+        problem = not_a_choice(text) if text else f"{' '.join([*run, *own])}: {error}"
+        raise SettingsError(problem) from error
     return config
+
+
+def _is_group(override: str) -> bool:
+    key, _, value = override.partition("=")
+    plain = re.fullmatch(r"[A-Za-z_][\w-]*|\[.*", value) and value != "null"
+    return not plain and (not key or (CONF_DIR / key.lstrip("+~")).is_dir())
 
 
 def _set_folder(data: DictConfig, folder: str) -> None:
@@ -205,22 +215,6 @@ def model_overrides(name: str) -> list[str]:
     if "." in target:
         return ["model=custom", f"model._target_={target}", *(f"+model.{value}" for value in values)]
     return [f"model={target}", *(f"model.{value}" for value in values)]
-
-
-def explained(error: Exception) -> str:
-    """Say what is wrong: the first lines of a Hydra error do; the cause below it names the key."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        return f"{group}: {option!r} is none of {', '.join(error.options or ())}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is no override (key=value): {str(error).splitlines()[0]}"
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
-    key = getattr(cause or error, "full_key", None)
-    text = " ".join(line.strip() for line in str(cause or error).splitlines()[:1])
-    head = str(error).splitlines()[0]
-    if "Key 'study' not in 'Settings'" in str(error):
-        return f"experiment: {head.split(chr(39))[1]} is a study of several runs: use `fedmutual compare`"
-    return f"{key}: {text}" if key and key not in text else f"{head}: {text}" if cause else head
 
 
 def checked(config: DictConfig) -> Settings:
@@ -274,7 +268,8 @@ def _check_keys(prefix: str, node: DictConfig, schema: type) -> None:
     """Hydra lets ``+key=1`` and ``~key`` past the schema."""
     expected = {entry.name for entry in fields(schema)}
     for key in sorted(expected ^ {str(key) for key in node}):
-        raise SettingsError(f"{prefix}{key}: {'needs a value' if key in expected else 'no such setting'}")
+        name = f"{prefix}{key}"
+        raise SettingsError(f"{name}: needs a value" if key in expected else unknown_key(name, CONF_DIR))
 
 
 def _typed(group: str, node: DictConfig, base: type) -> Any:
@@ -297,7 +292,8 @@ def _typed(group: str, node: DictConfig, base: type) -> Any:
         if known not in _TYPED:
             _TYPED[known] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        raise SettingsError(f"{group}.{error.full_key}: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        raise SettingsError(f"{group}.{error.full_key}: {wrong_type(said) or said}") from error
     return copy.deepcopy(_TYPED[known])
 
 
@@ -337,7 +333,9 @@ def _check_range(key: str, value: Any, entry: Field[Any]) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"{key}: {value} is no finite number")
     if choices and value not in choices:
-        raise SettingsError(f"{key}: {value!r} is none of {', '.join(choices)}")
+        near = get_close_matches(str(value), choices, 1, 0.6)
+        meant = f": did you mean {near[0]}?" if near else ""
+        raise SettingsError(f"{key}: {value!r} is none of {', '.join(choices)}{meant}")
     if minimum is not None and value < minimum:
         raise SettingsError(f"{key}: {value} is below {minimum}")
     if maximum is not None and value > maximum:
