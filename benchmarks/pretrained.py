@@ -1,4 +1,4 @@
-"""A federation on a pretrained backbone, from files to report.html, beside a plain script that pools the data.
+"""A federation on a pretrained backbone from files to report, beside a plain script that pools the data.
 
 Three things, one after the other: ``fedmutual run model=pretrained`` with an empty cache, the same with the
 cache that this has left, and one process that makes the features of the same photographs with timm and fits
