@@ -124,6 +124,7 @@ NODE_KEYS = {  # of a node's configuration, and the settings that they set
     "cache-dir": "cache_dir",
     "device": "device",
     "model": "model",
+    "privacy-budget": "privacy.budget",
 }
 FOLDER_KEYS = ("root", "dataset")  # of a data source that reads a folder: what a node's data-dir sets
 

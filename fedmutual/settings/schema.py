@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Sequence
@@ -339,7 +340,7 @@ class AttackSettings:
 
 @dataclass(kw_only=True)
 class PrivacySettings:
-    """What leaves a site. Its owner's ``privacy-metrics`` is the most that it says of its own images."""
+    """What leaves a site, and what is proven of it. Its owner's ``privacy-metrics`` is the most that it says of its own images."""
 
     metrics: str = setting(
         "none: no figure of its own images; coarse: rounded, so that they fit every distribution over the "
@@ -357,9 +358,40 @@ class PrivacySettings:
         "secure aggregation: predictions are masked, so that the server gets only their sum (at least three "
         "clients; strategies and consensus that need no more than it)"
     )
+    epsilon: float | None = setting(
+        "differential privacy: all that leaves a site in the run is (epsilon, delta)-differentially private "
+        "for each of its images (strategy=speaker); null: nothing is proven",
+        above=0,
+        maximum=32,
+    )
+    delta: float = setting(
+        "of epsilon; it should be below 1 over the number of a site's images", above=0, maximum=0.01
+    )
+    speaker: str = setting(
+        "joint: the sites' noisy sums of products of features make one ridge regression", choices=("joint",)
+    )
+    budget: float | None = setting(
+        "the epsilon that all releases on the same images may spend at a site, in all runs; null: as much as "
+        "this run asks for. The owner's privacy-budget goes before it",
+        above=0,
+    )
 
     def misfit(self, settings: Settings) -> str | None:
-        """Return the setting that needs more than the sum of the predictions, key first."""
+        """Return the setting that the strategy cannot keep to, key first."""
+        return self._unproven(settings) or self._not_summed(settings)
+
+    def _unproven(self, settings: Settings) -> str | None:
+        if self.epsilon is None:
+            return None
+        if not settings.strategy.takes_dp:
+            return f"privacy.epsilon: strategy={settings.strategy.name} has no noise: set strategy=speaker"
+        if self.budget is not None and self.budget < self.epsilon:
+            return f"privacy.epsilon: {self.epsilon:g} is above privacy.budget={self.budget:g}"
+        if importlib.util.find_spec("opendp") is None:
+            return "privacy.epsilon: OpenDP makes the noise and its account: pip install 'fedmutual[privacy]'"
+        return None
+
+    def _not_summed(self, settings: Settings) -> str | None:
         if not self.secagg:
             return None
         if not settings.strategy.takes_secagg:
@@ -441,6 +473,7 @@ class StrategySettings:
     takes_views: ClassVar[bool] = False  # whether public.views is used
     needs_peers: ClassVar[bool] = True  # whether one client alone learns nothing from it
     takes_secagg: ClassVar[bool] = False  # whether the sum of all predictions is enough (privacy.secagg)
+    takes_dp: ClassVar[bool] = False  # whether only noisy figures leave a client (privacy.epsilon)
 
     def misfit(self, settings: Settings) -> str | None:
         """Return the setting that this strategy does not support, key first; None if there is none."""

@@ -1,0 +1,190 @@
+"""What a site has spent of its privacy: every noisy release of its images, kept with its state.
+
+``<state-dir>/privacy-ledger/<client>/`` has one file for each release: what was released, how much noise it
+has, and the hashes of the images that it is of. A file is on the disk before its release is sent, so that a
+crash never makes the ledger say less than what has left. What is asked for again, after a crash or in another
+run, is sent again as it was: that spends nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from fedmutual.files.checkpoint import CheckpointError, read_generation, save_checkpoint
+from fedmutual.files.disk import make_private
+from fedmutual.learning.gaussian import epsilon_of
+from fedmutual.told import Told
+
+FOLDER = "privacy-ledger"
+Arrays = Mapping[str, NDArray[Any]]
+
+logger = logging.getLogger(__name__)
+
+
+class BudgetError(Told, RuntimeError):
+    """The privacy budget of a site's images is used up, or its ledger cannot be read."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A release that a run asks for.
+
+    Attributes
+    ----------
+    multiplier : float
+        Standard deviation of the noise over the sensitivity.
+    delta : float
+    kind : str
+        Of the images: hashes of two kinds cannot be compared, and count as of the same images.
+    about : Mapping[str, Any]
+        JSON values that tell this release from others of the same images.
+    """
+
+    multiplier: float
+    delta: float
+    kind: str
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What releases of the same images have spent together.
+
+    Attributes
+    ----------
+    epsilon, delta : float
+    releases : int
+    """
+
+    epsilon: float
+    delta: float
+    releases: int
+
+
+class BudgetLedger:
+    """The releases of one client.
+
+    Parameters
+    ----------
+    state_dir : Path
+    client : str
+    """
+
+    def __init__(self, state_dir: Path, client: str) -> None:
+        self.path = state_dir / FOLDER / client
+
+    def release(
+        self, asked: Asked, records: NDArray[np.uint8], budget: float, draw: Callable[[], Arrays]
+    ) -> Arrays:
+        """Return a noisy release: the one that was made before for the same, or a new one.
+
+        Parameters
+        ----------
+        asked : Asked
+        records : uint8 [n, 16]
+            Hashes of the images that it is of.
+        budget : float
+            The epsilon that all releases on any of these images may spend.
+        draw : callable
+            Makes the release; called at most once.
+
+        Raises
+        ------
+        BudgetError
+            The release would spend more than the budget, or the ledger is damaged. Nothing was drawn.
+        """
+        with self._locked():
+            path = self.path / f"{_key(asked, records)}.safetensors"
+            if path.exists():
+                logger.info("this release was made before; it is sent as it was, which spends nothing")
+                return _read(path)[1]
+            before = self._on(asked.kind, records)
+            spent = _together([*before, {"multiplier": asked.multiplier, "delta": asked.delta}])
+            if spent.epsilon > budget:
+                raise BudgetError(
+                    f"{self.path}: a release would bring what these images have spent to epsilon "
+                    f"{spent.epsilon:.3g} (delta {spent.delta:g}), of {budget:g}: ask for what was released "
+                    "before, or let the site's owner raise privacy-budget in the node configuration",
+                    "privacy.budget: this site's images have no budget left for this run; its own log says more",
+                )
+            arrays = dict(draw())
+            meta = {**vars(asked), "about": dict(asked.about)}
+            save_checkpoint(path, meta, {**arrays, "records": records})
+            logger.info(
+                "a release of %d images spends epsilon %.3g of %.3g (delta %g)",
+                len(records),
+                spent.epsilon,
+                budget,
+                spent.delta,
+            )
+            return arrays
+
+    def spent(self) -> Spent:
+        """Return what all releases have spent together, as if all were of the same images.
+
+        Raises
+        ------
+        BudgetError
+            The ledger is damaged.
+        """
+        return _together([meta for meta, _ in self._entries()])
+
+    def find(self, **about: Any) -> Arrays | None:
+        """Return a release that was made about this; None if there is none."""
+        for meta, arrays in self._entries():
+            if about.items() <= meta["about"].items():
+                return arrays
+        return None
+
+    def _on(self, kind: str, records: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """The entries on any of these images, or on images of another kind, whose hashes say nothing."""
+        own = {row.tobytes() for row in records}
+        return [
+            meta
+            for meta, arrays in self._entries()
+            if meta["kind"] != kind or any(row.tobytes() in own for row in arrays["records"])
+        ]
+
+    def _entries(self) -> Iterator[tuple[dict[str, Any], Arrays]]:
+        for path in sorted(self.path.glob("*.safetensors")):
+            yield _read(path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        make_private(self.path)
+        with FileLock(self.path / ".lock", mode=0o600):
+            yield
+
+
+def _key(asked: Asked, records: NDArray[np.uint8]) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    text = json.dumps({**vars(asked), "about": dict(asked.about)}, sort_keys=True)
+    state.update(text.encode() + b"\0" + np.ascontiguousarray(records).tobytes())
+    return state.hexdigest()
+
+
+def _together(entries: list[dict[str, Any]]) -> Spent:
+    delta = min((entry["delta"] for entry in entries), default=0.0)
+    return Spent(epsilon_of([entry["multiplier"] for entry in entries], delta), delta, len(entries))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
+    try:
+        return read_generation(path)
+    except CheckpointError as error:
+        raise BudgetError(
+            f"{error}: what these images have spent is not known any more: put the file back from a copy. "
+            "To delete it is to forget what was spent",
+            "privacy.budget: this site's ledger is damaged; its own log says more",
+        ) from error

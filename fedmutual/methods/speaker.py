@@ -1,0 +1,194 @@
+"""``strategy=speaker`` in the image application: private sums make a speaker, the clients listen."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+
+from fedmutual.learning.gaussian import multiplier_for, noisy, scale_of
+from fedmutual.learning.speaker import FeatureMap, divided, sensitivity, sums
+from fedmutual.methods.base import Method, nothing_predicted
+from fedmutual.methods.one_architecture import one_architecture
+from fedmutual.methods.schedule import public_schedule
+from fedmutual.settings import Settings, SettingsError, setting
+from fedmutual.settings.pretrained import pretrained_settings
+from fedmutual.strategies.speaker import AXES, CENTRE, MAP, WEIGHTS, Speaker
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmutual.client.budget import BudgetLedger
+    from fedmutual.client.learner import Answer, Learner
+    from fedmutual.data.site import SharedData
+
+_DOUBT = 2.0  # standard errors by which a listener must beat the speaker on its own images, not to listen
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class SpeakerSettings(Method):
+    """Settings of ``strategy=speaker``."""
+
+    axes: int | None = setting(
+        "number of principal axes of the public images that the speaker sees; null: 16 for each class, at "
+        "most 64",
+        minimum=1,
+        maximum=512,
+    )
+    ridge: float = setting(
+        "penalty of the ridge regression without noise, as a share of an axis' mean square", minimum=0
+    )
+    output_temperature: float = setting(
+        "the regression's outputs (about 1 apart) are divided by it to become logits", above=0
+    )
+    kl_weight: float = setting("lambda, weight of KL(speaker || own); 0: nobody listens", minimum=0)
+    public_epochs: int = setting("minimum passes per round over the public samples", minimum=1)
+
+    takes_dp: ClassVar[bool] = True
+    loads_model: ClassVar[bool] = False
+
+    def misfit(self, settings: Settings) -> str | None:
+        """Reject a model that is no head on frozen features, and what would send more than the sums."""
+        chosen = pretrained_settings(settings.model)
+        if chosen is None or chosen.tune != "head":
+            return "strategy=speaker adds up frozen features: set model=pretrained model.tune=head"
+        if settings.public.labelled:
+            return "public.labelled: strategy=speaker teaches with the speaker's predictions: set it to false"
+        return one_architecture(settings)
+
+    def strategy(self, settings: Settings, shared: SharedData) -> Speaker:
+        """Return the strategy of these settings."""
+        public, unseen = shared.public.images, shared.unseen
+        chosen = self.axes or min(16 * len(shared.classes), 64)
+        return Speaker(
+            len(shared.classes),
+            FeatureMap.of_public(public.seen, chosen),
+            public.seen,
+            schedule=public_schedule(settings, shared),
+            multiplier=noise_multiplier(settings),
+            kl_weight=self.kl_weight,
+            ridge=self.ridge,
+            output_temperature=self.output_temperature,
+            unseen=None if unseen is None else (unseen.seen, unseen.labels),
+        )
+
+    def learn(self, learner: Learner) -> Answer:
+        """Send the noisy sums if they are asked for; train, with the speaker where it helps."""
+        order = learner.order
+        if order.closing:
+            return learner.close()
+        given = {} if order.model is None else order.model.to_torch_state_dict()
+        sent: Mapping[str, Tensor] = {}
+        if AXES in given:
+            sent = _release(learner, given)
+        if WEIGHTS in given and _helps(learner, given):
+            learner.mixed_training(learner.public(), self.public_epochs)
+        else:
+            learner.local_training()
+        learner.measure()
+        return replace(nothing_predicted(learner), sent=sent)
+
+
+def noise_multiplier(settings: Settings) -> float:
+    """Return the noise of each site's release over its sensitivity; 0 without privacy."""
+    privacy = settings.privacy
+    return 0.0 if privacy.epsilon is None else multiplier_for(privacy.epsilon, privacy.delta)
+
+
+def _release(learner: Learner, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the client's noisy sums, from its ledger if they were made before."""
+    import torch
+
+    from fedmutual.client.budget import Asked
+
+    settings, site = learner.settings, learner.site
+    taken = _map(given, site.public.images.seen.shape[1])
+    classes = len(site.classes)
+    indices = site.train_indices(learner.order.round)
+    multiplier = noise_multiplier(settings)
+
+    def draw() -> dict[str, np.ndarray[Any, Any]]:
+        phi = taken.unit(site.private.seen[indices])
+        found = sums(phi, site.private.labels[indices], classes)
+        if multiplier:
+            found = noisy(found, scale_of(multiplier, sensitivity(len(taken.axes))))
+        return {**divided(found, len(taken.axes), classes), **taken.arrays()}
+
+    if multiplier == 0:
+        released: Mapping[str, np.ndarray[Any, Any]] = draw()
+    else:
+        about = {
+            "map": taken.digest.tobytes().hex(),
+            "classes": list(site.classes),
+            "labels": hashlib.blake2b(site.private.labels[indices].tobytes(), digest_size=16).hexdigest(),
+        }
+        kind = f"pixels {site.private.images.shape[1:]}"
+        asked = Asked(multiplier, settings.privacy.delta, kind, about)
+        budget = settings.privacy.budget or cast(float, settings.privacy.epsilon)
+        _warn_of_delta(settings.privacy.delta, len(indices), learner.client)
+        released = _ledger(learner).release(asked, site.private.pixel_hashes()[indices], budget, draw)
+    return {name: torch.from_numpy(np.array(released[name])) for name in ("gram", "moment")}
+
+
+def _warn_of_delta(delta: float, images: int, client: str) -> None:
+    if delta * images > 1:
+        logger.warning(
+            "%s: privacy.delta=%g is above 1 over the number of its training images: it should be below it",
+            client,
+            delta,
+        )
+
+
+def _helps(learner: Learner, given: Mapping[str, Tensor]) -> bool:
+    """Whether the speaker is no worse than this client's own model on its own validation images.
+
+    A client that lacks a class among them cannot say, and listens. Nothing of the comparison leaves it.
+    """
+    site, order = learner.site, learner.order
+    found = _ledger(learner).find(map=given[MAP].numpy().tobytes().hex())
+    indices = site.validation_indices(min(order.round, learner.settings.rounds))
+    labels = site.private.labels[indices]
+    if found is None or len(np.unique(labels)) < len(site.classes):
+        return True
+    phi = FeatureMap(found[CENTRE], found[AXES]).unit(site.private.seen[indices])
+    spoken = (phi @ given[WEIGHTS].numpy()).argmax(axis=1) == labels
+    own = learner.on_private(indices).argmax(axis=1) == labels
+    gain = own.astype(float) - spoken
+    certain = gain.mean() - _DOUBT * gain.std() / math.sqrt(len(gain))
+    if certain > 0:
+        logger.info(
+            "%s, round %d: does not listen to the speaker, which is right on %.1f %% of its own validation "
+            "images, its own model on %.1f %%",
+            learner.client,
+            order.round,
+            100 * spoken.mean(),
+            100 * own.mean(),
+        )
+    return bool(certain <= 0)
+
+
+def _map(given: Mapping[str, Tensor], features: int) -> FeatureMap:
+    """Return the map of an order, after checking that it is one of this client's features."""
+    centre, axes = (given[name].numpy() for name in (CENTRE, AXES))
+    fits = centre.shape == (features,) and axes.ndim == 2 and axes.shape[1] == features
+    if not fits or not 1 <= len(axes) <= 512 or not np.isfinite(axes).all() or not np.isfinite(centre).all():
+        raise SettingsError(
+            f"model: the run's feature map does not fit {features} features: give this site the run's model"
+        )
+    return FeatureMap(centre, axes)
+
+
+def _ledger(learner: Learner) -> BudgetLedger:
+    from fedmutual.client.budget import BudgetLedger
+    from fedmutual.results.directory import user_runs_dir
+
+    state_dir = learner.settings.state_dir or user_runs_dir().parent / "state"
+    return BudgetLedger(Path(state_dir), learner.client)

@@ -1,0 +1,164 @@
+"""A speaker made of noisy sums, and listeners: differential privacy for every record of every site.
+
+A site sends once what :mod:`fedmutual.learning.speaker` adds up over its images, with noise. The server solves
+a ridge regression: the speaker. From then on every order has the speaker's predictions of public samples, which
+the sites' own models, the listeners, learn from. These never leave, so they need no noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedmutual.learning.consensus import log_softmax
+from fedmutual.learning.speaker import GRID, FeatureMap, Matrix, sensitivity, solve
+from fedmutual.strategies.base import Arrays, Figures, RoundStrategy, Schedule, below
+from fedmutual.wire.codec import FloatArray
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Expected, Report, read_report
+from fedmutual.wire.weights import read_weights, weights_record
+
+GRAM, MOMENT = "gram", "moment"
+CENTRE, AXES = "centre", "axes"
+WEIGHTS, MAP = "weights", "map"
+
+
+class Speaker(RoundStrategy):
+    """Add up noisy sums, solve, and let the clients listen.
+
+    Parameters
+    ----------
+    num_classes : int
+        C.
+    feature_map : FeatureMap
+        Sent to every client that has not answered with its sums yet.
+    public : float [N, F]
+        The public samples' features.
+    schedule : callable
+        Public samples that the clients learn from in a round.
+    kl_weight : float
+        Lambda, the weight of KL(speaker || listener) in the listeners' loss.
+    multiplier : float
+        Standard deviation of each client's noise over the sensitivity; 0: no noise, nothing is proven.
+    ridge : float
+        See :func:`fedmutual.learning.speaker.solve`.
+    output_temperature : float
+        The regression's outputs are divided by it to become logits; they are about 1 apart.
+    unseen : (float [u, F], int [u]) or None
+        Features and labels of a test set that the speaker is measured on.
+    **flower
+        See :class:`fedmutual.strategies.base.RoundStrategy`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_map: FeatureMap,
+        public: Matrix,
+        *,
+        schedule: Schedule,
+        multiplier: float,
+        kl_weight: float = 1.0,
+        ridge: float = 0.01,
+        output_temperature: float = 0.1,
+        unseen: tuple[Matrix, np.ndarray[Any, Any]] | None = None,
+        **flower: Any,
+    ) -> None:
+        super().__init__(num_classes, **flower)
+        if not output_temperature > 0 or not min(kl_weight, multiplier, ridge) >= 0:
+            raise ValueError("kl_weight, multiplier, ridge: at least 0; output_temperature: above 0")
+        self.map = feature_map
+        self.schedule = schedule
+        self.kl_weight = kl_weight
+        self.multiplier = multiplier
+        self.ridge = ridge
+        self.output_temperature = output_temperature
+        self.weights: Matrix | None = None
+        self._public = feature_map.unit(public)
+        self._unseen = None if unseen is None else (feature_map.unit(unseen[0]), unseen[1])
+        self._sums: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+
+    def order(self, client: str | None, base: Order) -> Order:
+        """The feature map, until the client has sent its sums; then the speaker and its predictions."""
+        if base.closing:
+            return base
+        if self.weights is None or client not in self._sums:
+            return replace(base, model=weights_record(self.map.arrays()))
+        indices = self.schedule(base.round)
+        said = self.said(self._public[indices])
+        return replace(
+            base,
+            target_indices=indices,
+            log_targets=said,
+            target_entropies=np.asarray(-(np.exp(said) * said).sum(axis=1), np.float32),
+            divergence="peer_own",
+            kl_weight=self.kl_weight,
+            model=weights_record({WEIGHTS: self.weights.astype(np.float32), MAP: self.map.digest}),
+        )
+
+    def said(self, phi: Matrix) -> FloatArray:
+        """The speaker's log-probabilities [n, C]."""
+        assert self.weights is not None
+        scores = (phi @ self.weights / self.output_temperature).astype(np.float32)
+        return np.maximum(log_softmax(scores), np.float32(math.log(self.floor)))
+
+    def read(self, content: RecordDict, expected: Expected) -> Report:
+        """Reject sums that do not fit the feature map."""
+        report = read_report(content, expected)
+        if report.model is not None:
+            read_weights(report, self._like())
+        return report
+
+    def take(self, round: int, reports: Mapping[str, Report]) -> Figures:
+        """Add what is new to the sums, and solve."""
+        new = {name: report for name, report in reports.items() if report.model is not None}
+        self._sums |= {name: read_weights(report, self._like()) for name, report in new.items()}
+        if new:
+            self._solve()
+        return self._measured()
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """The sums by client, and the map that they are of."""
+        arrays = {f"{kind}.{name}": said[kind] for name, said in self._sums.items() for kind in said}
+        return {}, {**arrays, **self.map.arrays()}
+
+    def restore_state(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
+        """Continue from what :meth:`state` returned."""
+        moments, grams = below(f"{MOMENT}.", arrays), below(f"{GRAM}.", arrays)
+        self._sums = {name: {GRAM: grams[name], MOMENT: moment} for name, moment in moments.items()}
+        if self._sums:
+            self._solve()
+
+    def describe(self) -> str:
+        """The strategy and its settings in one line."""
+        noise = f"noise {self.multiplier:.3g} times the sensitivity" if self.multiplier else "NO NOISE"
+        return f"Speaker: {len(self.map.axes)} axes, ridge {self.ridge:g}, {noise}"
+
+    def _solve(self) -> None:
+        like = self._like()
+        total = {
+            kind: np.sum([said[kind] for said in self._sums.values()], axis=0, dtype=np.float64)
+            for kind in like
+        }
+        each = self.multiplier * sensitivity(len(self.map.axes)) / GRID
+        self.weights = solve(total, each * math.sqrt(len(self._sums)), self.ridge)
+
+    def _like(self) -> dict[str, np.ndarray[Any, Any]]:
+        size = len(self.map.axes)
+        return {
+            GRAM: np.zeros(size * (size + 1) // 2, np.float32),
+            MOMENT: np.zeros((size, self.num_classes), np.float32),
+        }
+
+    def _measured(self) -> Figures:
+        if self._unseen is None or self.weights is None:
+            return {}
+        phi, labels = self._unseen
+        return {"speaker_accuracy": float((self.said(phi).argmax(axis=1) == labels).mean())}
+
+
