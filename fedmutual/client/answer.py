@@ -21,7 +21,7 @@ from flwr.common.constant import ErrorCode
 from torch import nn
 
 from fedmutual.backbones.intake import intake_of
-from fedmutual.client.disclosure import disclosed, metrics_level, overlap_rule
+from fedmutual.client.disclosure import RELEASED, disclosed, overlap_rule, report_level
 from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.client.masking import Masking, open_masking, peers_only
 from fedmutual.client.refusal import error_reason
@@ -64,6 +64,7 @@ class Method(Protocol):
 
     whole_pool: bool
     part_of_model: bool
+    loads_model: bool
 
     def learn(self, learner: Learner) -> Answer:
         """Carry out the learner's order."""
@@ -146,7 +147,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     start = time.perf_counter()
     name = client_name(context.node_config)
     settings = client_settings(context.run_config, context.node_config)
-    level = metrics_level(settings.privacy.metrics, context.node_config)
+    level = report_level(settings.privacy, context.node_config)
     order = read_order(content)
     if not order.run:
         raise MessageError("run: the order has no run name; this app only accepts orders of its own server")
@@ -184,6 +185,8 @@ def _packed(
     report = replace(state.report, metrics=disclosed(state.report.metrics, level))
     if level != "full":  # whoever guesses the images could test class counts with it
         report = replace(report, private_digest="")
+    if level == RELEASED:
+        report = replace(report, unseen_predictions=None)
     if weights:
         report = replace(report, model=ArrayRecord({name: w.cpu() for name, w in weights.items()}))
     if masking is not None:
@@ -260,7 +263,7 @@ def _learn(
         _restore_layout(optimizer)
         for group in optimizer.param_groups:
             group["lr"] = group["share"] * learning_rate(settings, order.round)
-    if order.model is not None:
+    if order.model is not None and settings.strategy.loads_model:
         own = model.state_dict() if settings.strategy.part_of_model else {}
         load_weights(model, {**own, **order.model.to_torch_state_dict()})
     average = _average(settings, model, order, state)
@@ -332,7 +335,8 @@ def _average(
 ) -> MovingAverage | None:
     """Return the EMA of the client's weights as saved; None if the strategy exchanges weights."""
     decay = settings.train.ema_decay
-    if decay == 0 or order.model is not None or settings.strategy.part_of_model:
+    exchanged = order.model is not None and settings.strategy.loads_model
+    if decay == 0 or exchanged or settings.strategy.part_of_model:
         return None
     if state is None or not state.average:
         return MovingAverage(model, decay)

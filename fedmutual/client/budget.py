@@ -1,6 +1,6 @@
 """What a site has spent of its privacy: every noisy release of its images, kept with its state.
 
-``<state-dir>/privacy-ledger/<client>/`` has one file for each release: what was released, how much noise it
+``<state-dir>/.privacy/<client>/`` has one file for each release: what was released, how much noise it
 has, and the hashes of the images that it is of. A file is on the disk before its release is sent, so that a
 crash never makes the ledger say less than what has left. What is asked for again, after a crash or in another
 run, is sent again as it was: that spends nothing.
@@ -26,7 +26,7 @@ from fedmutual.files.disk import make_private
 from fedmutual.learning.gaussian import epsilon_of
 from fedmutual.told import Told
 
-FOLDER = "privacy-ledger"
+FOLDER = ".privacy"
 Arrays = Mapping[str, NDArray[Any]]
 
 logger = logging.getLogger(__name__)

@@ -13,12 +13,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedmutual.settings import SettingsError
+from fedmutual.settings import PrivacySettings, SettingsError
 from fedmutual.settings.at_site import trusts_run
 from fedmutual.settings.schema import OVERLAP
 from fedmutual.wire.metrics import EXAMPLES
 from fedmutual.wire.records import Metrics
 
+RELEASED = "released"  # differential privacy: nothing but the noisy release
 LEVELS = ("none", "coarse", "full")  # each says more than the one before
 NODE_KEY = "privacy-metrics"
 OVERLAP_KEY = "privacy-overlap"
@@ -77,6 +78,17 @@ def overlap_rule(chosen: str, node_config: Mapping[str, Any]) -> str:
     return max(chosen, own, key=OVERLAP.index)
 
 
+def report_level(privacy: PrivacySettings, node_config: Mapping[str, Any]) -> str:
+    """Return the level of a report: :func:`metrics_level`, or ``released`` with ``privacy.epsilon``.
+
+    With differential privacy a site says nothing but what has noise, whatever its owner allows. Only a
+    simulation still measures its clients, unless ``privacy.metrics`` says otherwise: they are nobody's.
+    """
+    level = metrics_level(privacy.metrics, node_config)
+    measured = level == "full" and trusts_run(node_config)
+    return level if privacy.epsilon is None or measured else RELEASED
+
+
 def disclosed(metrics: Metrics, level: str) -> Metrics:
     """Return the measurements that leave the site.
 
@@ -88,8 +100,11 @@ def disclosed(metrics: Metrics, level: str) -> Metrics:
         ``full``: all. ``coarse``: without recall and AUROC of the own images; accuracies as multiples of
         ``1 / g``, with the largest power of two ``g`` below their number (at most 128); losses as multiples
         of 1/16 nat; the number of training images as the nearest power of two. ``none``: only what is
-        measured on shared images; the number of training images is 1 for everybody.
+        measured on shared images; the number of training images is 1 for everybody. ``released``: nothing
+        but that 1.
     """
+    if level == RELEASED:
+        return {EXAMPLES: 1}
     if level == "full":
         return {name: value for name, value in metrics.items() if name != VALIDATED}
     count = metrics[EXAMPLES]

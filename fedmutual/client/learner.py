@@ -141,6 +141,10 @@ class Learner:
         """Return log-probabilities of the order's public samples, [n, C], in evaluation mode."""
         return self._predict(*self._shown(self.order.round, self.order.indices)).numpy()
 
+    def on_private(self, indices: np.ndarray) -> FloatArray:
+        """Return log-probabilities [n, C] of private images, in evaluation mode. They stay at the client."""
+        return self._predict(self.site.private, indices).numpy()
+
     def private(self) -> Private:
         """Return the round's private training images."""
         return self._private()

@@ -14,7 +14,7 @@ import psutil
 
 from fedmutual.backbones.intake import intake_of
 from fedmutual.backbones.weights import find_backbone
-from fedmutual.client.disclosure import metrics_level
+from fedmutual.client.disclosure import RELEASED, report_level
 from fedmutual.client.masking import open_masking
 from fedmutual.client.sent import FOLDER, states_of
 from fedmutual.data.cache import cache_folder
@@ -80,9 +80,13 @@ def what_leaves(settings: Settings, node_config: Mapping[str, Any]) -> str:
     SettingsError
         The owner's word is none, or the owner takes no part in such a run.
     """
-    level = metrics_level(settings.privacy.metrics, node_config)
+    level = report_level(settings.privacy, node_config)
     masked = open_masking(Path(), "", settings, node_config) is not None
     said = ["its name and its model's class", *settings.strategy.sends()]
+    if level == RELEASED:
+        proven = f"epsilon {settings.privacy.epsilon:g}, delta {settings.privacy.delta:g}"
+        said.append(f"nothing else of its images (privacy.epsilon: {proven} for each image)")
+        return f"{'; '.join(said)}. Record: {states_of(node_config) / FOLDER}"
     if masked:
         said[-1] += ", masked, so that the server gets their sum only (privacy.secagg)"
     else:

@@ -51,14 +51,14 @@ class FeatureMap:
         wide = features.astype(np.float64)
         centre, spread = wide.mean(axis=0), wide.std(axis=0)
         spread += 0.05 * spread.mean() + 1e-6
-        left, values, right = np.linalg.svd((wide - centre) / spread, full_matrices=False)
+        _, values, right = np.linalg.svd((wide - centre) / spread, full_matrices=False)
         kept = min(axes, int((values > 1e-6 * max(float(values[0]), 1e-300)).sum()))
-        del left
         return cls(centre.astype(np.float32), (right[:kept] / spread).astype(np.float32))
 
     def unit(self, features: Matrix) -> Matrix:
         """Return phi, float64 [n, k], of features [n, F]; rows of length 1, or 0 where there is no length."""
-        projected = (features.astype(np.float64) - self.centre) @ self.axes.T.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            projected = (features.astype(np.float64) - self.centre) @ self.axes.T.astype(np.float64)
         length = np.linalg.norm(projected, axis=1, keepdims=True)
         found = np.divide(projected, length, out=np.zeros_like(projected), where=length > 0)
         return np.where(np.isfinite(found).all(axis=1, keepdims=True), found, 0.0)
@@ -145,8 +145,9 @@ def solve(total: Mapping[str, Matrix], noise: float, share: float) -> Matrix:
     Notes
     -----
     The noise of the Gram matrix is a symmetric Gaussian matrix, whose eigenvalues reach ``noise sqrt(2 k)``.
-    Half of this is added to the penalty, and what the noise has made negative counts as 0. So the penalty
-    depends on the noise, k and the released sums, and on nothing private.
+    Twice this is added to the penalty, and what the noise has made negative counts as 0. So the penalty
+    depends on the noise, k and the released sums, and on nothing private. (Twice: of 0.25 to 16, the best on
+    splits of the photographs' training pool and on digits.)
     """
     moment = total["moment"].astype(np.float64)
     size = len(moment)
@@ -155,7 +156,7 @@ def solve(total: Mapping[str, Matrix], noise: float, share: float) -> Matrix:
     off = np.triu(gram, 1) / math.sqrt(2)
     values, vectors = np.linalg.eigh(np.diag(np.diag(gram)) + off + off.T)
     values = np.maximum(values, 0)
-    penalty = share * values.sum() / size + 0.5 * noise * math.sqrt(2 * size) + 1e-9
+    penalty = share * values.sum() / size + 2 * noise * math.sqrt(2 * size) + 1e-9
     centred = moment - moment.mean(axis=1, keepdims=True)
     found: Matrix = vectors @ ((vectors.T @ centred) / (values + penalty)[:, None])
     return found

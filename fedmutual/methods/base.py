@@ -36,6 +36,7 @@ class Method(StrategySettings):
 
     whole_pool: ClassVar[bool] = False  # a client gets the private images of all clients
     part_of_model: ClassVar[bool] = False  # orders contain only some layers; the client keeps the others
+    loads_model: ClassVar[bool] = True  # an order's arrays are the client's weights
 
     @abstractmethod
     def strategy(self, settings: Settings, shared: SharedData) -> Any:

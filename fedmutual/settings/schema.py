@@ -340,7 +340,10 @@ class AttackSettings:
 
 @dataclass(kw_only=True)
 class PrivacySettings:
-    """What leaves a site, and what is proven of it. Its owner's ``privacy-metrics`` is the most that it says of its own images."""
+    """What leaves a site, and what is proven of it.
+
+    Its owner's ``privacy-metrics`` is the most that it says of its own images.
+    """
 
     metrics: str = setting(
         "none: no figure of its own images; coarse: rounded, so that they fit every distribution over the "

@@ -1,0 +1,153 @@
+"""The speaker's sums: sensitivity, noise, the ledger, and an audit that must be able to fail."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("opendp", reason="needs the extra fedmutual[privacy]")
+
+from fedmutual.learning.gaussian import epsilon_of, multiplier_for, noisy, scale_of
+from fedmutual.learning.speaker import GRID, FeatureMap, divided, sensitivity, solve, sums
+
+
+def unit(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
+    phi = rng.standard_normal((n, k))
+    return phi / np.linalg.norm(phi, axis=1, keepdims=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(2, 5), st.integers(0, 9))
+def test_one_image_changes_the_sums_by_at_most_the_sensitivity(seed: int, k: int, c: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    phi, labels = unit(rng, n + 1, k), rng.integers(0, c, n + 1)
+    change = sums(phi, labels, c) - sums(phi[:n], labels[:n], c)
+    length = np.linalg.norm(change.astype(float))
+    assert length <= sensitivity(k)
+    assert length == pytest.approx(np.sqrt(2) * GRID, rel=1e-4)  # so a smaller bound would not hold
+
+
+def test_an_image_that_is_longer_than_allowed_is_left_out() -> None:
+    phi = np.array([[1.0, 0.0], [0.0, 1.1]])
+    assert np.array_equal(sums(phi, np.array([0, 1]), 2), sums(phi[:1], np.array([0]), 2))
+
+
+def test_features_that_no_number_describes_add_nothing() -> None:
+    taken = FeatureMap(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
+    phi = taken.unit(np.array([[np.nan, 1.0], [np.inf, 0.0], [0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(phi, [[0, 0], [0, 0], [0, 0], [0.6, 0.8]])
+
+
+def test_the_axes_are_those_of_the_public_images() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((50, 1)) * [[3.0, 3.0, 0.0]] + 0.1 * rng.standard_normal((50, 3))
+    taken = FeatureMap.of_public(features, 2)
+    assert taken.axes.shape == (2, 3)
+    spread = features.std(axis=0)
+    assert abs(taken.axes[0] * spread)[:2].min() > 2 * abs(taken.axes[0] * spread)[2]
+    assert FeatureMap.of_public(features, 99).axes.shape == (3, 3)
+    assert not np.array_equal(taken.digest, FeatureMap.of_public(features, 1).digest)
+
+
+def test_without_noise_it_is_the_regression_on_the_features() -> None:
+    rng = np.random.default_rng(1)
+    phi, labels = unit(rng, 60, 4), rng.integers(0, 3, 60)
+    told = divided(sums(phi, labels, 3), 4, 3)
+    centred = np.eye(3)[labels] - 1 / 3
+    expected = np.linalg.solve(phi.T @ phi + 0.1 * 60 / 4 * np.eye(4), phi.T @ centred)
+    np.testing.assert_allclose(solve(told, 0.0, 0.1), expected, atol=1e-4)
+
+
+def test_more_noise_more_penalty() -> None:
+    told = divided(sums(np.eye(2), np.array([0, 1]), 2), 2, 2)
+    small, large = (np.abs(solve(told, noise, 0.0)).max() for noise in (0.0, 10.0))
+    assert small == pytest.approx(0.5, rel=1e-3)
+    assert large < 0.1
+
+
+# ---------------------------------------------------------------------------------------------------
+# The account
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.5, 8])
+def test_the_noise_is_just_enough(epsilon: float) -> None:
+    multiplier = multiplier_for(epsilon, 1e-3)
+    assert 0.99 * epsilon < epsilon_of([multiplier], 1e-3) <= epsilon
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.25, 1e-3), (2.0, 1e-5)])
+def test_the_account_promises_no_more_than_the_exact_curve_of_the_gaussian(
+    epsilon: float, delta: float
+) -> None:
+    from scipy.stats import norm
+
+    ratio = multiplier_for(epsilon, delta)
+    # Balle and Wang, arXiv:1805.06530: the delta of the Gaussian mechanism at this epsilon
+    exact = norm.cdf(0.5 / ratio - epsilon * ratio) - np.exp(epsilon) * norm.cdf(-0.5 / ratio - epsilon * ratio)
+    assert exact <= delta
+
+
+def test_releases_add_up() -> None:
+    one = multiplier_for(0.5, 1e-3)
+    assert epsilon_of([], 1e-3) == 0
+    assert 0.5 < epsilon_of([one, one], 1e-3) < 1.0
+    assert epsilon_of([one] * 4, 1e-3) == pytest.approx(epsilon_of([one / 2], 1e-3), rel=1e-6)
+
+
+def test_the_noise_has_its_deviation_and_no_seed() -> None:
+    zeros = np.zeros(4000, np.int64)
+    first, second = noisy(zeros, scale_of(1.5, GRID)), noisy(zeros, scale_of(1.5, GRID))
+    assert first.std() == pytest.approx(1.5 * GRID, rel=0.06)
+    assert abs(first.mean()) < 0.1 * GRID
+    assert not np.array_equal(first, second)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The audit: a canary is in the data or not, and an attacker who knows everything else guesses
+
+
+def lower_bound(with_it: np.ndarray, without: np.ndarray, delta: float) -> float:
+    """Return the epsilon that the attacker's success proves, at 99.9 % (Clopper and Pearson), at least 0.
+
+    (epsilon, delta) allows P(S | with) <= e^epsilon P(S | without) + delta for every set S; here S are the
+    scores above a threshold, which is chosen on the first half of the draws and tested on the second.
+    """
+    from scipy.stats import beta
+
+    half = len(with_it) // 2
+    options = np.quantile(np.concatenate((with_it[:half], without[:half])), np.linspace(0.05, 0.95, 37))
+
+    def proven(a: np.ndarray, b: np.ndarray, threshold: float, level: float) -> float:
+        hits, alarms, n = int((a > threshold).sum()), int((b > threshold).sum()), len(a)
+        low = beta.ppf(level, hits, n - hits + 1) if hits else 0.0
+        high = beta.ppf(1 - level, alarms + 1, n - alarms) if alarms < n else 1.0
+        return float(np.log(max(low - delta, 1e-12) / high))
+
+    best = max(options, key=lambda t: proven(with_it[:half], without[:half], t, 0.05))
+    return max(proven(with_it[half:], without[half:], best, 0.0005), 0.0)
+
+
+def scores(epsilon: float | None, draws: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """The attacker's scores of many releases, with and without the canary: its own direction in the release."""
+    rng = np.random.default_rng(0)
+    phi, labels = unit(rng, 20, 3), rng.integers(0, 2, 20)
+    whole, less = sums(phi, labels, 2), sums(phi[1:], labels[1:], 2)
+    direction = (whole - less) / np.linalg.norm((whole - less).astype(float))
+    scale = 1.0 if epsilon is None else scale_of(multiplier_for(epsilon, 1e-3), sensitivity(3))
+    drawn = (noisy(np.tile(values, draws), scale).reshape(draws, -1) for values in (whole, less))
+    a, b = ((released - less) @ direction / GRID for released in drawn)
+    return a, b
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0])
+def test_the_audit_stays_below_the_promise(epsilon: float) -> None:
+    found = lower_bound(*scores(epsilon), delta=1e-3)
+    assert found <= epsilon
+    if epsilon == 2.0:
+        assert found > 0.5  # the attack is one that finds something
+
+
+def test_the_audit_finds_missing_noise() -> None:
+    assert lower_bound(*scores(None), delta=1e-3) > 4
