@@ -64,6 +64,7 @@ def required(tmp_path: Path) -> dict[tuple[str, str], list[str]]:
         ("data", "custom"): ["data._target_=small_data.torch_sets"],
         ("model", "custom"): ["model._target_=torchvision.models.vgg11"],
         ("strategy", "fed3r"): ["model=pretrained"],
+        ("strategy", "speaker"): ["model=pretrained"],
     }
 
 

@@ -85,7 +85,9 @@ def test_the_account_promises_no_more_than_the_exact_curve_of_the_gaussian(
 
     ratio = multiplier_for(epsilon, delta)
     # Balle and Wang, arXiv:1805.06530: the delta of the Gaussian mechanism at this epsilon
-    exact = norm.cdf(0.5 / ratio - epsilon * ratio) - np.exp(epsilon) * norm.cdf(-0.5 / ratio - epsilon * ratio)
+    exact = norm.cdf(0.5 / ratio - epsilon * ratio) - np.exp(epsilon) * norm.cdf(
+        -0.5 / ratio - epsilon * ratio
+    )
     assert exact <= delta
 
 
@@ -130,7 +132,7 @@ def lower_bound(with_it: np.ndarray, without: np.ndarray, delta: float) -> float
 
 
 def scores(epsilon: float | None, draws: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """The attacker's scores of many releases, with and without the canary: its own direction in the release."""
+    """The attacker's scores of many releases, with and without the canary: its direction in it."""
     rng = np.random.default_rng(0)
     phi, labels = unit(rng, 20, 3), rng.integers(0, 2, 20)
     whole, less = sums(phi, labels, 2), sums(phi[1:], labels[1:], 2)

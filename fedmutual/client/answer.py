@@ -460,4 +460,5 @@ def _card(settings: Settings, site: SiteData, arguments: dict[str, Any], report:
         rounds=report.round - 1,
         num_examples=report.metrics["num-examples"],
         num_validation=len(site.validation_indices(settings.rounds)),
+        **settings.strategy.facts(settings, report.client),
     )

@@ -116,7 +116,7 @@ class BudgetLedger:
                     f"{self.path}: a release would bring what these images have spent to epsilon "
                     f"{spent.epsilon:.3g} (delta {spent.delta:g}), of {budget:g}: ask for what was released "
                     "before, or let the site's owner raise privacy-budget in the node configuration",
-                    "privacy.budget: this site's images have no budget left for this run; its own log says more",
+                    "privacy.budget: this site has no budget left for this run; its own log says more",
                 )
             arrays = dict(draw())
             meta = {**vars(asked), "about": dict(asked.about)}

@@ -1,14 +1,14 @@
 """The speaker of ``strategy=speaker``: ridge regression on a public feature map, from sums that take noise.
 
-Of an image with features f and label y, a site uses ``phi = u / |u|`` with ``u = axes (f - centre)``, and adds
+Of an image with features f and label y, a site uses ``phi = u / |u|``, ``u = axes (f - centre)``, and adds
 
 * the upper triangle of ``phi phi^T``, its off-diagonal entries times sqrt 2, and
 * ``phi`` in the column y of a matrix [k, C].
 
 Together these have the squared L2 norm ``|phi phi^T|_F^2 + |phi|^2 = |phi|^4 + |phi|^2 <= 2``: adding or
 removing one image changes the sums by at most sqrt 2. Every entry is rounded to a multiple of ``1 / GRID``
-before the images are added up, which moves each of the ``k (k + 1) / 2 + k`` entries that are not 0 by at most
-half a step. From there on only whole numbers are added, so that no rounding of a sum depends on the images.
+before the images are added up, which moves each of the ``k (k + 1) / 2 + k`` entries that are not 0 by at
+most half a step. From there on only whole numbers are added: no rounding of a sum depends on the images.
 """
 
 from __future__ import annotations

@@ -57,6 +57,10 @@ class Method(StrategySettings):
         """Return what leaves a site beside its figures, in words."""
         return []
 
+    def facts(self, settings: Settings, client: str) -> dict[str, Any]:
+        """Return what a client's model card says of it besides; it stays at the site."""
+        return {}
+
     @abstractmethod
     def learn(self, learner: Learner) -> Answer:
         """Carry out the learner's order: the client's side."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
+from fedmutual.data.partition import Stream
 from fedmutual.learning.gaussian import multiplier_for, noisy, scale_of
 from fedmutual.learning.speaker import FeatureMap, divided, sensitivity, sums
 from fedmutual.methods.base import Method, nothing_predicted
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fedmutual.client.learner import Answer, Learner
     from fedmutual.data.site import SharedData
 
-_DOUBT = 2.0  # standard errors by which a listener must beat the speaker on its own images, not to listen
+_CHANCE = 0.025  # a client listens unless its own model's lead over the speaker is less probable by chance
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ class SpeakerSettings(Method):
             return "strategy=speaker adds up frozen features: set model=pretrained model.tune=head"
         if settings.public.labelled:
             return "public.labelled: strategy=speaker teaches with the speaker's predictions: set it to false"
+        if isinstance(settings.partition, Stream):
+            return "partition: stream gives new images in every round, strategy=speaker sums them once"
         return one_architecture(settings)
 
     def strategy(self, settings: Settings, shared: SharedData) -> Speaker:
@@ -82,7 +85,14 @@ class SpeakerSettings(Method):
 
     def sends(self) -> list[str]:
         """Return the sums."""
-        return ["sums of products of image features and labels, once; with noise where privacy.epsilon is set"]
+        return [
+            "sums of products of image features and labels, once; with noise where privacy.epsilon is set"
+        ]
+
+    def facts(self, settings: Settings, client: str) -> dict[str, Any]:
+        """Return what the client's releases have spent, from its ledger."""
+        spent = None if settings.privacy.epsilon is None else _ledger(settings, client).spent()
+        return {} if spent is None else {"privacy": vars(spent)}
 
     def learn(self, learner: Learner) -> Answer:
         """Send the noisy sums if they are asked for; train, with the speaker where it helps."""
@@ -93,7 +103,7 @@ class SpeakerSettings(Method):
         sent: Mapping[str, Tensor] = {}
         if AXES in given:
             sent = _release(learner, given)
-        if WEIGHTS in given and _helps(learner, given):
+        if WEIGHTS in given and _listens(learner, given):
             learner.mixed_training(learner.public(), self.public_epochs)
         else:
             learner.local_training()
@@ -119,20 +129,21 @@ def noise_multiplier(settings: Settings) -> float:
 
 
 def _release(learner: Learner, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the client's noisy sums, from its ledger if they were made before."""
+    """Return the noisy sums over all of the client's images, from its ledger if they were made before.
+
+    Of all: which are trained on, and which are held out, depends on how many there are, and so on each.
+    """
     import torch
 
     from fedmutual.client.budget import Asked
 
-    settings, site = learner.settings, learner.site
+    settings, site, private = learner.settings, learner.site, learner.site.private
     taken = _map(given, site.public.images.seen.shape[1])
     classes = len(site.classes)
-    indices = site.train_indices(learner.order.round)
     multiplier = noise_multiplier(settings)
 
     def draw() -> dict[str, np.ndarray[Any, Any]]:
-        phi = taken.unit(site.private.seen[indices])
-        found = sums(phi, site.private.labels[indices], classes)
+        found = sums(taken.unit(private.seen), private.labels, classes)
         if multiplier:
             found = noisy(found, scale_of(multiplier, sensitivity(len(taken.axes))))
         return {**divided(found, len(taken.axes), classes), **taken.arrays()}
@@ -143,42 +154,50 @@ def _release(learner: Learner, given: Mapping[str, Tensor]) -> Mapping[str, Tens
         about = {
             "map": taken.digest.tobytes().hex(),
             "classes": list(site.classes),
-            "labels": hashlib.blake2b(site.private.labels[indices].tobytes(), digest_size=16).hexdigest(),
+            "labels": hashlib.blake2b(private.labels.tobytes(), digest_size=16).hexdigest(),
         }
-        kind = f"pixels {site.private.images.shape[1:]}"
+        kind = f"pixels {private.images.shape[1:]}"
         asked = Asked(multiplier, settings.privacy.delta, kind, about)
         budget = settings.privacy.budget or cast(float, settings.privacy.epsilon)
-        _warn_of_delta(settings.privacy.delta, len(indices), learner.client)
-        released = _ledger(learner).release(asked, site.private.pixel_hashes()[indices], budget, draw)
+        _warn_of_delta(settings.privacy.delta, len(private), learner.client)
+        ledger = _ledger(settings, learner.client)
+        released = ledger.release(asked, private.pixel_hashes(), budget, draw)
     return {name: torch.from_numpy(np.array(released[name])) for name in ("gram", "moment")}
 
 
 def _warn_of_delta(delta: float, images: int, client: str) -> None:
     if delta * images > 1:
         logger.warning(
-            "%s: privacy.delta=%g is above 1 over the number of its training images: it should be below it",
+            "%s: privacy.delta=%g is above 1 over the number of its images: it should be below it",
             client,
             delta,
         )
 
 
-def _helps(learner: Learner, given: Mapping[str, Tensor]) -> bool:
+def _listens(learner: Learner, given: Mapping[str, Tensor]) -> bool:
+    """Whether the speaker helps, or cannot be tried: the map is not known that its weights are of."""
+    if learner.settings.privacy.epsilon is None:
+        return True
+    ledger = _ledger(learner.settings, learner.client)
+    found = ledger.find(map=given[MAP].numpy().tobytes().hex())
+    return found is None or helps(learner, found, given[WEIGHTS].numpy())
+
+
+def helps(learner: Learner, taken: Mapping[str, np.ndarray[Any, Any]], weights: np.ndarray[Any, Any]) -> bool:
     """Whether the speaker is no worse than this client's own model on its own validation images.
 
     A client that lacks a class among them cannot say, and listens. Nothing of the comparison leaves it.
     """
     site, order = learner.site, learner.order
-    found = _ledger(learner).find(map=given[MAP].numpy().tobytes().hex())
     indices = site.validation_indices(min(order.round, learner.settings.rounds))
     labels = site.private.labels[indices]
-    if found is None or len(np.unique(labels)) < len(site.classes):
+    if len(np.unique(labels)) < len(site.classes):
         return True
-    phi = FeatureMap(found[CENTRE], found[AXES]).unit(site.private.seen[indices])
-    spoken = (phi @ given[WEIGHTS].numpy()).argmax(axis=1) == labels
+    phi = FeatureMap(taken[CENTRE], taken[AXES]).unit(site.private.seen[indices])
+    spoken = (phi @ weights).argmax(axis=1) == labels
     own = learner.on_private(indices).argmax(axis=1) == labels
-    gain = own.astype(float) - spoken
-    certain = gain.mean() - _DOUBT * gain.std() / math.sqrt(len(gain))
-    if certain > 0:
+    better = by_chance(int((own & ~spoken).sum()), int((spoken & ~own).sum())) < _CHANCE
+    if better:
         logger.info(
             "%s, round %d: does not listen to the speaker, which is right on %.1f %% of its own validation "
             "images, its own model on %.1f %%",
@@ -187,7 +206,17 @@ def _helps(learner: Learner, given: Mapping[str, Tensor]) -> bool:
             100 * spoken.mean(),
             100 * own.mean(),
         )
-    return bool(certain <= 0)
+    return not better
+
+
+def by_chance(wins: int, losses: int) -> float:
+    """Return the probability of as many wins or more by tosses of a coin (a sign test).
+
+    >>> by_chance(3, 0), by_chance(2, 2)
+    (0.125, 0.6875)
+    """
+    tosses = wins + losses
+    return float(sum(math.comb(tosses, k) for k in range(wins, tosses + 1)) / 2**tosses)
 
 
 def _map(given: Mapping[str, Tensor], features: int) -> FeatureMap:
@@ -201,9 +230,9 @@ def _map(given: Mapping[str, Tensor], features: int) -> FeatureMap:
     return FeatureMap(centre, axes)
 
 
-def _ledger(learner: Learner) -> BudgetLedger:
+def _ledger(settings: Settings, client: str) -> BudgetLedger:
     from fedmutual.client.budget import BudgetLedger
     from fedmutual.results.directory import user_runs_dir
 
-    state_dir = learner.settings.state_dir or user_runs_dir().parent / "state"
-    return BudgetLedger(Path(state_dir), learner.client)
+    state_dir = settings.state_dir or user_runs_dir().parent / "state"
+    return BudgetLedger(Path(state_dir), client)

@@ -27,10 +27,16 @@ SETTINGS = (
     "data",
     "precision",
     "deterministic",
+    "privacy",
 )
 PREPROCESSING = (
     "RGB, EXIF orientation applied, transparency on white, resized to {size}x{size} pixels ({how}, "
     "antialiased, aspect ratio ignored), uint8 divided by 255: float [N, 3, {size}, {size}] in [0, 1]"
+)
+_PRIVACY = (
+    "## Privacy\n\nWhat has left the site of its images is differentially private: epsilon {epsilon:.3g}, "
+    "delta {delta:g} for each image, over {releases} release(s). That is said of what has left, not of this "
+    "model, which has learnt from the images without noise: keep it at the site."
 )
 _MEASURES = {
     "validation_accuracy": "accuracy, own validation images",
@@ -139,6 +145,7 @@ def card_page(card: Mapping[str, Any]) -> str:
             if "backbone" in card
             else []
         ),
+        *([_PRIVACY.format(**card["privacy"])] if "privacy" in card else []),
         "## Data",
         _table(("images", "number"), _sizes(card)),
         "## Metrics",

@@ -1,8 +1,8 @@
 """A speaker made of noisy sums, and listeners: differential privacy for every record of every site.
 
-A site sends once what :mod:`fedmutual.learning.speaker` adds up over its images, with noise. The server solves
-a ridge regression: the speaker. From then on every order has the speaker's predictions of public samples, which
-the sites' own models, the listeners, learn from. These never leave, so they need no noise.
+A site sends once what :mod:`fedmutual.learning.speaker` adds up over its images, with noise. The server
+solves a ridge regression: the speaker. From then on every order has the speaker's predictions of public
+samples, from which the sites' own models learn: the listeners. These never leave, so they need no noise.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class Speaker(RoundStrategy):
 
     def _solve(self) -> None:
         like = self._like()
-        total = {
-            kind: np.sum([said[kind] for said in self._sums.values()], axis=0, dtype=np.float64)
+        total: dict[str, Matrix] = {
+            kind: np.stack([said[kind] for said in self._sums.values()]).sum(axis=0, dtype=np.float64)
             for kind in like
         }
         each = self.multiplier * sensitivity(len(self.map.axes)) / GRID
@@ -160,5 +160,3 @@ class Speaker(RoundStrategy):
             return {}
         phi, labels = self._unseen
         return {"speaker_accuracy": float((self.said(phi).argmax(axis=1) == labels).mean())}
-
-

@@ -1,0 +1,279 @@
+"""Runs with differential privacy: what leaves a site, the ledger across kills, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from local_grid import Played, play, trains
+from test_pretrained_runs import weights_file
+
+pytest.importorskip("timm", reason="needs the extra fedmutual[pretrained]")
+pytest.importorskip("opendp", reason="needs the extra fedmutual[privacy]")
+
+from fedmutual.client.budget import FOLDER, Asked, BudgetError, BudgetLedger
+from fedmutual.settings import SettingsError
+from fedmutual.settings.compose import compose
+from fedmutual.wire.records import METRICS, MODEL, REPORT
+
+PRIVATE = ("strategy=speaker", "privacy.epsilon=2", "rounds=2", "public.size=24", "strategy.axes=6")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = weights_file(tmp_path_factory.mktemp("weights"), 0)
+    return f"model=pretrained model.backbone={file} model.image_size=32"
+
+
+def reports(played: Played) -> list[Any]:
+    return [reply.content for reply in played.grid.replies if trains(reply) and reply.has_content()]
+
+
+@pytest.fixture(scope="module")
+def run(small: str, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """As at sites: the clients say nothing that a simulation alone may know."""
+    path = tmp_path_factory.mktemp("private") / "run"
+    played = play(path, *small.split(), *PRIVATE, "privacy.metrics=none")
+    assert played.error is None
+    assert played.rejections() == []
+    return played
+
+
+@pytest.mark.federation
+def test_nothing_leaves_but_the_noisy_sums(run: Played) -> None:
+    public = {"protocol", "client", "round", "public-digest", "architecture", "dtype", "predictions"}
+    for content in reports(run):
+        report = content[REPORT]
+        assert set(report) <= public
+        assert report["predictions"] == b""
+        assert dict(content[METRICS]) == {"num-examples": 1}
+        assert set(content.get(MODEL, {})) == ({"gram", "moment"} if report["round"] == 1 else set())
+    assert len(reports(run)) == 3 * 3
+
+
+@pytest.mark.federation
+def test_reports_are_a_function_of_the_release_and_of_public_data(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has which private images, with the same releases every byte that leaves is the same."""
+    drawn: list[int] = []
+
+    def same(values: np.ndarray, scale: float) -> np.ndarray:
+        drawn.append(len(values))
+        return np.arange(len(values)) * 1000
+
+    monkeypatch.setattr("fedmutual.methods.speaker.noisy", same)
+    said = []
+    for name, partition in (("a", "partition=iid"), ("b", "partition=pathological")):
+        played = play(tmp_path / name, *small.split(), *PRIVATE, partition, "privacy.metrics=none")
+        assert played.error is None
+        said.append([{k: dict(record) for k, record in content.items()} for content in reports(played)])
+    assert len(drawn) == 6
+    assert [{k: repr(v) for k, v in one.items()} for one in said[0]] == [
+        {k: repr(v) for k, v in one.items()} for one in said[1]
+    ]
+
+
+@pytest.mark.federation
+def test_the_listeners_listen_and_the_server_measures_the_speaker(small: str, tmp_path: Path) -> None:
+    played = play(tmp_path / "run", *small.split(), *PRIVATE)
+    assert played.error is None
+    orders = played.orders()
+    for (_, round), order in orders.items():
+        assert order.has_target == (round == 2)
+    line = played.line(2, "client-0")
+    assert np.isfinite(line["kl_before"])
+    assert 0 <= line["speaker_accuracy"] <= 1
+    assert played.summary["clients"]["client-0"]["unseen_accuracy"] is not None  # this simulation's own
+    (file,) = (played.path / "clients").glob("run-*/client-0/model.json")
+    card = json.loads(file.read_text())
+    assert "epsilon 2, delta 0.001 for each image" in (file.parent / "README.md").read_text()
+    assert card["settings"]["privacy.epsilon"] == 2
+    assert card["privacy"]["epsilon"] == pytest.approx(2, rel=0.01)
+    assert card["privacy"]["delta"] == 1e-3
+
+
+@pytest.mark.federation
+def test_a_kill_between_spending_and_sending_sends_the_same_release(small: str, tmp_path: Path) -> None:
+    """The client dies after the ledger was written; asked again, it draws nothing new."""
+    import fedmutual.client.answer as client
+
+    saved = client.StateFolder.save
+    killed: list[str] = []
+
+    def save(self: Any, state: Any) -> None:
+        if not killed and state.report.client == "client-1":
+            killed.append(str(self.path))
+            raise OSError("killed")
+        saved(self, state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.StateFolder, "save", save)
+        played = play(tmp_path / "run", *small.split(), *PRIVATE, "rounds=3", "exchange.min_clients=2")
+    assert played.error is None
+    assert killed
+    folder = tmp_path / "run" / "clients" / FOLDER / "client-1"
+    (entry,) = folder.glob("*.safetensors")
+    from fedmutual.files.checkpoint import read_generation
+
+    kept = read_generation(entry)[1]["gram"]
+    sent = [
+        content[MODEL]["gram"].numpy()
+        for content in reports(played)
+        if content.get(REPORT, {}).get("client") == "client-1" and MODEL in content
+    ]
+    assert len(sent) == 1
+    np.testing.assert_array_equal(sent[0], kept)
+
+
+def listens(right: list[bool], speaker: list[bool], labels: list[int]) -> bool:
+    """Whether a client with these validation images listens to a speaker; what each is right on is given."""
+    from types import SimpleNamespace
+
+    from fedmutual.methods.speaker import helps
+
+    truth = np.array(labels)
+    own, spoken = (np.where(said, truth, 1 - truth) for said in (right, speaker))
+    site = SimpleNamespace(
+        classes=("a", "b"),
+        private=SimpleNamespace(labels=truth, seen=np.eye(len(truth), dtype=np.float32)),
+        validation_indices=lambda round: np.arange(len(truth)),
+    )
+    learner = SimpleNamespace(
+        site=site,
+        client="ward",
+        order=SimpleNamespace(round=2),
+        settings=SimpleNamespace(rounds=9),
+        on_private=lambda indices: np.log(np.eye(2)[own] + 1e-3),
+    )
+    count = len(truth)
+    taken = {"centre": np.zeros(count, np.float32), "axes": np.eye(count, dtype=np.float32)}
+    return helps(learner, taken, np.eye(2)[spoken])  # type: ignore[arg-type]
+
+
+def test_a_client_listens_unless_it_surely_knows_better(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    classes = [0, 1] * 6
+    good, bad = [True] * 12, [False] * 12
+    assert listens(good, good, classes)
+    assert listens(bad, good, classes)
+    assert listens([True] * 3, [False] * 3, classes[:3])  # three images prove nothing
+    assert listens(good, bad, [0] * 12)  # nor does a client that knows one class
+    assert not caplog.records
+    assert not listens(good, bad, classes)
+    assert "ward, round 2: does not listen to the speaker" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------------
+# The ledger
+
+RECORDS = np.arange(64, dtype=np.uint8).reshape(4, 16)
+
+
+def asked(epsilon: float = 0.5, **about: Any) -> Asked:
+    from fedmutual.learning.gaussian import multiplier_for
+
+    return Asked(multiplier_for(epsilon, 1e-3), 1e-3, "pixels (8, 8, 3)", {"map": "a", **about})
+
+
+def draw() -> dict[str, np.ndarray]:
+    return {"gram": np.random.default_rng().standard_normal(3)}
+
+
+def test_what_was_released_is_released_again_and_spends_nothing(tmp_path: Path) -> None:
+    first = BudgetLedger(tmp_path, "a").release(asked(), RECORDS, 0.5, draw)
+    again = BudgetLedger(tmp_path, "a").release(asked(), RECORDS, 0.5, draw)  # another process, another run
+    np.testing.assert_array_equal(first["gram"], again["gram"])
+    spent = BudgetLedger(tmp_path, "a").spent()
+    assert (spent.releases, spent.delta) == (1, 1e-3)
+    assert spent.epsilon == pytest.approx(0.5, rel=0.01)
+
+
+def test_a_budget_that_is_used_up_draws_nothing(tmp_path: Path) -> None:
+    ledger = BudgetLedger(tmp_path, "a")
+    ledger.release(asked(), RECORDS, 0.5, draw)
+
+    def never() -> dict[str, np.ndarray]:
+        raise AssertionError("drawn")
+
+    with pytest.raises(BudgetError, match=r"spent to epsilon 0\.748 \(delta 0\.001\), of 0\.5") as refused:
+        ledger.release(asked(map="b"), RECORDS[:1], 0.5, never)  # one image in common is enough
+    assert refused.value.told is not None
+    assert str(tmp_path) not in refused.value.told
+    assert ledger.spent().releases == 1
+    ledger.release(asked(map="b"), RECORDS, 0.75, draw)  # the owner has raised it
+    assert ledger.spent().releases == 2
+
+
+def test_other_images_have_their_own_budget_if_they_can_be_told_apart(tmp_path: Path) -> None:
+    ledger = BudgetLedger(tmp_path, "a")
+    ledger.release(asked(), RECORDS[:2], 0.5, draw)
+    ledger.release(asked(), RECORDS[2:], 0.5, draw)
+    other_size = Asked(asked().multiplier, 1e-3, "pixels (9, 9, 3)", {})
+    with pytest.raises(BudgetError):
+        ledger.release(other_size, RECORDS + 100, 0.5, draw)
+
+
+def test_a_release_that_could_not_be_written_is_not_sent(tmp_path: Path) -> None:
+    ledger = BudgetLedger(tmp_path, "a")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedmutual.client.budget.save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError()))
+        with pytest.raises(OSError):  # noqa: PT011
+            ledger.release(asked(), RECORDS, 0.5, draw)
+
+
+def test_a_damaged_ledger_is_refused(tmp_path: Path) -> None:
+    ledger = BudgetLedger(tmp_path, "a")
+    ledger.release(asked(), RECORDS, 0.5, draw)
+    (entry,) = ledger.path.glob("*.safetensors")
+    entry.write_bytes(entry.read_bytes()[:-1])
+    with pytest.raises(BudgetError, match="is damaged"):
+        ledger.release(asked(map="b"), RECORDS, 9.0, draw)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is refused before anything starts
+
+HEAD = ("model=pretrained", "model.tune=head", "strategy=speaker")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((*HEAD, "privacy.epsilon=0"), "privacy.epsilon: 0.0 is not above 0"),
+        ((*HEAD, "privacy.epsilon=100"), "privacy.epsilon: 100.0 is above 32"),
+        ((*HEAD, "privacy.epsilon=1", "privacy.delta=0.1"), "privacy.delta: 0.1 is above 0.01"),
+        (
+            (*HEAD, "privacy.epsilon=1", "privacy.budget=0.5"),
+            "privacy.epsilon: 1 is above privacy.budget=0.5",
+        ),
+        (("privacy.epsilon=1",), "privacy.epsilon: strategy=mutual has no noise: set strategy=speaker"),
+        (("strategy=speaker",), "strategy=speaker adds up frozen features: set model=pretrained"),
+        ((*HEAD, "model.tune=all"), "set model=pretrained model.tune=head"),
+        ((*HEAD, "public.labelled=true"), "public.labelled: strategy=speaker"),
+        ((*HEAD, "privacy.secagg=true"), "privacy.secagg: strategy=speaker"),
+    ],
+)
+def test_what_cannot_be_proven_is_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        compose(overrides)
+    assert message in str(refused.value)
+
+
+def test_without_opendp_it_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    settings = compose([*HEAD, "privacy.epsilon=1"])
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "opendp" else found(name))
+    assert "pip install 'fedmutual[privacy]'" in (settings.check() or "")
+
+
+def test_the_owners_budget_goes_before_the_runs() -> None:
+    overrides = [*HEAD, "privacy.epsilon=1", "privacy.budget=9"]
+    assert compose(overrides, {"privacy-budget": "3"}).privacy.budget == 3
+    with pytest.raises(SettingsError, match=r"privacy.epsilon: 1 is above privacy.budget=0.5"):
+        compose(overrides, {"privacy-budget": "0.5"})
