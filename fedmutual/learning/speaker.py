@@ -1,6 +1,7 @@
 """The speaker of ``strategy=speaker``: ridge regression on a public feature map, from sums that take noise.
 
-Of an image with features f and label y, a site uses ``phi = u / |u|``, ``u = axes (f - centre)``, and adds
+Of an image with features f and label y, a site uses ``phi``: ``u / |u|`` and a constant, together of length
+1, where ``u = axes (f - centre)``. It adds up
 
 * the upper triangle of ``phi phi^T``, its off-diagonal entries times sqrt 2, and
 * ``phi`` in the column y of a matrix [k, C].
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.floating]
 Whole = NDArray[np.int64]
 GRID = 2**20  # steps of 1
+CONSTANT = 0.2  # beside u / |u|, before both are scaled to length 1
 _CHUNK = 256  # images whose products are formed at a time
 
 
@@ -35,7 +37,7 @@ class FeatureMap:
     Parameters
     ----------
     centre : float32 [F]
-    axes : float32 [k, F]
+    axes : float32 [k - 1, F]
     """
 
     centre: Matrix
@@ -43,25 +45,33 @@ class FeatureMap:
 
     @classmethod
     def of_public(cls, features: Matrix, axes: int) -> FeatureMap:
-        """Take the first principal axes of public images' features, float [N, F], each scaled.
+        """Take the first principal axes of public images' features, float [N, F].
 
-        Features are scaled by their deviation over the public images, as a head on frozen features does.
-        There are no more axes than images or features allow.
+        There are no more than images or features allow.
         """
         wide = features.astype(np.float64)
-        centre, spread = wide.mean(axis=0), wide.std(axis=0)
-        spread += 0.05 * spread.mean() + 1e-6
-        _, values, right = np.linalg.svd((wide - centre) / spread, full_matrices=False)
+        centre = wide.mean(axis=0)
+        _, values, right = np.linalg.svd(wide - centre, full_matrices=False)
         kept = min(axes, int((values > 1e-6 * max(float(values[0]), 1e-300)).sum()))
-        return cls(centre.astype(np.float32), (right[:kept] / spread).astype(np.float32))
+        return cls(centre.astype(np.float32), right[:kept].astype(np.float32))
 
     def unit(self, features: Matrix) -> Matrix:
-        """Return phi, float64 [n, k], of features [n, F]; rows of length 1, or 0 where there is no length."""
+        """Return phi, float64 [n, k], of features [n, F]; rows of length at most 1.
+
+        A row is shorter where u is 0, and 0 where a feature is no number.
+        """
         with np.errstate(invalid="ignore"):
             projected = (features.astype(np.float64) - self.centre) @ self.axes.T.astype(np.float64)
         length = np.linalg.norm(projected, axis=1, keepdims=True)
         found = np.divide(projected, length, out=np.zeros_like(projected), where=length > 0)
-        return np.where(np.isfinite(found).all(axis=1, keepdims=True), found, 0.0)
+        known = np.isfinite(found).all(axis=1, keepdims=True)
+        whole = np.concatenate((found, np.full((len(found), 1), CONSTANT)), axis=1)
+        return np.where(known, whole / math.sqrt(1 + CONSTANT**2), 0.0)
+
+    @property
+    def size(self) -> int:
+        """k, the length of phi."""
+        return len(self.axes) + 1
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the map's arrays by name."""
@@ -112,7 +122,7 @@ def sensitivity(size: int) -> int:
     Parameters
     ----------
     size : int
-        k, the number of axes.
+        k, the length of phi.
 
     Examples
     --------
@@ -140,14 +150,13 @@ def solve(total: Mapping[str, Matrix], noise: float, share: float) -> Matrix:
     noise : float
         Standard deviation of the noise in each entry of the total; 0: none.
     share : float
-        The penalty without noise, as a share of the mean square of an axis.
+        The penalty without noise, as a share of the mean square of an entry of phi.
 
     Notes
     -----
     The noise of the Gram matrix is a symmetric Gaussian matrix, whose eigenvalues reach ``noise sqrt(2 k)``.
-    Twice this is added to the penalty, and what the noise has made negative counts as 0. So the penalty
-    depends on the noise, k and the released sums, and on nothing private. (Twice: of 0.25 to 16, the best on
-    splits of the photographs' training pool and on digits.)
+    This is added to the penalty, and what the noise has made negative counts as 0. So the penalty depends on
+    the noise, k and the released sums, and on nothing private.
     """
     moment = total["moment"].astype(np.float64)
     size = len(moment)
@@ -156,7 +165,7 @@ def solve(total: Mapping[str, Matrix], noise: float, share: float) -> Matrix:
     off = np.triu(gram, 1) / math.sqrt(2)
     values, vectors = np.linalg.eigh(np.diag(np.diag(gram)) + off + off.T)
     values = np.maximum(values, 0)
-    penalty = share * values.sum() / size + 2 * noise * math.sqrt(2 * size) + 1e-9
+    penalty = share * values.sum() / size + noise * math.sqrt(2 * size) + 1e-9
     centred = moment - moment.mean(axis=1, keepdims=True)
     found: Matrix = vectors @ ((vectors.T @ centred) / (values + penalty)[:, None])
     return found

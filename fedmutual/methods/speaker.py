@@ -39,8 +39,8 @@ class SpeakerSettings(Method):
     """Settings of ``strategy=speaker``."""
 
     axes: int | None = setting(
-        "number of principal axes of the public images that the speaker sees; null: 32 times the square root "
-        "of privacy.epsilon, at least 16 and at most 128",
+        "number of principal axes of the public images that the speaker sees; null: 45 times the square root "
+        "of privacy.epsilon, at least 32 and at most 128",
         minimum=1,
         maximum=512,
     )
@@ -117,9 +117,9 @@ def default_axes(epsilon: float | None) -> int:
     Chosen on splits of the photographs' training pool and on digits (docs/privacy.md).
 
     >>> [default_axes(epsilon) for epsilon in (0.1, 0.25, 0.5, 2, 8, None)]
-    [16, 16, 23, 45, 91, 128]
+    [32, 32, 32, 64, 127, 128]
     """
-    return 128 if epsilon is None else round(min(max(32 * math.sqrt(epsilon), 16), 128))
+    return 128 if epsilon is None else round(min(max(45 * math.sqrt(epsilon), 32), 128))
 
 
 def noise_multiplier(settings: Settings) -> float:
@@ -145,8 +145,8 @@ def _release(learner: Learner, given: Mapping[str, Tensor]) -> Mapping[str, Tens
     def draw() -> dict[str, np.ndarray[Any, Any]]:
         found = sums(taken.unit(private.seen), private.labels, classes)
         if multiplier:
-            found = noisy(found, scale_of(multiplier, sensitivity(len(taken.axes))))
-        return {**divided(found, len(taken.axes), classes), **taken.arrays()}
+            found = noisy(found, scale_of(multiplier, sensitivity(taken.size)))
+        return {**divided(found, taken.size, classes), **taken.arrays()}
 
     if multiplier == 0:
         released: Mapping[str, np.ndarray[Any, Any]] = draw()

@@ -145,11 +145,11 @@ class Speaker(RoundStrategy):
             kind: np.stack([said[kind] for said in self._sums.values()]).sum(axis=0, dtype=np.float64)
             for kind in like
         }
-        each = self.multiplier * sensitivity(len(self.map.axes)) / GRID
+        each = self.multiplier * sensitivity(self.map.size) / GRID
         self.weights = solve(total, each * math.sqrt(len(self._sums)), self.ridge)
 
     def _like(self) -> dict[str, np.ndarray[Any, Any]]:
-        size = len(self.map.axes)
+        size = self.map.size
         return {
             GRAM: np.zeros(size * (size + 1) // 2, np.float32),
             MOMENT: np.zeros((size, self.num_classes), np.float32),
