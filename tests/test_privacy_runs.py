@@ -139,7 +139,7 @@ def listens(right: list[bool], speaker: list[bool], labels: list[int]) -> bool:
     own, spoken = (np.where(said, truth, 1 - truth) for said in (right, speaker))
     site = SimpleNamespace(
         classes=("a", "b"),
-        private=SimpleNamespace(labels=truth, seen=np.eye(len(truth), dtype=np.float32)),
+        private=SimpleNamespace(labels=truth, seen=9 * np.eye(len(truth), dtype=np.float32)),
         validation_indices=lambda round: np.arange(len(truth)),
     )
     learner = SimpleNamespace(
@@ -151,7 +151,7 @@ def listens(right: list[bool], speaker: list[bool], labels: list[int]) -> bool:
     )
     count = len(truth)
     taken = {"centre": np.zeros(count, np.float32), "axes": np.eye(count, dtype=np.float32)}
-    return helps(learner, taken, np.eye(2)[spoken])  # type: ignore[arg-type]
+    return helps(learner, taken, np.eye(2)[[*spoken, 0]])  # type: ignore[arg-type]
 
 
 def test_a_client_listens_unless_it_surely_knows_better(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,8 +25,8 @@ def test_one_image_changes_the_sums_by_at_most_the_sensitivity(seed: int, k: int
     phi, labels = unit(rng, n + 1, k), rng.integers(0, c, n + 1)
     change = sums(phi, labels, c) - sums(phi[:n], labels[:n], c)
     length = np.linalg.norm(change.astype(float))
-    assert length <= sensitivity(k)
-    assert length == pytest.approx(np.sqrt(2) * GRID, rel=1e-4)  # so a smaller bound would not hold
+    assert length <= sensitivity(k, c)
+    assert length == pytest.approx(sensitivity(k, c), rel=1e-4)  # so a smaller bound would not hold
 
 
 def test_an_image_that_is_longer_than_allowed_is_left_out() -> None:
@@ -38,7 +38,7 @@ def test_features_that_no_number_describes_add_nothing() -> None:
     taken = FeatureMap(np.zeros(2, np.float32), np.eye(2, dtype=np.float32))
     phi = taken.unit(np.array([[np.nan, 1.0], [np.inf, 0.0], [0.0, 0.0], [3.0, 4.0]]))
     own = np.array([[0, 0, 0], [0, 0, 0], [0, 0, CONSTANT], [0.6, 0.8, CONSTANT]])
-    np.testing.assert_allclose(phi, own / np.sqrt(1 + CONSTANT**2))
+    np.testing.assert_allclose(phi, own / np.sqrt(1 + CONSTANT**2), atol=1e-12)
     assert (np.linalg.norm(phi, axis=1) <= 1 + 1e-12).all()
 
 
@@ -58,14 +58,18 @@ def test_without_noise_it_is_the_regression_on_the_features() -> None:
     told = divided(sums(phi, labels, 3), 4, 3)
     centred = np.eye(3)[labels] - 1 / 3
     expected = np.linalg.solve(phi.T @ phi + 0.1 * 60 / 4 * np.eye(4), phi.T @ centred)
-    np.testing.assert_allclose(solve(told, 0.0, 0.1), expected, atol=1e-4)
+    np.testing.assert_allclose(solve(told, np.eye(4), 0.0, 0.1), expected, atol=1e-4)
 
 
-def test_more_noise_more_penalty() -> None:
+def test_the_noisier_the_more_penalty_and_the_more_public() -> None:
     told = divided(sums(np.eye(2), np.array([0, 1]), 2), 2, 2)
-    small, large = (np.abs(solve(told, noise, 0.0)).max() for noise in (0.0, 10.0))
+    small, large = (np.abs(solve(told, np.eye(2), noise, 0.0)).max() for noise in (0.0, 10.0))
     assert small == pytest.approx(0.5, rel=1e-3)
     assert large < 0.1
+    skewed = np.diag([1.0, 9.0])
+    quiet, loud = (np.abs(solve(told, skewed, noise, 0.0))[:, 0] for noise in (0.0, 10.0))
+    assert quiet[0] == pytest.approx(quiet[1])
+    assert loud[0] > 1.2 * loud[1]  # the second axis is the wider one in public
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -138,7 +142,7 @@ def scores(epsilon: float | None, draws: int = 4000) -> tuple[np.ndarray, np.nda
     phi, labels = unit(rng, 20, 3), rng.integers(0, 2, 20)
     whole, less = sums(phi, labels, 2), sums(phi[1:], labels[1:], 2)
     direction = (whole - less) / np.linalg.norm((whole - less).astype(float))
-    scale = 1.0 if epsilon is None else scale_of(multiplier_for(epsilon, 1e-3), sensitivity(3))
+    scale = 1.0 if epsilon is None else scale_of(multiplier_for(epsilon, 1e-3), sensitivity(3, 2))
     drawn = (noisy(np.tile(values, draws), scale).reshape(draws, -1) for values in (whole, less))
     a, b = ((released - less) @ direction / GRID for released in drawn)
     return a, b

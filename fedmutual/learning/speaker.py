@@ -4,12 +4,12 @@ Of an image with features f and label y, a site uses ``phi``: ``u / |u|`` and a 
 1, where ``u = axes (f - centre)``. It adds up
 
 * the upper triangle of ``phi phi^T``, its off-diagonal entries times sqrt 2, and
-* ``phi`` in the column y of a matrix [k, C].
+* ``FAVOUR phi (y - 1 / C)^T``, [k, C], with the label as a one-hot row y.
 
-Together these have the squared L2 norm ``|phi phi^T|_F^2 + |phi|^2 = |phi|^4 + |phi|^2 <= 2``: adding or
-removing one image changes the sums by at most sqrt 2. Every entry is rounded to a multiple of ``1 / GRID``
-before the images are added up, which moves each of the ``k (k + 1) / 2 + k`` entries that are not 0 by at
-most half a step. From there on only whole numbers are added: no rounding of a sum depends on the images.
+Together these have the squared L2 norm ``|phi|^4 + FAVOUR^2 |phi|^2 (1 - 1 / C)``: adding or removing one
+image changes the sums by at most ``sqrt(1 + FAVOUR^2 (1 - 1 / C))``. Every entry is rounded to a multiple of
+``1 / GRID`` before the images are added up, which moves each of the ``k (k + 1) / 2 + k C`` entries by at most
+half a step. From there on only whole numbers are added: no rounding of a sum depends on the images.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.floating]
 Whole = NDArray[np.int64]
 GRID = 2**20  # steps of 1
+FAVOUR = 3  # the second part has a third of the first one's noise: there is a public stand-in for that one
 CONSTANT = 0.2  # beside u / |u|, before both are scaled to length 1
 _CHUNK = 256  # images whose products are formed at a time
 
@@ -64,7 +65,7 @@ class FeatureMap:
             projected = (features.astype(np.float64) - self.centre) @ self.axes.T.astype(np.float64)
         length = np.linalg.norm(projected, axis=1, keepdims=True)
         found = np.divide(projected, length, out=np.zeros_like(projected), where=length > 0)
-        known = np.isfinite(found).all(axis=1, keepdims=True)
+        known = np.isfinite(length)
         whole = np.concatenate((found, np.full((len(found), 1), CONSTANT)), axis=1)
         return np.where(known, whole / math.sqrt(1 + CONSTANT**2), 0.0)
 
@@ -104,68 +105,78 @@ def sums(phi: Matrix, labels: NDArray[np.integer], num_classes: int) -> Whole:
     size = phi.shape[1]
     rows, columns = np.triu_indices(size)
     weight = np.where(rows == columns, 1.0, math.sqrt(2)) * GRID
-    most = sensitivity(size) ** 2
-    gram, moment = np.zeros(len(rows), np.int64), np.zeros((size, num_classes), np.int64)
+    coded = (np.eye(num_classes) - 1 / num_classes) * FAVOUR * GRID
+    most = sensitivity(size, num_classes) ** 2
+    total = np.zeros(len(rows) + size * num_classes, np.int64)
     for start in range(0, len(phi), _CHUNK):
-        some, classes = phi[start : start + _CHUNK], labels[start : start + _CHUNK]
-        products = np.rint(some[:, rows] * some[:, columns] * weight).astype(np.int64)
-        whole = np.rint(some * GRID).astype(np.int64)
-        short = (products**2).sum(axis=1) + (whole**2).sum(axis=1) <= most
-        gram += products[short].sum(axis=0)
-        np.add.at(moment.T, classes[short], whole[short])
-    return np.concatenate((gram, moment.ravel()))
+        some, code = phi[start : start + _CHUNK], coded[labels[start : start + _CHUNK]]
+        products = some[:, rows] * some[:, columns] * weight
+        moments = (some[:, :, None] * code[:, None, :]).reshape(len(some), -1)
+        whole = np.rint(np.concatenate((products, moments), axis=1)).astype(np.int64)
+        total += whole[(whole**2).sum(axis=1) <= most].sum(axis=0)
+    return total
 
 
-def sensitivity(size: int) -> int:
+def sensitivity(size: int, num_classes: int) -> int:
     """Return by how much one image changes :func:`sums`, in L2 and steps of ``1 / GRID``, at most.
 
     Parameters
     ----------
     size : int
         k, the length of phi.
+    num_classes : int
+        C.
 
     Examples
     --------
-    >>> sensitivity(32) / GRID > math.sqrt(2), sensitivity(32) / GRID < math.sqrt(2) + 1e-4
-    (True, True)
+    >>> round(sensitivity(33, 2) / GRID, 4), round((1 + 9 / 2) ** 0.5, 4)
+    (2.3452, 2.3452)
     """
-    entries = size * (size + 1) // 2 + size
-    return math.ceil(math.sqrt(2) * GRID + math.sqrt(entries) / 2) + 1
+    entries = size * (size + 1) // 2 + size * num_classes
+    longest = math.sqrt(1 + FAVOUR**2 * (1 - 1 / num_classes))
+    return math.ceil(longest * GRID + math.sqrt(entries) / 2) + 1
 
 
 def divided(values: NDArray[Any], size: int, num_classes: int) -> dict[str, Matrix]:
     """Return :func:`sums` as they travel: ``gram``, float32 [k (k + 1) / 2], and ``moment``, [k, C]."""
     triangle = size * (size + 1) // 2
-    told = (values / GRID).astype(np.float32)
-    return {"gram": told[:triangle], "moment": told[triangle:].reshape(size, num_classes)}
+    told = values / GRID
+    moment = told[triangle:].reshape(size, num_classes) / FAVOUR
+    return {"gram": told[:triangle].astype(np.float32), "moment": moment.astype(np.float32)}
 
 
-def solve(total: Mapping[str, Matrix], noise: float, share: float) -> Matrix:
+def solve(total: Mapping[str, Matrix], public: Matrix, noise: float, share: float) -> Matrix:
     """Return the weights [k, C] of the ridge regression on labels that are centred over the classes.
 
     Parameters
     ----------
     total : Mapping[str, array]
         The sites' ``gram`` and ``moment``, added up.
+    public : float64 [k, k]
+        Mean of ``phi phi^T`` over public images, which stands in for the Gram matrix as far as that is noise.
     noise : float
-        Standard deviation of the noise in each entry of the total; 0: none.
+        Standard deviation of the noise in each entry of the Gram matrix; 0: none.
     share : float
         The penalty without noise, as a share of the mean square of an entry of phi.
 
     Notes
     -----
-    The noise of the Gram matrix is a symmetric Gaussian matrix, whose eigenvalues reach ``noise sqrt(2 k)``.
-    This is added to the penalty, and what the noise has made negative counts as 0. So the penalty depends on
-    the noise, k and the released sums, and on nothing private.
+    The noise of the Gram matrix is a symmetric Gaussian matrix, whose eigenvalues reach ``noise sqrt(2 k)``;
+    its own have the mean ``trace / k``. With q four times the noise's, in units of ``trace / sqrt k``, the
+    share ``q^2 / (1 + q^2)`` of it is replaced, and twice the length of a column's noise, ``noise / FAVOUR
+    sqrt k``, is added to the penalty. All this depends on the noise and the released sums, on nothing private.
     """
     moment = total["moment"].astype(np.float64)
     size = len(moment)
     gram = np.zeros((size, size))
     gram[np.triu_indices(size)] = total["gram"]
     off = np.triu(gram, 1) / math.sqrt(2)
-    values, vectors = np.linalg.eigh(np.diag(np.diag(gram)) + off + off.T)
-    values = np.maximum(values, 0)
-    penalty = share * values.sum() / size + noise * math.sqrt(2 * size) + 1e-9
+    whole = np.diag(np.diag(gram)) + off + off.T
+    trace = max(float(np.trace(whole)), 1.0)
+    doubt = 4 * noise * math.sqrt(2 * size) * math.sqrt(size) / trace
+    replaced = doubt**2 / (1 + doubt**2)
+    values, vectors = np.linalg.eigh((1 - replaced) * whole + replaced * trace * public)
+    penalty = share * trace / size + 2 * noise / FAVOUR * math.sqrt(size) + 1e-9
     centred = moment - moment.mean(axis=1, keepdims=True)
-    found: Matrix = vectors @ ((vectors.T @ centred) / (values + penalty)[:, None])
+    found: Matrix = vectors @ ((vectors.T @ centred) / (np.maximum(values, 0) + penalty)[:, None])
     return found

@@ -145,7 +145,7 @@ def _release(learner: Learner, given: Mapping[str, Tensor]) -> Mapping[str, Tens
     def draw() -> dict[str, np.ndarray[Any, Any]]:
         found = sums(taken.unit(private.seen), private.labels, classes)
         if multiplier:
-            found = noisy(found, scale_of(multiplier, sensitivity(taken.size)))
+            found = noisy(found, scale_of(multiplier, sensitivity(taken.size, classes)))
         return {**divided(found, taken.size, classes), **taken.arrays()}
 
     if multiplier == 0:

@@ -145,8 +145,9 @@ class Speaker(RoundStrategy):
             kind: np.stack([said[kind] for said in self._sums.values()]).sum(axis=0, dtype=np.float64)
             for kind in like
         }
-        each = self.multiplier * sensitivity(self.map.size) / GRID
-        self.weights = solve(total, each * math.sqrt(len(self._sums)), self.ridge)
+        each = self.multiplier * sensitivity(self.map.size, self.num_classes) / GRID
+        public = self._public.T @ self._public / len(self._public)
+        self.weights = solve(total, public, each * math.sqrt(len(self._sums)), self.ridge)
 
     def _like(self) -> dict[str, np.ndarray[Any, Any]]:
         size = self.map.size
