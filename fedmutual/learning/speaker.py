@@ -8,8 +8,8 @@ Of an image with features f and label y, a site uses ``phi``: ``u / |u|`` and a 
 
 Together these have the squared L2 norm ``|phi|^4 + FAVOUR^2 |phi|^2 (1 - 1 / C)``: adding or removing one
 image changes the sums by at most ``sqrt(1 + FAVOUR^2 (1 - 1 / C))``. Every entry is rounded to a multiple of
-``1 / GRID`` before the images are added up, which moves each of the ``k (k + 1) / 2 + k C`` entries by at most
-half a step. From there on only whole numbers are added: no rounding of a sum depends on the images.
+``1 / GRID`` before the images are added up, which moves each of the ``k (k + 1) / 2 + k C`` entries by at
+most half a step. From there on only whole numbers are added: no rounding of a sum depends on the images.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def solve(total: Mapping[str, Matrix], public: Matrix, noise: float, share: floa
     The noise of the Gram matrix is a symmetric Gaussian matrix, whose eigenvalues reach ``noise sqrt(2 k)``;
     its own have the mean ``trace / k``. With q four times the noise's, in units of ``trace / sqrt k``, the
     share ``q^2 / (1 + q^2)`` of it is replaced, and twice the length of a column's noise, ``noise / FAVOUR
-    sqrt k``, is added to the penalty. All this depends on the noise and the released sums, on nothing private.
+    sqrt k``, is added to the penalty. All this depends on the noise and the released sums alone.
     """
     moment = total["moment"].astype(np.float64)
     size = len(moment)
