@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +56,9 @@ def main(argv: Sequence[str] | None = None, app_dir: Path | None = None) -> int:
     """
     if argv is None:  # the command itself: no process that it starts imports from the current folder
         os.environ["PYTHONSAFEPATH"] = "1"
+        for stream in (sys.stdout, sys.stderr):  # a console that lacks a character shows its number
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:  # called by the shell for completion
         import argcomplete

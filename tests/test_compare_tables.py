@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy import stats
 
 from fedmutual.compare import tables
@@ -209,3 +210,41 @@ def test_nothing_is_drawn_where_nothing_was_measured(tmp_path: Path) -> None:
     outcome = Outcome(planned("ours"), failure="no")
     write_plots(Plan((outcome.run,), ("ours",), ("",), "ours"), [outcome], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------
+# For the terminal and for papers
+
+
+def _study() -> tuple[Plan, list[Outcome]]:
+    runs = [planned(variant, seed=seed) for variant in ("mutual", "a_long_name=1") for seed in (0, 1)]
+    outcomes = [
+        Outcome(run, mean=0.9 + 0.01 * i, worst=0.8, ensemble=None, up=2000.0, down=3000.0, seconds=4.0)
+        for i, run in enumerate(runs)
+    ]
+    plan = Plan(tuple(runs), ("mutual", "a_long_name=1"), ("",), "mutual")
+    return plan, outcomes
+
+
+def test_a_terminal_gets_the_columns_that_matter_and_they_fit() -> None:
+    plan, outcomes = _study()
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    for table in tables.terminal_tables(plan, outcomes, [0.9]):
+        console.print(table)
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "90.5 ± 0.7" in text
+    assert "ensemble" not in text  # nothing was measured
+    assert "rounds to" not in text
+    assert "difference from mutual in points" in text
+    assert "+2.0" in text
+    assert "a_long_name=1" in text
+
+
+def test_latex_has_a_row_a_variant_and_no_raw_character() -> None:
+    plan, outcomes = _study()
+    text = tables.latex(tables.result_rows(plan, outcomes, []), plan, [])
+    assert r"a\_long\_name=1 & 92.50 $\pm$ 0.71" in text
+    assert text.count(r"\\") == 3
+    assert text.startswith("\\begin{tabular}{lrrrrr}")

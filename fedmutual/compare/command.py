@@ -55,6 +55,7 @@ def _compare(
     from fedmutual.compare.outcome import read_outcome
     from fedmutual.compare.report import write_report
     from fedmutual.compare.runner import Runner, alone
+    from fedmutual.compare.tables import terminal_tables
     from fedmutual.simulation.interrupts import Interrupted, Interrupts
     from fedmutual.simulation.request import available_cores
 
@@ -74,7 +75,9 @@ def _compare(
         ]
         command = shlex.join(["fedmutual", "compare", *arguments])
         table = write_report(plan, outcomes, study.settings.thresholds, command, study.name, folder)
-    print(table.read_text(encoding="utf-8"))
+    for shown_table in terminal_tables(plan, outcomes, study.settings.thresholds):
+        console.print(shown_table)
+    print(f"Table: {table} (Markdown), table.csv, table.tex, differences.csv, plots")
     print(f"Results: {folder}")
     failed = sum(bool(outcome.failure) for outcome in outcomes)
     if failed:

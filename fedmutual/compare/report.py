@@ -20,11 +20,12 @@ def write_report(
     name: str,
     folder: Path,
 ) -> Path:
-    """Write ``table.md``, ``table.csv``, ``differences.csv``, ``runs.csv`` and plots; return the first."""
+    """Write the tables (``table.md``, .csv and .tex, differences and runs) and plots; return the first."""
     texts = {
         "table.csv": tables.as_csv(tables.result_rows(plan, outcomes, thresholds)),
         "differences.csv": tables.as_csv(tables.difference_rows(plan, outcomes)),
         "runs.csv": tables.as_csv(tables.run_rows(outcomes)),
+        "table.tex": tables.latex(tables.result_rows(plan, outcomes, thresholds), plan, thresholds),
         "table.md": tables.markdown(plan, outcomes, thresholds, command, name or "Comparison"),
     }
     for file, text in texts.items():

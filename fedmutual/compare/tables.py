@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
 
 from fedmutual.compare.outcome import MEASURES, Outcome
 from fedmutual.compare.plan import Plan
 from fedmutual.compare.statistics import Difference, Spread, paired, paired_over_conditions, spread
-from fedmutual.logs import csv_cell
+from fedmutual.logs import csv_cell, shown
 from fedmutual.report.tables import human_bytes
 from fedmutual.results.summary import mean
 
@@ -151,6 +156,61 @@ def _difference_cells(row: Row) -> Row:
     cells: Row = {"condition": row["condition"], "variant": row["variant"], "pairs": pairs}
     names = {"mean": "mean", "worst": "worst client", "ensemble": "ensemble"}
     return cells | {names[measure]: _difference(row[measure]) for measure in MEASURES}
+
+
+def terminal_tables(plan: Plan, outcomes: Sequence[Outcome], thresholds: Sequence[float]) -> list[Table]:
+    """Return the results and the differences from the reference, in the columns that matter most."""
+    rows = [_cells(row, thresholds) for row in result_rows(plan, outcomes, thresholds)]
+    failed = ["runs"] if any(outcome.failure for outcome in outcomes) else []
+    names = ["mean", "worst client", "ensemble", "global model", "up", "down", "seconds", *failed]
+    tables = [_terminal("accuracy on the unseen images in %; ± over the seeds", rows, names, plan)]
+    differences = [_difference_cells(row) for row in difference_rows(plan, outcomes)]
+    if differences:
+        title = f"difference from {plan.reference} in points [95 % interval]"
+        tables.append(_terminal(title, differences, ["mean", "worst client", "ensemble"], plan))
+    return tables
+
+
+def _terminal(title: str, rows: Sequence[Row], names: Sequence[str], plan: Plan) -> Table:
+    keys = ["condition", "variant"] if len(plan.conditions) > 1 else ["variant"]
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for key in keys:
+        table.add_column(key, overflow="fold")
+    figures = [name for name in names if any(row.get(name, "-") != "-" for row in rows)]
+    for name in figures:
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    for row in rows:
+        name = str(row["variant"])
+        style = "bold" if name == plan.reference else None
+        cells = [_short(str(row.get(name, "-"))) for name in figures]
+        table.add_row(*(escape(shown(row[key])) for key in keys), *cells, style=style)
+    return table
+
+
+def _short(cell: str) -> str:
+    """One decimal place fewer, and no lowest run: 93.54 ± 0.47 (92.9) -> 93.5 ± 0.5."""
+    return re.sub(r"(\d+\.\d)\d\b", r"\1", re.sub(r" \([\d.]+\)$", "", cell))
+
+
+def latex(rows: Sequence[Row], plan: Plan, thresholds: Sequence[float]) -> str:
+    """Return result rows as a LaTeX table of the package booktabs."""
+    cells = [_cells(row, thresholds) for row in rows]
+    wanted = ("condition", "variant", "mean", "worst client", "ensemble", "global model", "up", "down")
+    names = [
+        name for name in wanted if name in cells[0] and (name != "condition" or len(plan.conditions) > 1)
+    ]
+    lines = [[_tex(str(row[name])) for name in names] for row in cells]
+    left = sum(name in ("condition", "variant") for name in names)
+    head = f"\\begin{{tabular}}{{{'l' * left}{'r' * (len(names) - left)}}}\n\\toprule"
+    body = [" & ".join(line) + r" \\" for line in [names, *lines]]
+    return "\n".join([head, body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", ""])
+
+
+_TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in " ".join(shown(text).split()))
 
 
 def _grid(rows: Sequence[Row], plan: Plan) -> list[str]:

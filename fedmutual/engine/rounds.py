@@ -74,6 +74,7 @@ class Rounds:
         )
         self.unseen_predictions: dict[str, FloatArray] = {}
         self._rounds_done = 0
+        self._validation: list[float] = []  # accuracies of the last round, for the log
         self._patience = Patience(settings.exchange.round_timeout)
         self._clock = VirtualRounds.of(settings.emulation)
         self._secure: SecureSum | None = None  # privacy.secagg
@@ -98,6 +99,7 @@ class Rounds:
             self.roster.identify(exchange)
             self._secure.introduce(exchange, self.roster, self.run)
         rounds = self.settings.rounds
+        exchange.name_of = self.roster.name
         for current in range(self._rounds_done + 1, rounds + 1):
             self.roster.identify(exchange)
             orders = self._orders(current, grid, closing=False)
@@ -191,6 +193,8 @@ class Rounds:
                     n: r.unseen_predictions for n, r in reports.items() if r.unseen_predictions is not None
                 }
             else:
+                found = (report.metrics.get("validation-accuracy") for report in reports.values())
+                self._validation = [float(value) for value in found if isinstance(value, int | float)]
                 figures = self._take(current, reports)
                 self._rounds_done = current
                 if self._clock is not None:
@@ -213,7 +217,9 @@ class Rounds:
         if self.journal is not None:
             meta, arrays = self.checkpoint()
             self.journal.save_checkpoint(meta, dict(arrays))
-        logger.info("round %d: %d clients reported", current, self.roster.good)
+        known = self._validation
+        validation = f"; validation {sum(known) / len(known):.3f}, worst {min(known):.3f}" if known else ""
+        logger.info("round %d: %d clients reported%s", current, self.roster.good, validation)
 
     def _log_start(self) -> None:
         public = self.settings.public

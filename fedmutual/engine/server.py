@@ -6,7 +6,7 @@ import datetime
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,10 @@ def run(grid: Grid, context: Context) -> None:
             "ensemble": _ensemble(engine, shared, settings),
             "global_model": _global_model(engine, settings, shared, journal),
         }
+        unmeasured = "" if settings.privacy.secagg else _unmeasured(engine, shared, outcome)
+        if unmeasured:
+            logger.warning("%s", unmeasured)
+            outcome["remarks"] = [*outcome["remarks"], unmeasured]
         outcome |= {"status": "completed", "reason": ""}
     except BaseException as error:
         outcome["reason"] = f"{type(error).__name__}: {error}"
@@ -136,6 +140,17 @@ def _ensemble(engine: Rounds | Arriving, shared: SharedData, settings: Settings)
 
     log_p = torch.from_numpy(ensemble(said))
     return {**quality(log_p, torch.from_numpy(shared.unseen.labels)), "num_examples": len(shared.unseen)}
+
+
+def _unmeasured(engine: Rounds | Arriving, shared: SharedData, outcome: Mapping[str, Any]) -> str:
+    """Say that the server's test images measured nothing, and what to do; empty: they did."""
+    if shared.unseen is None or engine.unseen_predictions or outcome.get("global_model"):
+        return ""
+    return (
+        f"nothing was measured on the server's {len(shared.unseen)} test images: the sites have none, and "
+        "their models stay there. Copy test/ to the sites, beside their own train/ and public/ (they predict "
+        "it once, at the end), or judge the run by each site's own validation images"
+    )
 
 
 def _global_model(

@@ -129,11 +129,12 @@ def card_page(card: Mapping[str, Any]) -> str:
     picture = picture_of_card(card)
     shared = card.get("shared", False)
     origin = "the server of a federation" if shared else "one site"
+    rounds = f"{card['rounds']} round{'' if card['rounds'] == 1 else 's'}"
     sections = [
         _FRONT,
         f"# {architecture}{', the' if shared else ' of'} {_plain(card['client'])}",
         f"An image classifier that {origin} trained with [fedmutual]({_PROJECT}), strategy "
-        f"`{card['strategy']}`, {card['rounds']} rounds, seed {card['seed']}.",
+        f"`{card['strategy']}`, {rounds}, seed {card['seed']}.",
         "## Use",
         "```bash\nfedmutual predict --model . photo.jpg\nfedmutual export --model . --format onnx\n```",
         f"* Classes: {classes}\n* Input: {preprocessing(picture)}\n* Output: {_output(card)}\n"

@@ -14,6 +14,7 @@ from fedmutual.report.plots import draw_lines
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.sections import seconds
 from fedmutual.report.tables import WAYS, human_bytes, percent
+from fedmutual.report.verdict import verdicts
 from fedmutual.results.diagnostics import reports_by_client
 from fedmutual.results.summary import mean
 from fedmutual.settings.described import flat
@@ -38,6 +39,7 @@ def comparison_context(runs: Sequence[RecordedRun]) -> dict[str, Any]:
         ("Sent by the clients", "All clients since the start, in kB.", sent),
     ]
     return {
+        "verdicts": verdicts(runs),
         "legend": legend([run.name for run in runs]),
         "rows": [_row(position, run) for position, run in enumerate(runs)],
         "differences": differences(runs),

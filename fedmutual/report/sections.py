@@ -16,6 +16,7 @@ from fedmutual.report.opinions import agreement_context, confusion_context, disp
 from fedmutual.report.plots import draw_clients, draw_traffic
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import MEASURES, WAYS, client_rows, human_bytes, percent, total_rows
+from fedmutual.report.verdict import run_verdict
 from fedmutual.results.diagnostics import lacking, reports_by_client
 from fedmutual.results.directory import Record
 from fedmutual.results.summary import mean
@@ -34,6 +35,7 @@ def run_context(run: RecordedRun) -> Context:
     return {
         "name": run.name,
         "summary": summary,
+        "verdict": run_verdict(summary),
         "tiles": _tiles(summary),
         "table": _table(summary),
         "lacking": lacking(run.history),

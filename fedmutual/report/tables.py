@@ -93,6 +93,11 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 round, 2 rounds."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def human_bytes(count: float) -> str:
     """A number of bytes in decimal units with three digits: 999 B, 7.45 MB, 12.3 GB."""
     rounded = float(f"{count:.3g}")  # first, so that 999.9 kB is 1.00 MB
@@ -103,5 +108,5 @@ def human_bytes(count: float) -> str:
 def _title(summary: Mapping[str, Any]) -> str:
     experiment = f", experiment {summary['experiment']}" if summary.get("experiment") else ""
     rounds, done = summary["rounds"], summary.get("rounds_completed", summary["rounds"])
-    progress = f"{rounds} rounds" if done >= rounds else f"{done} of {rounds} rounds"
+    progress = counted(rounds, "round") if done >= rounds else f"{done} of {counted(rounds, 'round')}"
     return f"{summary['strategy']}{experiment}: {progress}, seed {summary['seed']}"

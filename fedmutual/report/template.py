@@ -53,6 +53,9 @@ TEMPLATE = """\
   <nav>{% for run in runs %}<a href="#run-{{ loop.index }}">{{ run.name }}</a> {% endfor %}</nav>
 </header>
 <section id="comparison">
+  {%- for verdict in together.verdicts %}
+  <p><b>{{ verdict }}</b></p>
+  {%- endfor %}
   <div class="card scroll">
     <table class="wide">
       <thead><tr><th>run</th><th class="left">strategy</th><th>clients</th><th>valid.<br>%</th>
@@ -92,6 +95,9 @@ TEMPLATE = """\
     <h1>{{ run.name }} <span class="badge {{ run.summary.status }}">{{ run.summary.status }}</span></h1>
     <p class="soft">{{ run.summary.strategy }}{% if run.summary.experiment %}, experiment {{ run.summary.experiment }}{% endif %}</p>
   </header>
+  {%- if runs | length == 1 %}
+  <p class="note">{{ run.verdict }}</p>
+  {%- endif %}
   {%- if run.summary.reason %}
   <div class="warn"><p>{{ run.summary.reason }}</p></div>
   {%- endif %}

@@ -214,16 +214,19 @@ class RunDirectory:
         Raises
         ------
         ResultsError
-            Naming the first setting that differs.
+            Naming the settings that differ.
         """
         free = ("resume", "output_dir", "state_dir", "cache_dir", "device", "data.root", "num_clients")
         saved, now = flat(self.config()), flat(settings)
         changed = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-        for key in changed:
-            if key in free or key.startswith(("exchange.", "simulation.", "tracking.")):
-                continue
+        others = [
+            f"{key} is {now.get(key)!r} now and was {saved.get(key)!r}"
+            for key in changed
+            if not (key in free or key.startswith(("exchange.", "simulation.", "tracking.")))
+        ]
+        if others:
             raise ResultsError(
-                f"resume: {key} is {now.get(key)!r} now and was {saved.get(key)!r} in {self.path}: "
+                f"resume: {'; '.join(others)} in {self.path}: "
                 "repeat the run's settings (`fedmutual run resume=...` does it by itself)"
             )
 

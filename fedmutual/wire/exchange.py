@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 from fedmutual.settings import ExchangeSettings
 from fedmutual.wire.patience import ATTEMPTS, Patience, resend_after
 from fedmutual.wire.records import payload_bytes
+
+FIRST_WORD, NEXT_WORD = 15.0, 60.0  # seconds after which the log says for whom a round waits, and again
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class Exchange:
         self.patience = Patience(settings.round_timeout)
         self._may_lose = getattr(grid, "may_lose", False)
         self._late: dict[str, _Late] = {}  # orders that are no longer waited for
+        self.name_of: Callable[[int], str | None] = lambda node: None  # for the log
         self._nodes: set[int] = set()
         self._asked = -math.inf
 
@@ -150,7 +153,7 @@ class Exchange:
         now, enough = self._clock(), None if everyone else self.settings.enough_clients
         orders = [_Order(message, payload_bytes(message.content), now) for message in messages]
         timeout = self.patience.seconds
-        deadline, silence = now + timeout, resend_after(timeout)
+        deadline, silence, tell = now + timeout, resend_after(timeout), now + FIRST_WORD
         while True:
             waiting = [order for order in orders if order.reply is None]
             self._push([order for order in waiting if not order.names])
@@ -161,6 +164,10 @@ class Exchange:
             open_orders = [order for order in orders if order.reply is None]
             if not open_orders or self._clock() >= deadline or (enough is not None and answered >= enough):
                 break
+            if self._clock() >= tell:
+                tell = self._clock() + NEXT_WORD
+                names = [self.name_of(order.node) or f"node {order.node}" for order in open_orders]
+                logger.info("%d of %d answered; waiting for %s", answered, len(orders), listed(names))
             self._sleep(self.settings.poll_interval)
         for order in open_orders:
             self._leave_open(order, deadline)
@@ -341,3 +348,9 @@ def explain(error: Error) -> str:
     meaning = MEANING.get(error.code, f"Flower error {error.code}")
     telling = (ErrorCode.LOAD_CLIENT_APP_EXCEPTION, ErrorCode.MOD_FAILED_PRECONDITION, ErrorCode.INVALID_FAB)
     return f"{meaning}: {said}" if said and error.code in telling else meaning
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(sorted(names)[:most]) + more
