@@ -52,6 +52,7 @@ def test_nothing_leaves_but_the_noisy_sums(run: Played) -> None:
         assert dict(content[METRICS]) == {"num-examples": 1}
         assert set(content.get(MODEL, {})) == ({"gram", "moment"} if report["round"] == 1 else set())
     assert len(reports(run)) == 3 * 3
+    assert not any("would leave no site" in text for text in run.summary["warnings"])
 
 
 @pytest.mark.federation
@@ -87,7 +88,8 @@ def test_the_listeners_listen_and_the_server_measures_the_speaker(small: str, tm
     line = played.line(2, "client-0")
     assert np.isfinite(line["kl_before"])
     assert 0 <= line["speaker_accuracy"] <= 1
-    assert played.summary["clients"]["client-0"]["unseen_accuracy"] is not None  # this simulation's own
+    assert played.summary["clients"]["client-0"]["unseen_accuracy"] is not None
+    assert any("have no noise, and would leave no site" in text for text in played.summary["warnings"])
     (file,) = (played.path / "clients").glob("run-*/client-0/model.json")
     card = json.loads(file.read_text())
     assert "epsilon 2, delta 0.001 for each image" in (file.parent / "README.md").read_text()

@@ -30,6 +30,11 @@ from fedmutual.wire.exchange import Exchange
 from fedmutual.wire.public_images import Distributor, ServingGrid
 from fedmutual.wire.steady import steady
 
+NOT_RELEASED = (
+    "privacy.epsilon: this simulation has measured its clients; their figures, predictions and times have no "
+    "noise, and would leave no site"
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -180,6 +185,8 @@ def _finish(
     reported = sorted({line["client"] for line in history if line.get("client")})
     unknown = unknown_clients(settings, reported) if reported else None
     warnings += [unknown] if unknown else []
+    if settings.privacy.epsilon is not None and any("validation_accuracy" in line for line in history):
+        warnings.append(NOT_RELEASED)
     for warning in warnings:
         logger.warning("%s", warning)
     lack: str | None = _attempted("what reports lack", lambda: lacking(history), None)
