@@ -5,6 +5,7 @@ That it gives the same bits as Flower's simulation is tested where there is one:
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from local_grid import TINY
+from small_data import write_images
 
 from fedmutual.results.directory import read_history
 from fedmutual.settings import SettingsError
@@ -53,6 +55,28 @@ def client() -> Answering:
 @pytest.fixture
 def grid(client: Answering) -> InProcessGrid:
     return InProcessGrid(client.app, 3, {})
+
+
+def test_images_that_change_between_two_runs_are_read_again(tmp_path: Path) -> None:
+    for seed, (part, name) in enumerate(itertools.product(("train", "public"), "ab")):
+        write_images(tmp_path / "data" / part / name, 8, seed)
+    kept = [o for o in TINY if not o.startswith(("data.", "public.", "cache_dir", "rounds"))]
+    source = [
+        "data=folder",
+        f"data.root={tmp_path}/data",
+        "data.image_size=20",
+        f"cache_dir={tmp_path}/cache",
+    ]
+    overrides = [*kept, *source, "rounds=1", "privacy.metrics=full"]
+    digests = []
+    for run in ("first", "second"):
+        assert run_inprocess(overrides, tmp_path / run, num_clients=2) == 0
+        history = read_history(tmp_path / run)
+        digests.append({line["private_digest"] for line in history if "private_digest" in line})
+        for name in "ab":
+            write_images(tmp_path / "data" / "train" / name, 8, seed=100 + ord(name))
+    assert digests[0]
+    assert not digests[0] & digests[1]
 
 
 def test_an_order_is_carried_out_when_its_reply_is_asked_for(grid: InProcessGrid, client: Answering) -> None:

@@ -401,6 +401,12 @@ _SITES: dict[str, SiteData] = {}
 _IMAGES: dict[str, ImageData] = {}
 
 
+def forget_images() -> None:
+    """Load the images anew at the next order: they may have changed between two runs of one process."""
+    _SITES.clear()
+    _IMAGES.clear()
+
+
 def _site(settings: Settings, partition: tuple[int, int] | None, public_digest: str) -> SiteData:
     """Load the data, or reuse the data of an earlier order of this process (simulation)."""
     key = repr(

@@ -84,8 +84,10 @@ def carry_out(request: RunRequest) -> int:
     """
     import torch
 
+    from fedmutual.client.answer import forget_images
     from fedmutual.engine.server import run
 
+    forget_images()
     torch.set_num_threads(request.settings.simulation.client_cpus)
     config = {"overrides": shlex.join([*request.overrides, QUICK])}
     grid = InProcessGrid(load_client_app(), request.num_clients, config)
