@@ -210,7 +210,7 @@ def _play(
         engine = settings.strategy.engine(settings, shared, f"attack-{strategy}", journal)
         grid.layers = engine.strategy if strategy == "layerwise" else None
         engine.start(grid)
-        keep_evidence(journal, shared, engine.unseen_predictions)
+        keep_evidence(journal, shared, engine.unseen_predictions, settings.evaluation.mistakes)
         summary = build_summary(
             settings=as_container(settings), history=journal.history(), public_data_bytes=0, seconds={},
             warnings=[], status="completed", reason="", public_digest=shared.public.digest, ensemble=None,
