@@ -153,7 +153,7 @@ def test_the_audit_stays_below_the_promise(epsilon: float) -> None:
     found = lower_bound(*scores(epsilon), delta=1e-3)
     assert found <= epsilon
     if epsilon == 2.0:
-        assert found > 0.5  # the attack is one that finds something
+        assert found > 0.1  # the attack is one that finds something: 0.3 to 1.0 in 70 trials
 
 
 def test_the_audit_finds_missing_noise() -> None:
