@@ -23,9 +23,7 @@ if os.path.basename(sys.argv[0]) == "flwr-simulation":
 @app.train("round")
 def train_round(message: Message, context: Context) -> Message:
     """Carry out an order of any strategy."""
-    show_logs()
-    _take_turn(context)
-    reply: Message = _client().handle(message, context)
+    reply: Message = _client_in_turn(context).handle(message, context)
     return reply
 
 
@@ -45,27 +43,25 @@ def identify(message: Message, context: Context) -> Message:
 @app.query("public")
 def public(message: Message, context: Context) -> Message:
     """Return whether this node has the server's public set, or store a part of it."""
-    show_logs()
-    _take_turn(context)
-    reply: Message = _client().handle_public(message, context)
+    reply: Message = _client_in_turn(context).handle_public(message, context)
     return reply
 
 
 @app.query("key")
 def key(message: Message, context: Context) -> Message:
     """Return this node's public key for the run (privacy.secagg)."""
-    show_logs()
-    _take_turn(context)
-    reply: Message = _client().handle_key(message, context)
+    reply: Message = _client_in_turn(context).handle_key(message, context)
     return reply
 
 
-def _take_turn(context: Context) -> None:
-    """Wait for an earlier process of this node, before anything heavy is imported."""
+def _client_in_turn(context: Context) -> ModuleType:
+    """Import the client, after an earlier process of this node has ended: nothing heavy before that."""
     global _turn
+    show_logs()
     from fedmutual.client.turn import take_turn
 
     _turn = take_turn(context.node_id, context.node_config)
+    return _client()
 
 
 def _client() -> ModuleType:

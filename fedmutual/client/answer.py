@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,7 +45,7 @@ from fedmutual.models.learnt import (
     whole_weights,
 )
 from fedmutual.models.stored import BEST
-from fedmutual.results.directory import user_runs_dir
+from fedmutual.results.directory import states_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.at_site import site_settings
 from fedmutual.settings.identity import IdentityError, client_name, partition_of
@@ -102,7 +101,7 @@ def handle_key(message: Message, context: Context) -> Message:
         name = client_name(context.node_config)
         settings = client_settings(context.run_config, context.node_config)
         run = read_key_question(content)
-        folder = StateFolder(_state_dir(settings), run, name)
+        folder = StateFolder(states_dir(settings.state_dir), run, name)
         with folder.locked():
             masking = open_masking(folder.path, name, settings, context.node_config)
             if masking is None:
@@ -151,7 +150,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     order = read_order(content)
     if not order.run:
         raise MessageError("run: the order has no run name; this app only accepts orders of its own server")
-    folder = StateFolder(_state_dir(settings), order.run, name)
+    folder = StateFolder(states_dir(settings.state_dir), order.run, name)
     masking = open_masking(folder.path, name, settings, context.node_config)
     with folder.locked():
         if masking is not None:
@@ -170,10 +169,6 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
             return record
     logger.warning("%s: round %d is already done; sending its report again", name, order.round)
     return _packed(state, settings, order, level, masking)
-
-
-def _state_dir(settings: Settings) -> Path:
-    return Path(settings.state_dir or user_runs_dir().parent / "state")
 
 
 def _packed(

@@ -56,6 +56,10 @@ class Asked:
     kind: str
     about: Mapping[str, Any]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**vars(self), "about": dict(self.about)}
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -119,8 +123,7 @@ class BudgetLedger:
                     "privacy.budget: this site has no budget left for this run; its own log says more",
                 )
             arrays = dict(draw())
-            meta = {**vars(asked), "about": dict(asked.about)}
-            save_checkpoint(path, meta, {**arrays, "records": records})
+            save_checkpoint(path, asked.as_dict(), {**arrays, "records": records})
             logger.info(
                 "a release of %d images spends epsilon %.3g of %.3g (delta %g)",
                 len(records),
@@ -169,7 +172,7 @@ class BudgetLedger:
 
 def _key(asked: Asked, records: NDArray[np.uint8]) -> str:
     state = hashlib.blake2b(digest_size=16)
-    text = json.dumps({**vars(asked), "about": dict(asked.about)}, sort_keys=True)
+    text = json.dumps(asked.as_dict(), sort_keys=True)
     state.update(text.encode() + b"\0" + np.ascontiguousarray(records).tobytes())
     return state.hexdigest()
 

@@ -10,7 +10,7 @@ tell distributions apart, are left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmutual.settings import PrivacySettings, SettingsError
@@ -50,9 +50,7 @@ def metrics_level(chosen: str, node_config: Mapping[str, Any]) -> str:
     SettingsError
         The owner's word is none of the levels.
     """
-    most = str(node_config.get(NODE_KEY, "full" if trusts_run(node_config) else "coarse"))
-    if most not in LEVELS:
-        raise SettingsError(f"{NODE_KEY}: a node configuration takes {', '.join(LEVELS)}")
+    most = _owners_word(node_config, NODE_KEY, LEVELS, at_site="coarse", in_simulation="full")
     return most if chosen == "auto" else min(chosen, most, key=LEVELS.index)
 
 
@@ -72,10 +70,18 @@ def overlap_rule(chosen: str, node_config: Mapping[str, Any]) -> str:
     SettingsError
         The owner's word is none of the rules.
     """
-    own = str(node_config.get(OVERLAP_KEY, "allow" if trusts_run(node_config) else "exclude"))
-    if own not in OVERLAP:
-        raise SettingsError(f"{OVERLAP_KEY}: a node configuration takes {', '.join(OVERLAP)}")
+    own = _owners_word(node_config, OVERLAP_KEY, OVERLAP, at_site="exclude", in_simulation="allow")
     return max(chosen, own, key=OVERLAP.index)
+
+
+def _owners_word(
+    node_config: Mapping[str, Any], key: str, words: Sequence[str], *, at_site: str, in_simulation: str
+) -> str:
+    """Return what a site's owner says under ``key``, or what it is where nothing is said."""
+    said = str(node_config.get(key, in_simulation if trusts_run(node_config) else at_site))
+    if said not in words:
+        raise SettingsError(f"{key}: a node configuration takes {', '.join(words)}")
+    return said
 
 
 def report_level(privacy: PrivacySettings, node_config: Mapping[str, Any]) -> str:

@@ -168,7 +168,7 @@ class Masking:
         if order.round == promise.round and digest != promise.cohort:
             raise _refused(f"round {order.round} has another list of clients than the one answered before")
         if order.round > promise.round:
-            members = {name: key.hex() for name, key in zip(cohort.names, cohort.keys, strict=True)}
+            members = cohort.members
             self._keep(replace(promise, round=order.round, cohort=digest, members=members, sent=""))
 
     def hide(self, report: Report, order: Order) -> Report:
@@ -209,7 +209,7 @@ class Masking:
         return None if order.closing or cohort is None or self._name not in cohort.names else cohort
 
     def _check(self, cohort: Cohort, promise: Promise) -> None:
-        members = {name: key.hex() for name, key in zip(cohort.names, cohort.keys, strict=True)}
+        members = cohort.members
         if len(members) < self._owner.least:
             raise _refused(
                 f"{len(members)} clients take part, and this site only among {self._owner.least} ({MINIMUM})"

@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from fedmutual.files.atomic import append
 from fedmutual.files.disk import make_private
-from fedmutual.results.directory import user_runs_dir
+from fedmutual.results.directory import states_dir
 from fedmutual.settings.at_site import trusts_run
 from fedmutual.settings.identity import CLIENT_NAME
 from fedmutual.wire.records import payload_bytes
@@ -105,7 +105,7 @@ class SentRecord:
 
 def states_of(node_config: Mapping[str, Any]) -> Path:
     """Return the folder of a site's states: its ``state-dir``, else one in the user's data folder."""
-    return Path(str(node_config.get("state-dir") or user_runs_dir().parent / "state"))
+    return states_dir(str(node_config.get("state-dir") or ""))
 
 
 def record_reply(order: Message, reply: Message, client: str, node_config: Mapping[str, Any]) -> None:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmutual.data.cache import cache_folder
 from fedmutual.data.copies import Copies, Part, find_copies, signatures
 from fedmutual.data.decoding import PictureSettings
 from fedmutual.data.images import ImageData, ImageSet
 from fedmutual.data.public import public_and_private
-from fedmutual.data.site import SiteData
+from fedmutual.data.site import SiteData, load_images
 from fedmutual.data.stream import StreamFolds
 from fedmutual.logs import shown
 from fedmutual.settings import Settings
@@ -26,14 +25,25 @@ _SAMPLE = 256  # images of which pixels are looked at
 _GREY = 2.0  # most difference between the channels of a grey image
 
 
-def review_run(settings: Settings, num_clients: int | None, size: int) -> list[str]:
+def review_run(
+    settings: Settings, num_clients: int | None, size: int, images: ImageData | None = None
+) -> list[str]:
     """Return remarks about all images of a run, as far as the server or a simulation has them.
 
-    Empty for sources that draw their images. ``size``: side length in pixels of what the network takes.
+    Empty for sources that draw their images.
+
+    Parameters
+    ----------
+    settings : Settings
+    num_clients : int or None
+    size : int
+        Side length in pixels of what the network takes.
+    images : ImageData or None
+        The settings' images, if they are loaded already.
     """
     if not _has_files(settings):
         return []
-    data: ImageData = settings.data.load(cache_folder(settings.cache_dir))
+    data = load_images(settings) if images is None else images
     public, private = public_and_private(data, settings, num_clients)
     if isinstance(private, StreamFolds):
         private = np.unique(np.concatenate([np.concatenate(folds) for folds in private.private]))

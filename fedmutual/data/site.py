@@ -148,9 +148,25 @@ def load_images(settings: Settings, intake: Intake = PIXELS) -> ImageData:
     return intake.of(settings.data.load(cache_dir), settings, cache_dir)
 
 
-def load_shared(settings: Settings, num_clients: int | None, intake: Intake = PIXELS) -> SharedData:
-    """Load the server's data; ``num_clients`` is required for partition=stream only."""
-    data = load_images(settings, intake)
+def load_shared(
+    settings: Settings,
+    num_clients: int | None,
+    intake: Intake = PIXELS,
+    images: ImageData | None = None,
+) -> SharedData:
+    """Load the server's data.
+
+    Parameters
+    ----------
+    settings : Settings
+    num_clients : int or None
+        Required for partition=stream only.
+    intake : Intake
+        Of the settings' model.
+    images : ImageData or None
+        What :func:`load_images` returned for these settings; None: they are loaded.
+    """
+    data = load_images(settings, intake) if images is None else images
     public, _ = public_and_private(data, settings, num_clients)
     _warn_of_size(data, settings)
     return SharedData(data.classes, public, data.unseen)

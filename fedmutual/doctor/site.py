@@ -27,7 +27,7 @@ from fedmutual.models.allowed import require_model
 from fedmutual.models.build import build_model
 from fedmutual.models.learnt import build_learnt, name_of
 from fedmutual.models.pretrained import Head
-from fedmutual.results.directory import user_runs_dir
+from fedmutual.results.directory import states_dir
 from fedmutual.settings import Settings
 from fedmutual.settings.at_site import trusts_run
 from fedmutual.settings.identity import partition_of
@@ -156,7 +156,7 @@ def check_disk(settings: Settings, needed: int) -> str:
     """Check that a client's folders are writable and have space for a run's states."""
     flower = os.environ.get("FLWR_HOME") or Path.home() / ".flwr"
     folders = {
-        "state-dir": Path(settings.state_dir or user_runs_dir().parent / "state"),
+        "state-dir": states_dir(settings.state_dir),
         "cache_dir": cache_folder(settings.cache_dir),
         "FLWR_HOME": Path(flower),
         "temporary files": Path(tempfile.gettempdir()),

@@ -50,9 +50,8 @@ class SecureSum:
         self._digest = shared.public.digest
         self._keys: dict[str, bytes] = {}  # of the members of the next round's cohort
         self._proofs: dict[str, Proof] = {}
-        self._counted: tuple[
-            str, ...
-        ] = ()  # whose predictions are in the last round's sum; empty: there is none
+        # whose predictions are in the last round's sum; empty: there is none
+        self._counted: tuple[str, ...] = ()
 
     def introduce(self, exchange: Exchange, roster: Roster, run: str) -> None:
         """Ask all nodes for their keys of this run, once.

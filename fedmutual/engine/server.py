@@ -6,7 +6,7 @@ import datetime
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid
 
 from fedmutual.backbones.intake import intake_of
+from fedmutual.data.images import ImageData
 from fedmutual.data.review import review_run
-from fedmutual.data.site import SharedData, load_shared
+from fedmutual.data.site import SharedData, load_images, load_shared
 from fedmutual.engine.arriving import Arriving
 from fedmutual.engine.rounds import Rounds
 from fedmutual.report.leave import keep_evidence, leave_report
@@ -63,8 +64,11 @@ def run(grid: Grid, context: Context) -> None:
     try:
         exchange = Exchange(grid, settings.exchange)
         nodes = exchange.wait_for_clients(settings.num_clients)
-        shared = load_shared(settings, settings.num_clients or len(nodes), intake_of(settings))
-        outcome |= {"public_digest": shared.public.digest, "remarks": _remarks(settings, nodes)}
+        intake, num_clients = intake_of(settings), settings.num_clients or len(nodes)
+        images = load_images(settings, intake)
+        shared = load_shared(settings, num_clients, intake, images)
+        remarks = _remarks(settings, num_clients, images)
+        outcome |= {"public_digest": shared.public.digest, "remarks": remarks}
         num_classes = len(shared.classes)
         engine = settings.strategy.engine(settings, shared, _run_name(journal.path), journal)
         if checkpoint is not None:
@@ -98,15 +102,15 @@ def run(grid: Grid, context: Context) -> None:
             journal.close()
 
 
-def _remarks(settings: Settings, nodes: Sequence[int]) -> list[str]:
+def _remarks(settings: Settings, num_clients: int, images: ImageData) -> list[str]:
     """Say what is worth knowing about the clients and the images; it never ends a run."""
     from fedmutual.models.learnt import picture_of
 
     def review() -> list[str]:
-        return review_run(settings, settings.num_clients or len(nodes), picture_of(settings).size)
+        return review_run(settings, num_clients, picture_of(settings).size, images)
 
     remarks: list[str] = _attempted("the review of the images", review, [])
-    if (settings.num_clients or len(nodes)) == 1 and settings.strategy.needs_peers:
+    if num_clients == 1 and settings.strategy.needs_peers:
         remarks.append(
             f"one client has no peers: strategy={settings.strategy.name} exchanges nothing; set "
             "num_clients=2 or more, or strategy=local"

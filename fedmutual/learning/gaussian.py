@@ -8,7 +8,6 @@ from the same object: zero-concentrated differential privacy, composed, and turn
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 REMEDY = "pip install 'fedmutual[privacy]'"
-
-
-def installed() -> bool:
-    """Whether OpenDP is installed (the extra ``fedmutual[privacy]``)."""
-    return importlib.util.find_spec("opendp") is not None
 
 
 def multiplier_for(epsilon: float, delta: float) -> float:

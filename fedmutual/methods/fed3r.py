@@ -10,7 +10,7 @@ from fedmutual.engine.server_model import ServerModel
 from fedmutual.methods.base import nothing_predicted
 from fedmutual.methods.fedavg import FedAvgSettings
 from fedmutual.settings import Settings, setting
-from fedmutual.settings.pretrained import pretrained_settings
+from fedmutual.settings.pretrained import tunes_head
 from fedmutual.strategies.fed3r import GRAM, MOMENT, Fed3R
 from fedmutual.wire.orders import Order
 from fedmutual.wire.reports import Report
@@ -36,8 +36,7 @@ class Fed3RSettings(FedAvgSettings):
 
     def misfit(self, settings: Settings) -> str | None:
         """Reject a model that is no head on frozen features."""
-        chosen = pretrained_settings(settings.model)
-        if chosen is None or chosen.tune != "head":
+        if not tunes_head(settings.model):
             return "strategy=fed3r solves for a head on frozen features: set model=pretrained model.tune=head"
         return super().misfit(settings)
 

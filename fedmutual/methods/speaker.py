@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
@@ -19,7 +18,7 @@ from fedmutual.methods.base import Method, nothing_predicted
 from fedmutual.methods.one_architecture import one_architecture
 from fedmutual.methods.schedule import public_schedule
 from fedmutual.settings import Settings, SettingsError, setting
-from fedmutual.settings.pretrained import pretrained_settings
+from fedmutual.settings.pretrained import tunes_head
 from fedmutual.strategies.speaker import AXES, CENTRE, MAP, WEIGHTS, Speaker
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ class SpeakerSettings(Method):
 
     def misfit(self, settings: Settings) -> str | None:
         """Reject a model that is no head on frozen features, and what would send more than the sums."""
-        chosen = pretrained_settings(settings.model)
-        if chosen is None or chosen.tune != "head":
+        if not tunes_head(settings.model):
             return "strategy=speaker adds up frozen features: set model=pretrained model.tune=head"
         if settings.public.labelled:
             return "public.labelled: strategy=speaker teaches with the speaker's predictions: set it to false"
@@ -232,7 +230,6 @@ def _map(given: Mapping[str, Tensor], features: int) -> FeatureMap:
 
 def _ledger(settings: Settings, client: str) -> BudgetLedger:
     from fedmutual.client.budget import BudgetLedger
-    from fedmutual.results.directory import user_runs_dir
+    from fedmutual.results.directory import states_dir
 
-    state_dir = settings.state_dir or user_runs_dir().parent / "state"
-    return BudgetLedger(Path(state_dir), client)
+    return BudgetLedger(states_dir(settings.state_dir), client)

@@ -321,6 +321,11 @@ def user_runs_dir() -> Path:
     return user_data_path("fedmutual", appauthor=False) / "runs"
 
 
+def states_dir(state_dir: str | None = None) -> Path:
+    """Folder of clients' states: the one that is set, else one beside :func:`user_runs_dir`."""
+    return Path(state_dir or user_runs_dir().parent / "state")
+
+
 def read_history(path: Path) -> list[Record]:
     """Return the history lines of a results folder; no file means none.
 

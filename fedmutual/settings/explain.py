@@ -46,7 +46,7 @@ def explained(error: Exception, conf: Path) -> str:
     if "Key 'study' not in 'Settings'" in str(error):
         return f"experiment: {head.split(chr(39))[1]} is a study of several runs: use `fedmutual compare`"
     if re.match(r"Key '.*' (?:not in '|is not in struct)", text):
-        return _unknown(key or text.split("'")[1], conf)
+        return unknown_key(key or text.split("'")[1], conf)
     wrong = wrong_type(text)
     if wrong:
         return f"{key}: {wrong}"
@@ -83,11 +83,6 @@ def not_a_choice(override: str) -> str:
     return f"{group}: needs the name of a file in conf/{group}/"
 
 
-def unknown_key(key: str, conf: Path) -> str:
-    """Say that there is no such setting, and which one may have been meant."""
-    return _unknown(key, conf)
-
-
 def _unparsed(override: str, why: str) -> str:
     if "=" not in override:
         return f"{override!r} is no setting: write key=value, such as rounds=12"
@@ -97,7 +92,8 @@ def _unparsed(override: str, why: str) -> str:
     return f"{override!r} is no override (key=value): {why}"
 
 
-def _unknown(key: str, conf: Path) -> str:
+def unknown_key(key: str, conf: Path) -> str:
+    """Say that there is no such setting, and which one may have been meant."""
     group, _, name = key.partition(".")
     holders = sorted(path.stem for path in (conf / group).glob("*.yaml") if name and _has(path, name))
     if holders:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from fedmutual.data.cache import cache_folder
-from fedmutual.results.directory import CONFIG, user_runs_dir
+from fedmutual.results.directory import CONFIG, states_dir, user_runs_dir
 from fedmutual.results.hold import COMMAND, RUN, in_use
 from fedmutual.simulation.owner import OWNER, owner_lives
 from fedmutual.simulation.processes import ProcessTree, runs
@@ -86,7 +86,7 @@ def _runs(outputs: Path) -> Iterator[Leftover]:
 
 
 def _states(_: Path) -> Iterator[Leftover]:
-    for folder in sorted((user_runs_dir().parent / "state").glob("[!.]*/")):  # .sent stays
+    for folder in sorted(states_dir().glob("[!.]*/")):  # .sent stays
         yield _folder("states", folder, f"{folder} (clients' states and models)")
 
 

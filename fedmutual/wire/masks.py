@@ -62,6 +62,11 @@ class Cohort:
         if len(set(self.keys)) != len(self.keys):
             raise MessageError.to_everyone("cohort: two names have one key")
 
+    @property
+    def members(self) -> dict[str, str]:
+        """Key of each, in hex, by name."""
+        return {name: key.hex() for name, key in zip(self.names, self.keys, strict=True)}
+
     def digest(self, run: str, round: int) -> bytes:
         """Return the SHA-256 of the run, the round and everybody's name and key."""
         parts = [run.encode(), str(round).encode()]
