@@ -20,8 +20,10 @@ from fedmutual.commands import (
     doctor,
     export,
     predict,
+    provision,
     report,
     run,
+    site,
     watch,
 )
 
@@ -86,7 +88,21 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fedmutual {fedmutual.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (run, compare, doctor, audit, watch, report, predict, export, config, clean, completion):
+    for command in (
+        run,
+        compare,
+        doctor,
+        audit,
+        watch,
+        provision,
+        site,
+        report,
+        predict,
+        export,
+        config,
+        clean,
+        completion,
+    ):
         command.add_arguments(commands)
     for name in ("run", "compare", "config"):
         completion.complete_overrides(commands.choices[name])

@@ -1,18 +1,13 @@
-"""The image's fixed packages, and who gets which key; what needs an engine is in tests/docker."""
+"""The image's fixed packages; what needs an engine is in tests/docker."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
-
-from fedmutual.watch.supervisor import LOOK_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
@@ -27,27 +22,6 @@ def fixed(lock: str) -> dict[str, tuple[str, int]]:
         name, version = re.match(r"([a-z0-9-]+)(?:\[[a-z,]+\])?==([^ ]+) ", entry).groups()  # type: ignore[union-attr]
         found[name] = version, len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry))
     return found
-
-
-@pytest.mark.parametrize("unit", sorted((DOCKER / "systemd").glob("*.service")), ids=lambda path: path.stem)
-def test_a_unit_is_restarted_and_watched(unit: Path) -> None:
-    service = [line.strip() for line in unit.read_text().split("[Service]")[1].splitlines()]
-    assert {"Type=notify", "NotifyAccess=main", "Restart=always", "KillMode=control-group"} <= set(service)
-    (command,) = [line for line in service if line.startswith("ExecStart=")]
-    assert "fedmutual watch --once -- flower-super" in command
-    (seconds,) = [
-        int(line.removeprefix("WatchdogSec=")) for line in service if line.startswith("WatchdogSec=")
-    ]
-    assert seconds > 10 * LOOK_SECONDS
-
-
-@pytest.mark.parametrize("file", ["client/compose.yaml", "trial.compose.yaml"])
-def test_every_site_is_watched(file: str) -> None:
-    for name, service in yaml.safe_load((DOCKER / file).read_text())["services"].items():
-        command = [*service.get("entrypoint", []), *service.get("command", [])]
-        if name != "gateway":
-            assert command[:7] == ["python", "-m", "fedmutual", "watch", "--once", "--", "flower-supernode"]
-            assert service["restart"] == "unless-stopped"
 
 
 def needed() -> list[Requirement]:
@@ -94,43 +68,3 @@ def test_the_image_installs_only_what_has_a_known_hash() -> None:
     assert "FROM ${PYTHON_IMAGE}" in text  # which can be fixed by its digest
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {f"!docker/{lock}" for lock in LOCKS} <= set(ignored)
-
-
-def _secrets(file: str) -> dict[str, set[str]]:
-    """Service -> what it gets of the folder of secrets."""
-    services = yaml.safe_load((DOCKER / file).read_text())["services"]
-    return {
-        name: {_secret(volume) for volume in service.get("volumes", [])} - {""}
-        for name, service in services.items()
-    }
-
-
-def _secret(volume: Any) -> str:
-    source = volume["source"] if isinstance(volume, dict) else volume.rpartition(":/")[0]
-    found = re.fullmatch(r"\$\{SECRETS:-\./secrets\}(?:/(.*))?", source)
-    return "" if found is None else found[1] or "everything"
-
-
-def test_no_container_of_the_server_has_the_key_of_the_authority() -> None:
-    assert _secrets("server/compose.yaml") == {
-        "superlink": {"ca.crt", "server.pem", "server.key", "superexec.secret"},
-        "superexec": {"superexec.secret"},
-        "gateway": {"ca.crt", "server.pem", "server.key"},
-        "flwr": {"ca.crt", "sites"},
-    }
-    trial = _secrets("trial.compose.yaml")
-    assert trial == {"gateway": set(), **{f"site-{x}": {"ca.crt", f"site-{x}.key"} for x in "abc"}}
-
-
-def test_keys_are_made_where_compose_looks_for_them(tmp_path: Path) -> None:
-    for command in (["ca", str(tmp_path)], ["server", str(tmp_path), "server.example", "10.0.0.1"]):
-        subprocess.run(["sh", str(DOCKER / "keys.sh"), *command], check=True)
-    wanted = set().union(*_secrets("server/compose.yaml").values())
-    assert wanted <= {path.name for path in tmp_path.iterdir()}
-    usage = subprocess.run(["sh", str(DOCKER / "keys.sh")], capture_output=True, text=True)
-    assert usage.returncode == 2
-    assert [line.split()[1] for line in usage.stderr.splitlines() if "keys.sh" in line] == [
-        "ca",
-        "server",
-        "site",
-    ]

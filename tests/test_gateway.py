@@ -1,4 +1,4 @@
-"""The limits of docker/server/gateway.conf, with nginx itself where it is installed."""
+"""The limits of the gateway that ``fedmutual provision`` writes, with nginx itself where it is installed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,12 +20,21 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-DOCKER = Path(__file__).resolve().parents[1] / "docker"
-CONF = (DOCKER / "server/gateway.conf").read_text()
+from fedmutual.provision.kits import provision
+from fedmutual.provision.project import Project, Site
+
+SECRETS = "/etc/fedmutual/secrets/"
+
+
+def _kit(folder: Path) -> Path:
+    provision(Project(("localhost",), (Site("clinic-a"),)), folder)
+    return folder / "server"
+
+
+with tempfile.TemporaryDirectory() as _folder:
+    CONF = (_kit(Path(_folder)) / "gateway.conf").read_text()
 MIB = 2**20
-needs_nginx = pytest.mark.skipif(
-    not (shutil.which("nginx") and shutil.which("openssl")), reason="needs nginx (apt install nginx-light)"
-)
+needs_nginx = pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx (apt install nginx-light)")
 
 
 def _setting(name: str) -> list[str]:
@@ -63,7 +73,7 @@ def test_a_part_of_flower_s_fits_with_room_for_predictions() -> None:
 
 @dataclass
 class _Gateway:
-    """nginx with the configuration of docker/, before a server that counts what reaches it."""
+    """nginx with that configuration, before a server that counts what reaches it."""
 
     port: int
     folder: Path
@@ -94,9 +104,7 @@ def _free_port() -> int:
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Gateway]:
-    folder = tmp_path_factory.mktemp("gateway")
-    for command in (["ca", str(folder)], ["server", str(folder), "localhost"]):
-        subprocess.run(["sh", str(DOCKER / "keys.sh"), *command], check=True)
+    folder = _kit(tmp_path_factory.mktemp("gateway")) / "secrets"
     running = _Gateway(_free_port(), folder, ssl.create_default_context(cafile=str(folder / "ca.crt")))
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -122,7 +130,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Gateway]:
     threading.Thread(target=superlink.serve_forever, daemon=True).start()
 
     (folder / "tmp").mkdir()
-    text = CONF.replace("/tmp/", f"{folder}/tmp/").replace("/secrets/", f"{folder}/")
+    text = CONF.replace("/tmp/", f"{folder}/tmp/").replace(SECRETS, f"{folder}/")
     text = text.replace("superlink:8000", f"127.0.0.1:{superlink.server_address[1]}")
     text = text.replace("listen 8443", f"listen 127.0.0.1:{running.port}")
     text = text.replace("listen 8000", f"listen 127.0.0.1:{_free_port()}")

@@ -1,4 +1,4 @@
-"""A server and sites in containers, made of the files in docker/ and driven as docs/deployment.md says."""
+"""A server and sites in containers, made by ``fedmutual provision`` and driven as docs/deployment.md says."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from fedmutual.provision.kits import provision
+from fedmutual.provision.project import Project, Site
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -75,21 +78,23 @@ class Federation:
             self.port = listener.getsockname()[1]
         self.user = "1000:1000" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}"
         self._prefix = f"fedmutual-test-{os.getpid()}"
-        self._projects: dict[str, dict[str, str]] = {}
+        self._folders: dict[str, Path] = {}
         self._containers: dict[tuple[str, str], str] = {}
 
-    # keys ------------------------------------------------------------------------------------------
+    # folders ---------------------------------------------------------------------------------------
 
-    def keys(self, *arguments: str) -> None:
-        """Run docker/keys.sh with FOLDER below this federation's."""
-        command, folder, *rest = arguments
-        call("sh", str(DOCKER / "keys.sh"), command, str(self.folder / folder), *rest)
+    def provision(self, *sites: str, output: str = "kits") -> Path:
+        """Make the folders of a server and of sites on generated faces; those that are there are kept."""
+        shares = ({"partition-id": number % len(SITES), "num-partitions": len(SITES)} for number in range(9))
+        made = tuple(Site(name, settings=share) for name, share in zip(sites, shares, strict=False))
+        folder = self.folder / output
+        provision(Project((self.address,), made, port=self.port, image=IMAGE), folder)
         self._give_away()
+        return folder
 
-    def copy(self, source: str, target: str) -> None:
-        """Copy one file of a folder into another, as an operator does with public keys and the CA."""
-        (self.folder / target).parent.mkdir(exist_ok=True)
-        shutil.copy(self.folder / source, self.folder / target)
+    def use(self, name: str, folder: Path) -> None:
+        """Have :meth:`compose` find "server" or a site in a folder."""
+        self._folders[name] = folder
         self._give_away()
 
     def _give_away(self) -> None:
@@ -100,42 +105,25 @@ class Federation:
 
     def compose(self, name: str, *arguments: str, check: bool = True, timeout: float = 900) -> str:
         """Call compose for "server" or a site."""
-        files = ["-f", str(DOCKER / ("server" if name == "server" else "client") / "compose.yaml")]
+        files = ["-f", str(self._folders[name] / "compose.yaml")]
         if name != "server":
             files += ["-f", str(HERE / "one_thread.compose.yaml")]
         command = [*compose_command(), "-p", f"{self._prefix}-{name}", *files, *arguments]
-        environment = {**os.environ, **self._projects[name]}
-        return call(*command, check=check, timeout=timeout, env=environment)
-
-    def define(self, name: str, **settings: str) -> None:
-        """Set what its .env would hold."""
-        (self.folder / "data").mkdir(exist_ok=True)
-        secrets, data = str(self.folder / name), str(self.folder / "data")
-        common = {"FEDMUTUAL_IMAGE": IMAGE, "RUN_AS": self.user, "SECRETS": secrets, "DATA_DIR": data}
-        self._projects[name] = common | settings
-
-    def define_site(self, name: str, number: int = 0) -> None:
-        """A site on generated faces: share ``number`` of the three."""
-        share = f"partition-id={number} num-partitions={len(SITES)}"
-        self.define(name, SERVER=f"{self.address}:{self.port}", SITE=name, NODE_CONFIG=share)
+        return call(*command, check=check, timeout=timeout, env={**os.environ, "RUN_AS": self.user})
 
     def start(self) -> None:
         """Make all keys, start the server, register the sites' keys and start the sites."""
-        self.keys("ca", "server")
-        self.keys("server", "server", self.address)
-        self.define("server", PORT=str(self.port))
+        kits = self.provision(*SITES)
+        for name in ("server", *SITES):
+            self.use(name, kits / name)
         self.compose("server", "up", "-d")
-        for number, site in enumerate(SITES):
-            self.keys("site", site, site)
-            self.copy("server/ca.crt", f"{site}/ca.crt")
-            self.copy(f"{site}/{site}.pub", f"server/sites/{site}.pub")
-            self.flwr("supernode", "register", f"/secrets/sites/{site}.pub", "server", "--name", site)
-            self.define_site(site, number)
+        self.compose("server", "run", "--rm", "-T", "fedmutual", "site", "add", "--all")
+        for site in SITES:
             self.compose(site, "up", "-d")
 
     def stop(self) -> None:
         """Remove every container, network and volume of this federation."""
-        for name in self._projects:
+        for name in self._folders:
             self.compose(name, "down", "-v", "-t", "2", check=False)
 
     def container(self, name: str, service: str) -> str:

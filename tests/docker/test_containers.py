@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 from federation import (
-    DOCKER,
     HOME,
     SITES,
     Federation,
     build_image,
     call,
-    compose_command,
     missing_engine,
     wait_for,
 )
@@ -31,12 +29,7 @@ RUN = (
     "data.image_size=64", "data.pool_size=160", "data.unseen_size=60",
     "train.local_epochs=1", "strategy.public_epochs=1",
 )  # fmt: skip
-COMPOSE_FILES = {
-    "server": DOCKER / "server/compose.yaml",
-    "trial": DOCKER / "trial.compose.yaml",
-    "client": DOCKER / "client/compose.yaml",
-    "gpu": DOCKER / "client/compose.gpu.yaml",
-}
+SECRETS = "/etc/fedmutual/secrets"
 PATIENCE = 3000.0  # seconds; a busy machine is slow, not wrong
 
 
@@ -128,35 +121,20 @@ def rounds_done(federation: Federation) -> int:
     return max((int(line["round"]) for line in federation.history("disturbed")), default=0)
 
 
-@pytest.mark.parametrize("files", [["server"], ["server", "trial"], ["client"], ["client", "gpu"]])
-def test_compose_accepts_the_files(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SERVER", "server.example:8443")
-    monkeypatch.setenv("SITE", "clinic-a")
-    named = [argument for name in files for argument in ("-f", str(COMPOSE_FILES[name]))]
-    call(*compose_command(), *named, "config", "-q")
-
-
 def doctor(federation: Federation, site: str) -> str:
     """What `fedmutual doctor` says in a container of the site; RuntimeError where it finds a failure."""
-    node = f'client-name="{site}" state-dir="{HOME}/state" partition-id=0 num-partitions={len(SITES)}'
-    command = ["python", "-m", "fedmutual", "doctor", *RUN, "--node-config", node]
-    command += ["--superlink", f"{federation.address}:{federation.port}"]
-    command += ["--root-certificates", "/secrets/ca.crt"]
-    command += ["--auth-supernode-private-key", f"/secrets/{site}.key"]
-    return federation.compose(site, "run", "--rm", "-T", "supernode", *command)
+    return federation.compose(site, "run", "--rm", "-T", "doctor")
 
 
 def test_the_doctor_finds_a_site_ready(federation: Federation) -> None:
     said = doctor(federation, "site-a")
-    assert "certificate accepted by /secrets/ca.crt" in said
-    assert "/secrets/site-a.key is registered" in said
+    assert f"certificate accepted by {SECRETS}/ca.crt" in said
+    assert f"{SECRETS}/site-a.key is registered" in said
 
 
 def test_a_node_without_a_registered_key_is_refused(federation: Federation) -> None:
-    federation.keys("site", "stranger", "stranger")
-    federation.copy("server/ca.crt", "stranger/ca.crt")
-    federation.define_site("stranger")
-    with pytest.raises(RuntimeError, match=r"the SuperLink does not know /secrets/stranger\.key"):
+    federation.use("stranger", federation.provision(*SITES, "stranger") / "stranger")
+    with pytest.raises(RuntimeError, match=rf"the SuperLink does not know {SECRETS}/stranger\.key"):
         doctor(federation, "stranger")
     said = federation.compose("stranger", "run", "--rm", "-T", "supernode", check=False)
     assert "Exit Code: 305" in said
@@ -164,16 +142,24 @@ def test_a_node_without_a_registered_key_is_refused(federation: Federation) -> N
 
 
 def test_a_node_with_a_foreign_ca_refuses_the_server(federation: Federation) -> None:
-    federation.keys("ca", "foreign")
-    federation.copy("site-a/site-a.key", "foreign/foreign.key")  # a key that the server knows
-    federation.define_site("foreign")
+    foreign = federation.provision("site-a", output="foreign") / "site-a"
+    key = "secrets/site-a.key"  # a key that the server knows
+    (foreign / key).write_bytes((federation.folder / "kits" / "site-a" / key).read_bytes())
+    federation.use("foreign", foreign)
     said = federation.compose("foreign", "run", "--rm", "-T", "supernode", check=False)
     assert "CERTIFICATE_VERIFY_FAILED" in said
 
 
+def test_the_server_names_its_sites(federation: Federation) -> None:
+    said = federation.compose("server", "run", "--rm", "-T", "fedmutual", "status", "--json")
+    seen = json.loads(said[said.index("{") :])
+    assert [site["name"] for site in seen["sites"]] == list(SITES)
+    assert {site["state"] for site in seen["sites"]} == {"online"}
+
+
 def test_runs_cannot_be_started_from_outside(federation: Federation) -> None:
     config = f'[superlink.out]\naddress = "{federation.address}:{federation.port}"\n'
-    config += 'root-certificates = "/secrets/ca.crt"\n'
+    config += f'root-certificates = "{SECRETS}/ca.crt"\n'
     script = f"printf '{config}' > $FLWR_HOME/config.toml; flwr run /app out"
     said = federation.compose("site-a", "run", "--rm", "-T", "supernode", "sh", "-c", script, check=False)
     assert "404 Not Found" in said
@@ -183,7 +169,7 @@ def test_runs_cannot_be_started_from_outside(federation: Federation) -> None:
 _FLOOD = """
 import socket, ssl, sys
 host, port, megabytes, signed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "signed"
-context = ssl.create_default_context(cafile="/secrets/ca.crt")
+context = ssl.create_default_context(cafile="/etc/fedmutual/secrets/ca.crt")
 stream = context.wrap_socket(socket.create_connection((host, port)), server_hostname=host)
 headers = {"host": host, "content-length": str(megabytes << 20)}
 if signed:  # as a stranger forges it
@@ -230,14 +216,14 @@ def test_a_flood_without_a_key_fills_neither_disk_nor_memory(federation: Federat
 
 def test_no_container_of_the_server_sees_the_authority_s_key(federation: Federation) -> None:
     seen = {
-        name: set(call("docker", "exec", federation.container("server", name), "ls", "/secrets").split())
+        name: set(call("docker", "exec", federation.container("server", name), "ls", SECRETS).split())
         for name in ("superlink", "superexec", "gateway")
     }
     assert seen["superlink"] == {"ca.crt", "server.pem", "server.key", "superexec.secret"}
     assert seen["superexec"] == {"superexec.secret"}
     assert seen["gateway"] == {"ca.crt", "server.pem", "server.key"}
-    shown = federation.compose("server", "run", "--rm", "-T", "--entrypoint", "ls", "flwr", "/secrets")
-    assert set(shown.split()) == {"ca.crt", "sites"}
+    shown = federation.compose("server", "run", "--rm", "-T", "--entrypoint", "ls", "flwr", SECRETS)
+    assert set(shown.split()) == {"ca.crt"}
 
 
 def test_faults_change_nothing(undisturbed: Outcome, disturbed: Outcome) -> None:
