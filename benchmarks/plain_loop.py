@@ -18,7 +18,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -144,11 +144,8 @@ def learn(settings: Settings, clients: list[Client]) -> Result:
         lessons = [lesson_for(settings, i, predictions, samples, current) for i in range(len(clients))]
         round_seconds.append(time.perf_counter() - last)
         last = time.perf_counter()
-    strategy = settings.strategy
-    last_epochs = strategy.mutual_epochs if strategy.phase == "separate" else strategy.public_epochs
     for client, lesson in zip(clients, lessons, strict=True):
-        generator = seed_everything(settings, client, settings.rounds + 1)
-        separate_mutual_step(settings, client, lesson, generator, last_epochs)
+        close(settings, client, lesson)
     accuracies = {client.name: unseen_accuracy(settings, client, None) for client in clients}
     weights = {client.name: client.predictor.state_dict() for client in clients}
     weights = {name: {key: value.contiguous() for key, value in w.items()} for name, w in weights.items()}
@@ -165,6 +162,32 @@ def train_one_round(settings: Settings, client: Client, current: int, lesson: Le
     if settings.strategy.phase == "separate":
         separate_mutual_step(settings, client, lesson, generator, settings.strategy.mutual_epochs)
         lesson = None
+    mixed_steps(settings, client, current, lesson, generator)
+
+
+def close(settings: Settings, client: Client, lesson: Lesson | None) -> None:
+    """The step after the last round, with that round's targets: separate, or a consolidation."""
+    generator = seed_everything(settings, client, settings.rounds + 1)
+    if lesson is None:
+        return
+    if settings.strategy.phase == "separate":
+        separate_mutual_step(settings, client, lesson, generator, settings.strategy.mutual_epochs)
+        return
+    client.model.train()
+    client.optimizer = new_optimizer(settings, client.model)
+    lesson = replace(lesson, weight=3 * lesson.weight)
+    mixed_steps(settings, client, settings.rounds, lesson, generator, rounds=3)
+
+
+def mixed_steps(
+    settings: Settings,
+    client: Client,
+    current: int,
+    lesson: Lesson | None,
+    generator: torch.Generator,
+    rounds: int = 0,
+) -> None:
+    """Steps on private images, and on public ones where there is a lesson; ``rounds``: of a consolidation."""
     site, size, epochs = client.site, settings.train.batch_size, settings.train.local_epochs
     private = site.train_indices(current)
     images, labels = pixels(site.private, private), torch.from_numpy(site.private.labels[private])
@@ -185,8 +208,13 @@ def train_one_round(settings: Settings, client: Client, current: int, lesson: Le
         return
     public_images = pixels(site.public.images, lesson.samples)
     public_batches = batches(len(lesson.samples), size, generator)
-    public_epochs = settings.strategy.public_epochs
-    for _ in range(max(steps, public_epochs * batches_an_epoch(len(lesson.samples), size))):
+    public_steps = settings.strategy.public_epochs * batches_an_epoch(len(lesson.samples), size)
+    steps = max(steps, public_steps, settings.strategy.min_steps) * max(rounds, 1)
+    for step in range(steps):
+        if rounds:
+            decay = 0.01 + 0.99 * (1 + math.cos(math.pi * (step + 1) / steps)) / 2
+            for group in client.optimizer.param_groups:
+                group["lr"] = settings.optimizer.learning_rate * decay
         index, public_index = next(private_batches), next(public_batches)
         z = logits(client.model, torch.cat([images[index], public_images[public_index]]))
         own, public = z[: len(index)], z[len(index) :]

@@ -45,6 +45,7 @@ TINY = (
     # whatever the defaults are: the paper's direction, and the least work
     "strategy.divergence=own_peer",
     "strategy.public_epochs=1",
+    "strategy.min_steps=1",
     "train.local_epochs=1",
     f"cache_dir={CACHE.name}",
 )

@@ -17,7 +17,8 @@ from fedmutual.settings import SettingsError
 
 TINY = (
     "rounds=1 num_clients=2 device=cpu data.pool_size=80 data.unseen_size=20 data.image_size=20 "
-    "public.size=12 train.local_epochs=1 strategy.public_epochs=1 tracking.loggers=[]"
+    "public.size=12 train.local_epochs=1 strategy.public_epochs=1 strategy.min_steps=1 "
+    "tracking.loggers=[]"
 )
 
 

@@ -131,7 +131,18 @@ def study() -> tuple[Plan, list[Outcome]]:
         for seed in (0, 1):
             gain = 0.01 * seed
             ends = (Point(1, 0.85, 50.0, 1.0), Point(2, 0.91, 100.0, 2.0 + seed))
-            ours = Outcome(planned("ours", condition, seed), "", 0.92 + gain, 0.9, 0.95, 10, 20, 3.0, ends)
+            ours = Outcome(
+                planned("ours", condition, seed),
+                "",
+                0.92 + gain,
+                0.9,
+                0.95,
+                10,
+                20,
+                3.0,
+                ends,
+                image_passes=4500,
+            )
             theirs = replace(ours, run=planned("theirs", condition, seed), mean=0.90, curve=ends[:1])
             outcomes += [ours, theirs]
     outcomes[-1] = Outcome(planned("theirs", "skewed", 1), failure="out | of\nmemory")
@@ -144,9 +155,9 @@ def test_the_markdown_table(study: tuple[Plan, list[Outcome]]) -> None:
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines() if row[:1] == "|"]
     assert rows[2] == [
         "iid", "ours", "2", "92.50 ± 0.71", "90.00 ± 0.00 (90.0)", "95.00 ± 0.00", "10 B", "20 B",
-        "2.0", "100 B", "2.5", "3.0",
+        "4.5 k", "2.0", "100 B", "2.5", "3.0",
     ]  # fmt: skip
-    assert rows[3][8:11] == ["-", "-", "-"]  # never at 90 %
+    assert rows[3][9:12] == ["-", "-", "-"]  # never at 90 %
     assert rows[5][:3] == ["skewed", "theirs", "1 (1 failed)"]
     differences = rows[8:]
     # 2 and 3 points: mean 2.5, s = 0.7071, t(0.975, 1) = 12.7062, half = 12.7062 * 0.5 = 6.3531
@@ -247,4 +258,4 @@ def test_latex_has_a_row_a_variant_and_no_raw_character() -> None:
     text = tables.latex(tables.result_rows(plan, outcomes, []), plan, [])
     assert r"a\_long\_name=1 & 92.50 $\pm$ 0.71" in text
     assert text.count(r"\\") == 3
-    assert text.startswith("\\begin{tabular}{lrrrrr}")
+    assert text.startswith("\\begin{tabular}{lrrrrrr}")

@@ -90,7 +90,7 @@ def order(targets: np.ndarray | None = None, **changes: Any) -> Order:
 def settings_of(*overrides: str) -> Settings:
     model = ["model=custom", f"model._target_={__name__}.Tiny", "+model.dropout=0"]
     training = ["rounds=3", "train.batch_size=4", "train.local_epochs=1", "optimizer.learning_rate=0.01"]
-    return compose([*model, *training, "strategy.public_epochs=1", *overrides])
+    return compose([*model, *training, "strategy.public_epochs=1", "strategy.min_steps=1", *overrides])
 
 
 def learner(
@@ -160,7 +160,8 @@ def separate_mutual_step(one: Learner) -> None:
 
 
 def mixed_training(one: Learner) -> None:
-    one.mixed_training(one.public(), one.settings.strategy.public_epochs)
+    chosen = one.settings.strategy
+    one.mixed_training(one.public(), chosen.public_epochs, chosen.min_steps)
 
 
 def test_the_separate_step_takes_a_fresh_optimiser_and_public_images_only(
@@ -204,6 +205,7 @@ def test_labels_of_the_public_set_are_used_only_where_the_settings_say_so() -> N
         (["strategy.public_epochs=4"], PUBLIC, 12),
         (["train.local_epochs=3"], PUBLIC, 15),
         (["strategy.public_epochs=4"], 4, 5),
+        (["strategy.min_steps=7"], PUBLIC, 7),
     ],
 )
 def test_mixed_training_takes_as_many_steps_as_the_larger_part_needs(
@@ -215,6 +217,33 @@ def test_mixed_training_takes_as_many_steps_as_the_larger_part_needs(
     assert steps.parts == [(4, 4)] * expected
     assert set(steps.optimizers) == {one.optimizer}
     assert one.metrics["num-examples"] == PRIVATE
+
+
+def test_consolidation_has_a_fresh_optimiser_whose_rate_decays(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch)
+    one = learner(order=order(peers_targets()))
+    one.local_training()
+    moments = copy.deepcopy(one.optimizer.state_dict())
+    steps.optimizers.clear()
+    steps.parts.clear()
+    one.consolidate(one.public(), 1, 7, rounds=3, weight=3.0)
+    assert steps.parts == [(4, 4)] * 21
+    (fresh,) = set(steps.optimizers)
+    assert fresh is not one.optimizer
+    torch.testing.assert_close(one.optimizer.state_dict(), moments, rtol=0, atol=0)
+    assert fresh.param_groups[0]["lr"] == pytest.approx(0.01 * one.settings.optimizer.learning_rate)
+    assert one.metrics["trained-images"] == 5 * 4 + 21 * 8
+
+
+@pytest.mark.parametrize(
+    ("closing", "trained"), [("consolidate", 15 * 8), ("mixed", 5 * 8), ("public", 3 * 4), ("none", None)]
+)
+def test_the_closing_step(closing: str, trained: int | None) -> None:
+    mine = order(peers_targets(), round=4, closing=True)
+    one = learner(f"strategy.closing={closing}", order=mine)
+    one.settings.strategy.learn(one)
+    assert one.metrics.get("trained-images") == trained
+    assert "validation-accuracy" in one.metrics
 
 
 def test_local_training_takes_private_images_only(monkeypatch: pytest.MonkeyPatch) -> None:

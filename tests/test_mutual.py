@@ -45,7 +45,7 @@ class Watched:
 def record_events(patch: pytest.MonkeyPatch) -> list[Event]:
     """What every client's learner does from now on: (what, client, round of the order)."""
     done: list[Event] = []
-    for name in ("local_training", "mixed_training", "separate_mutual_step", "predictions"):
+    for name in ("local_training", "mixed_training", "consolidate", "separate_mutual_step", "predictions"):
         original = getattr(Learner, name)
 
         def recorded(self: Learner, *args: Any, name: str = name, original: Any = original) -> Any:
@@ -132,10 +132,10 @@ def test_a_round_in_the_papers_order_mixed(eager: Watched) -> None:
             ("local_training", 1), ("predictions", 1),
             ("mixed_training", 2), ("predictions", 2),
             ("mixed_training", 3), ("predictions", 3),
-            ("separate_mutual_step", 4),
+            ("consolidate", 4),
         ]  # fmt: skip
     assert_mutual_after_all_predictions(eager.events, "mixed_training")
-    assert_mutual_after_all_predictions(eager.events, "separate_mutual_step")
+    assert_mutual_after_all_predictions(eager.events, "consolidate")
 
 
 def assert_mutual_after_all_predictions(events: list[Event], step: str) -> None:

@@ -21,6 +21,7 @@ from fedmutual.wire.orders import read_order
 QUICK = (
     "strategy=mutual_async",
     "strategy.public_epochs=1",
+    "strategy.min_steps=1",
     "strategy.divergence=own_peer",
     "evaluation.unseen_every=0",
     "strategy.updates=9",

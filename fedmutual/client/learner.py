@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fedmutual.models.learnt import parameter_groups
 from fedmutual.settings import Settings
 from fedmutual.settings.pretrained import prior_smoothing
 from fedmutual.wire.codec import FloatArray
+from fedmutual.wire.metrics import TRAINED
 from fedmutual.wire.orders import Order
 from fedmutual.wire.records import Metrics
 from fedmutual.wire.reports import Report
@@ -103,14 +104,31 @@ class Learner:
         steps = trainer.steps_for(len(public.images), epochs)
         self._measured_mutual(trainer, steps, None, public)
 
-    def mixed_training(self, public: Public, public_epochs: int) -> None:
+    def mixed_training(self, public: Public, public_epochs: int, min_steps: int = 1) -> None:
         """Train on a private and a public batch per step; the larger set gives the number of steps."""
         private = self._private(public)
         trainer = self._trainer(self.optimizer, step_rate(self.settings, self.order.round))
-        steps = max(
-            trainer.steps_for(len(private.images), self.settings.train.local_epochs),
-            trainer.steps_for(len(public.images), public_epochs),
-        )
+        steps = self._mixed_steps(trainer, private, public, public_epochs, min_steps)
+        self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
+
+    def consolidate(
+        self, public: Public, public_epochs: int, min_steps: int, rounds: int, weight: float
+    ) -> None:
+        """Train as in ``rounds`` rounds, with a new optimiser whose step size decays to a hundredth.
+
+        Parameters
+        ----------
+        public : Public
+        public_epochs, min_steps : int
+            Minimum passes over the public samples and minimum steps in each of the rounds.
+        rounds : int
+        weight : float
+            Factor of the mean KL's weight.
+        """
+        public = replace(public, weight=weight * public.weight)
+        private = self._private(public)
+        trainer = self._trainer(new_optimizer(self.settings, self.model), self._settling)
+        steps = rounds * self._mixed_steps(trainer, private, public, public_epochs, min_steps)
         self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
 
     def local_training(self) -> None:
@@ -217,7 +235,23 @@ class Learner:
             loss = trainer.train(steps, private, public)
             if self.settings.train.recompute_norm:
                 trainer.recompute_norm_statistics(private, public)
-            return loss
+        trained = self.metrics.get(TRAINED, 0)
+        assert isinstance(trained, int)
+        self.metrics[TRAINED] = trained + trainer.images
+        return loss
+
+    def _mixed_steps(
+        self, trainer: Trainer, private: Private, public: Public, public_epochs: int, min_steps: int
+    ) -> int:
+        """The larger set gives the number of steps."""
+        return max(
+            min_steps,
+            trainer.steps_for(len(private.images), self.settings.train.local_epochs),
+            trainer.steps_for(len(public.images), public_epochs),
+        )
+
+    def _settling(self, done: float) -> float:
+        return self.settings.optimizer.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
     def _measure_kl(self, name: str, public: Public) -> None:
         if public.log_target is None:
@@ -230,7 +264,7 @@ class Learner:
 
     def _private(self, public: Public | None = None) -> Private:
         """Return the round's private images; in mixed training the prior covers private and public parts."""
-        indices = self.site.train_indices(self.order.round)
+        indices = self.site.train_indices(min(self.order.round, self.settings.rounds))
         labels = torch.from_numpy(self.site.private.labels[indices])
         prior = None
         if self.settings.train.prior_correction:

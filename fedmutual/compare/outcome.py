@@ -59,6 +59,9 @@ class Outcome:
         Of learning, as :class:`Point` counts them.
     global_model : float or None
         Final accuracy of the model that is the run's own; None: the strategy has none.
+    image_passes : float or None
+        Images that a client trained on, private and public, each time counted: mean over the clients. None:
+        they did not say.
     """
 
     run: PlannedRun
@@ -71,6 +74,7 @@ class Outcome:
     seconds: float = 0.0
     curve: tuple[Point, ...] = field(default=())
     global_model: float | None = None
+    image_passes: float | None = None
 
     def price(self, threshold: float) -> Point | None:
         """The first moment at which the clients were, in the mean, as accurate as this; None: never."""
@@ -98,6 +102,7 @@ def read_outcome(run: PlannedRun, path: Path, reason: str = "") -> Outcome:
         up=summary["traffic"]["uplink_bytes"] / messages,
         down=summary["traffic"]["downlink_bytes"] / messages,
         seconds=_moments(history)[-1][1] if history else 0.0,
+        image_passes=_image_passes(history),
         curve=tuple(curve(history)),
     )
 
@@ -144,6 +149,13 @@ def _moments(history: Sequence[Record]) -> list[tuple[list[Record], float]]:
         elapsed = elapsed + slowest if clock is None else clock
         moments.append((lines, elapsed))
     return moments
+
+
+def _image_passes(history: Sequence[Record]) -> float | None:
+    trained = [
+        (line["client"], value) for line in history if (value := number(line, "trained_images")) is not None
+    ]
+    return sum(value for _, value in trained) / len({client for client, _ in trained}) if trained else None
 
 
 def _payload(line: Record) -> float:

@@ -24,6 +24,7 @@ from fedmutual.results.summary import mean
 
 Row = dict[str, Any]
 ALL = "(all)"
+_FIGURES = ("mean", "worst client", "ensemble", "global model", "up", "down", "image passes")
 
 
 def result_rows(plan: Plan, outcomes: Sequence[Outcome], thresholds: Sequence[float]) -> list[Row]:
@@ -40,6 +41,7 @@ def result_rows(plan: Plan, outcomes: Sequence[Outcome], thresholds: Sequence[fl
             shown = (*MEASURES, *_global(outcomes))
             row |= {m: spread(v for o in done if (v := getattr(o, m)) is not None) for m in shown}
             row |= {key: mean(getattr(o, key) for o in done) for key in ("up", "down")}
+            row["image_passes"] = mean(o.image_passes for o in done if o.image_passes is not None)
             row |= _prices(done, thresholds)
             row["seconds"] = mean(o.seconds for o in done)
             rows.append(row)
@@ -121,6 +123,7 @@ _EXPLAINED = """\
 Accuracy on the whole unseen set in per cent, mean over the runs (seeds) ± standard deviation: of the mean
 of the clients, of the worst client (in brackets: the lowest of all runs), of their mean-logit ensemble,
 and of the global model where a strategy has one.
+Image passes are what a client trained on in the whole run: private and public images, each every time.
 Bytes are payload: up and down a client and round; to a threshold, both ways and a client. Seconds are those
 of clients that learn side by side, each at the pace that it had here; of a run on a virtual clock (emulation,
 and every strategy without rounds) they are that clock's. Rounds, bytes and seconds to a threshold are means
@@ -141,6 +144,7 @@ def _cells(row: Row, thresholds: Sequence[float]) -> Row:
     if "global_model" in row:
         cells["global model"] = _spread(row["global_model"])
     cells |= {key: _bytes(row[key]) for key in ("up", "down")}
+    cells["image passes"] = _thousands(row["image_passes"])
     for name in (f"{100 * threshold:g} %" for threshold in thresholds):
         reached = row[f"reached {name}"]
         of = f" ({reached} of {row['runs']})" if 0 < reached < row["runs"] else ""
@@ -162,7 +166,7 @@ def terminal_tables(plan: Plan, outcomes: Sequence[Outcome], thresholds: Sequenc
     """Return the results and the differences from the reference, in the columns that matter most."""
     rows = [_cells(row, thresholds) for row in result_rows(plan, outcomes, thresholds)]
     failed = ["runs"] if any(outcome.failure for outcome in outcomes) else []
-    names = ["mean", "worst client", "ensemble", "global model", "up", "down", "seconds", *failed]
+    names = [*_FIGURES, "seconds", *failed]
     tables = [_terminal("accuracy on the unseen images in %; ± over the seeds", rows, names, plan)]
     differences = [_difference_cells(row) for row in difference_rows(plan, outcomes)]
     if differences:
@@ -195,7 +199,7 @@ def _short(cell: str) -> str:
 def latex(rows: Sequence[Row], plan: Plan, thresholds: Sequence[float]) -> str:
     """Return result rows as a LaTeX table of the package booktabs."""
     cells = [_cells(row, thresholds) for row in rows]
-    wanted = ("condition", "variant", "mean", "worst client", "ensemble", "global model", "up", "down")
+    wanted = ("condition", "variant", *_FIGURES)
     names = [
         name for name in wanted if name in cells[0] and (name != "condition" or len(plan.conditions) > 1)
     ]
@@ -244,6 +248,10 @@ def _bytes(value: float | None) -> str:
     return "-" if value is None else human_bytes(value)
 
 
+def _thousands(value: float | None) -> str:
+    return "-" if value is None else f"{value / 1000:.1f} k"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
@@ -279,7 +287,10 @@ def run_rows(outcomes: Sequence[Outcome]) -> list[Row]:
         {
             **{key: getattr(outcome.run, key) for key in ("condition", "variant", "seed")},
             "failure": outcome.failure,
-            **{key: getattr(outcome, key) for key in (*MEASURES, *_global(outcomes), "up", "down")},
+            **{
+                key: getattr(outcome, key)
+                for key in (*MEASURES, *_global(outcomes), "up", "down", "image_passes")
+            },
             "folder": outcome.run.folder,
             "seconds": outcome.seconds,
         }

@@ -135,6 +135,11 @@ class Trainer:
         Largest norm of a gradient.
     augment : callable or None
         Changes a batch of private images, uint8 [n, 3, H, W], given its number.
+
+    Attributes
+    ----------
+    images : int
+        Number of images trained on so far; an image counts every time.
     """
 
     def __init__(
@@ -154,6 +159,7 @@ class Trainer:
         self._clip_norm = clip_norm
         self._augment = augment
         self._steps = 0  # taken so far
+        self.images = 0
         self.average = average
         self.optimizer = optimizer
         self.batch_size = batch_size
@@ -182,7 +188,9 @@ class Trainer:
             if self._rate is not None:
                 for group in self.optimizer.param_groups:
                     group["lr"] = group.get("share", 1.0) * self._rate((step + 1) / steps)
-            total += self._step(private, next(private_batches), public, next(public_batches))
+            own, shared = next(private_batches), next(public_batches)
+            total += self._step(private, own, public, shared)
+            self.images += len(own) + len(shared)
         self._placed.clear()
         return float(total) / max(steps, 1)
 

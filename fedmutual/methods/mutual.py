@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from fedmutual.client.learner import Answer, Learner
     from fedmutual.data.site import SharedData
+    from fedmutual.learning.training import Public
 
 HEAD_SHARPENING = 1.25
+CLOSING_ROUNDS, CLOSING_WEIGHT = 3, 3.0
 
 
 @dataclass(kw_only=True)
@@ -51,7 +53,16 @@ class MutualSettings(Method):
     burn_in: int = setting("number of first rounds without a mutual step", minimum=0)
     ramp: int = setting("number of rounds after burn_in over which lambda grows to kl_weight", minimum=0)
     public_epochs: int = setting("phase=mixed: minimum passes per round over the public samples", minimum=1)
+    min_steps: int = setting(
+        "phase=mixed: minimum steps per round, also where public and private images are few", minimum=1
+    )
     mutual_epochs: int = setting("phase=separate: passes over the public samples", minimum=1)
+    closing: str = setting(
+        "phase=mixed: the step after the last round. consolidate: the mixed steps of "
+        f"{CLOSING_ROUNDS} rounds, with {CLOSING_WEIGHT:g} lambda and a rate that decays to a hundredth; "
+        "mixed: those of one round; public: the public samples alone; none: no step",
+        choices=("consolidate", "mixed", "public", "none"),
+    )
     probability_floor: float = setting(
         "minimum of shared probabilities; bounds the influence of one peer", above=0, maximum=0.1
     )
@@ -144,15 +155,24 @@ class MutualSettings(Method):
             public = public.sharpened(self.sharpening_for(learner.settings))
         if public and self.phase == "separate":
             learner.separate_mutual_step(public, self.mutual_epochs)
-        elif public and order.closing:  # a public phase is safe: no private training follows
-            learner.separate_mutual_step(public, self.public_epochs)
+        elif public and order.closing:
+            self._closing_step(learner, public)
         if order.closing:
             return learner.close()
         if public and self.phase == "mixed":
-            learner.mixed_training(public, self.public_epochs)
+            learner.mixed_training(public, self.public_epochs, self.min_steps)
         else:
             learner.local_training()
         return learner.report()
+
+    def _closing_step(self, learner: Learner, public: Public) -> None:
+        """Learn from the last round's targets."""
+        if self.closing == "consolidate":
+            learner.consolidate(public, self.public_epochs, self.min_steps, CLOSING_ROUNDS, CLOSING_WEIGHT)
+        elif self.closing == "mixed":
+            learner.mixed_training(public, self.public_epochs, self.min_steps)
+        elif self.closing == "public":
+            learner.separate_mutual_step(public, self.public_epochs)
 
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return all weights for the ablation, else none."""

@@ -49,7 +49,16 @@ _RETYPE = "or delete it, and give the run's own settings with the command"
 # What the summary and the report read of a history line; a strategy may write more.
 _TEXTS = ("client", "model", "rejected", "private_digest")
 _NUMBERS = (
-    *("node_id", "num_examples", "unseen_num_examples", "seconds", "clock", "kl_before", "kl_after"),
+    *(
+        "node_id",
+        "num_examples",
+        "trained_images",
+        "unseen_num_examples",
+        "seconds",
+        "clock",
+        "kl_before",
+        "kl_after",
+    ),
     *(f"{split}_{measure}" for split in ("validation", "unseen") for measure in MEASURES[:-1]),
     *DIRECTIONS,
 )

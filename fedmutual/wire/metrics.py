@@ -17,11 +17,13 @@ MOST_METRICS = 64
 MOST_EXAMPLES = 10**9
 LARGEST = 1e12  # no loss, time or share is larger
 EXAMPLES = "num-examples"
+TRAINED = "trained-images"  # in the round; an image counts every time
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 # What the image application's clients report, and the range of each. Recalls: -1 for a class without images.
 APPLICATION: dict[str, tuple[float, float]] = {
     EXAMPLES: (0, MOST_EXAMPLES),
+    TRAINED: (0, LARGEST),
     **dict.fromkeys(("seconds", "train-seconds"), (0, 1e8)),
     **dict.fromkeys(("train-loss", "validation-loss", "loss-after", "kl-before", "kl-after"), (-1e9, 1e9)),
     **dict.fromkeys(("accuracy-after", "validation-accuracy", "validation-auroc"), (0, 1)),
