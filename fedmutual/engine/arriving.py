@@ -23,6 +23,7 @@ from fedmutual.engine.frozen import with_frozen
 from fedmutual.engine.history import History, Line
 from fedmutual.engine.names import Names, connected
 from fedmutual.engine.participants import Participant, Participants
+from fedmutual.engine.recording import record_reports, recorder_of
 from fedmutual.engine.roster import IDENTIFY, IDENTIFY_SECONDS
 from fedmutual.engine.timing import Dispatch, Timing, VirtualTiming, WallTiming
 from fedmutual.results.directory import RunDirectory
@@ -85,6 +86,7 @@ class Arriving:
         self._again: set[str] = set()  # in flight when the server died
         self._grid: Grid | None = None
         self._patience = Patience(settings.exchange.round_timeout)
+        self._recorder = recorder_of(settings, journal)
 
     def global_weights(self) -> Arrays | None:
         """The global model's weights at the end of a run; None if the strategy has none."""
@@ -207,8 +209,8 @@ class Arriving:
     def _checked(self, client: Participant, reply: Reply, late: bool) -> tuple[Report | None, str, Line]:
         if reply.content is None:
             return None, reply.error, {}
-        read = partial(self._read, client=client, order=self._order(client))
-        report, reason = attempt(read, reply.content)
+        order = self._order(client)
+        report, reason = attempt(partial(self._read, client=client, order=order), reply.content)
         if report is None:
             return None, reason, {}
         try:
@@ -217,6 +219,8 @@ class Arriving:
             extra = self.strategy.take(client.name, report, self._delivered)
         except Exception as error:  # what a report makes of the strategy must not end the run either
             return None, str(error) if isinstance(error, MessageError) else f"malformed: {error!r}", {}
+        if self._recorder is not None:
+            record_reports(self._recorder, self.arrivals, order.indices, {client.name: report}, client.update)
         client.delivered += 1
         self.delivered += 1
         return report, "", extra
@@ -262,6 +266,8 @@ class Arriving:
             lines.append(line | {"update": order.round, "clock": self._now})
         if self.journal is not None:
             self.journal.append(lines)
+        if self._recorder is not None:
+            self._recorder.close(self.unseen_predictions)
         good = sum("rejected" not in line for line in lines)
         needed = quorum(self.settings.exchange.min_clients, self._expected)
         if good < needed:

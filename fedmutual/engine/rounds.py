@@ -18,6 +18,7 @@ from fedmutual.data.site import SharedData
 from fedmutual.engine.frozen import with_frozen
 from fedmutual.engine.history import Line
 from fedmutual.engine.names import Names
+from fedmutual.engine.recording import record_reports, recorder_of
 from fedmutual.engine.roster import Roster
 from fedmutual.engine.secure_sum import SecureSum
 from fedmutual.engine.virtual_rounds import VirtualRounds
@@ -77,6 +78,7 @@ class Rounds:
         self._validation: list[float] = []  # accuracies of the last round, for the log
         self._patience = Patience(settings.exchange.round_timeout)
         self._clock = VirtualRounds.of(settings.emulation)
+        self._recorder = recorder_of(settings, journal)
         self._secure: SecureSum | None = None  # privacy.secagg
         if settings.privacy.secagg:
             self._secure = SecureSum(settings.strategy.summed(settings), settings, shared)
@@ -192,6 +194,8 @@ class Rounds:
                 self.unseen_predictions = {
                     n: r.unseen_predictions for n, r in reports.items() if r.unseen_predictions is not None
                 }
+                if self._recorder is not None:
+                    self._recorder.close(self.unseen_predictions)
             else:
                 found = (report.metrics.get("validation-accuracy") for report in reports.values())
                 self._validation = [float(value) for value in found if isinstance(value, int | float)]
@@ -208,10 +212,11 @@ class Rounds:
 
     def _take(self, current: int, reports: Mapping[str, Report]) -> Line:
         """Let the strategy use the reports, or the one that stands for their sum."""
-        if self._secure is None:
-            return self.strategy.take(current, reports)
-        summed = self._secure.add_up(current, reports)
-        return self.strategy.take(current, summed) if summed else {}
+        known = reports if self._secure is None else self._secure.add_up(current, reports)
+        figures = self.strategy.take(current, known) if known or self._secure is None else {}
+        if self._recorder is not None:
+            record_reports(self._recorder, current, self.strategy.indices(current), known)
+        return figures
 
     def _save(self, current: int) -> None:
         if self.journal is not None:

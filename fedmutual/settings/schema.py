@@ -379,6 +379,11 @@ class PrivacySettings:
         above=0,
     )
 
+    record: bool = setting(
+        "the server keeps what it receives, for `fedmutual audit`: every prediction (with secagg their sum), "
+        "and the last weights"
+    )
+
     def misfit(self, settings: Settings) -> str | None:
         """Return the setting that the strategy cannot keep to, key first."""
         return self._unproven(settings) or self._not_summed(settings)
