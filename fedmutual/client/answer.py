@@ -29,7 +29,7 @@ from fedmutual.client.site_log import progress
 from fedmutual.client.state import ClientState, Ledger, StateError, StateFolder
 from fedmutual.data.images import ImageData
 from fedmutual.data.review import review_site
-from fedmutual.data.site import SiteData, load_images, load_site, overlap_text
+from fedmutual.data.site import SiteData, half, load_images, load_site, overlap_text
 from fedmutual.learning.attack import poisoned
 from fedmutual.learning.device import choose_device, describe
 from fedmutual.learning.ema import MovingAverage
@@ -47,13 +47,17 @@ from fedmutual.models.learnt import (
 from fedmutual.models.stored import BEST
 from fedmutual.results.directory import states_dir
 from fedmutual.settings import Settings
-from fedmutual.settings.at_site import site_settings
+from fedmutual.settings.at_site import site_settings, trusts_run
 from fedmutual.settings.identity import IdentityError, client_name, partition_of
 from fedmutual.wire.codec import FloatArray, MessageError
 from fedmutual.wire.key_question import read_key_question
 from fedmutual.wire.orders import Order, read_order
 from fedmutual.wire.records import payload_bytes
 from fedmutual.wire.reports import Report, identification_record, report_record
+
+SHADOW = (
+    "shadow"  # node configuration of a shadow run (fedmutual audit): which half of the images to train on
+)
 
 logger = logging.getLogger(__name__)
 
@@ -236,6 +240,8 @@ def _learn(
     start: float,
 ) -> ClientState:
     site = _site(settings, partition_of(node_config), order.public_digest)
+    if SHADOW in node_config and trusts_run(node_config):
+        site = half(site, int(node_config[SHADOW]))
     _check_order(order, site)
     _check_frozen(order, settings)
     require_model(settings.model.target, node_config)

@@ -253,6 +253,20 @@ def _apart(site: SiteData, settings: Settings) -> SiteData:
     return replace(site, train_parts=(np.setdiff1d(train, left_out),), left_out=left_out)
 
 
+def half(site: SiteData, number: int) -> SiteData:
+    """Return the site with a random half of its private images to train on, and the other held out.
+
+    Parameters
+    ----------
+    number : int
+        Which half: the seed, beside the number of images. What is left out stays so.
+    """
+    usable = np.setdiff1d(np.arange(len(site.private)), site.left_out)
+    order = np.random.default_rng([number, len(usable)]).permutation(usable)
+    middle = (len(order) + 1) // 2
+    return replace(site, train_parts=(np.sort(order[:middle]),), held_out_parts=(np.sort(order[middle:]),))
+
+
 def overlap_text(site: SiteData) -> str:
     """Say how many private images are not trained on; for this site's own eyes."""
     count, name = len(site.left_out), shown(site.private.names[int(site.left_out[0])])

@@ -22,6 +22,7 @@ from fedmutual.results.directory import (
     Record,
     ResultsError,
     RunDirectory,
+    read_audit,
     read_summary,
     saved_overrides,
 )
@@ -49,6 +50,8 @@ class RecordedRun:
         What the run was started with.
     evidence : Evidence or None
         None where the run has left none.
+    audit : dict or None
+        ``audit.json``; None where the run was not audited.
     """
 
     name: str
@@ -56,6 +59,7 @@ class RecordedRun:
     history: list[Record]
     overrides: list[str]
     evidence: Evidence | None
+    audit: Mapping[str, Any] | None = None
 
 
 def read_run(path: Path, summary: Mapping[str, Any] | None = None) -> RecordedRun:
@@ -81,6 +85,7 @@ def read_run(path: Path, summary: Mapping[str, Any] | None = None) -> RecordedRu
         history=history,
         overrides=saved_overrides(path),
         evidence=kept.load(path),
+        audit=read_audit(path),
     )
 
 

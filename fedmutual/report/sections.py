@@ -12,6 +12,7 @@ from typing import Any
 
 from fedmutual.report.curves import MOST_LINES, closing_round, curves_of, saw, traffic
 from fedmutual.report.inline import MEAN, Draw, legend, look, panel
+from fedmutual.report.leaks import leak_rows
 from fedmutual.report.opinions import agreement_context, confusion_context, disputed_context, mistakes_context
 from fedmutual.report.plots import draw_clients, draw_traffic
 from fedmutual.report.recorded import RecordedRun
@@ -45,6 +46,7 @@ def run_context(run: RecordedRun) -> Context:
         "agreement": agreement_context(run.evidence),
         "mistakes": mistakes_context(run.evidence),
         "disputed": disputed_context(run.evidence),
+        "leaks": _leaks(run),
         "settings": _settings(summary["config"]),
         "command": shlex.join(["fedmutual", "run", *_portable(run.overrides)]),
     }
@@ -58,6 +60,15 @@ def seconds(duration: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _leaks(run: RecordedRun) -> Context:
+    if run.audit is None:
+        return {"missing": "Not measured: `fedmutual audit` does it, for a run with privacy.record=true."}
+    return {
+        "note": "Attacks on what it received, measured by `fedmutual audit`.",
+        "rows": leak_rows(run.audit),
+    }
 
 
 def _legend(clients: Sequence[str]) -> list[Context]:

@@ -214,6 +214,18 @@ TEMPLATE = """\
   </div>
   {%- endif %}
 
+  {{ head("What the server could tell", run.leaks) }}
+  {%- if "rows" in run.leaks %}
+  <div class="card scroll">
+    <table>
+      <tr><th class="left">what</th><th class="left">how well</th><th class="left">note</th></tr>
+      {%- for what, how, note in run.leaks.rows %}
+      <tr><td class="left">{{ what }}</td><td class="left">{{ how }}</td><td class="left">{{ note }}</td></tr>
+      {%- endfor %}
+    </table>
+  </div>
+  {%- endif %}
+
   <h2>Settings and versions</h2>
   <details>
     <summary>All settings</summary>

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 CONFIG, HISTORY, SUMMARY = "config.yaml", "history.jsonl", "summary.json"
 OVERRIDES, EVIDENCE = "overrides.json", "evidence.npz"
 PUBLIC_DATA = "public_data.json"
+AUDIT = "audit.json"  # what `fedmutual audit RUN` has found
 CHECKPOINT = "checkpoint.safetensors"
 RESERVE, RESERVED = ".reserve", 256 * 1024  # bytes, given up for the summary when the disk is full
 LAST_ROUND = 10**9  # a larger number is damage
@@ -399,6 +400,25 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     if problem:
         raise ResultsError(f"{_damaged(file, problem)}; or delete it")
     return dict(summary)
+
+
+def read_audit(path: Path) -> dict[str, Any] | None:
+    """Return what ``fedmutual audit`` has found of a run; None where it was not audited.
+
+    Raises
+    ------
+    ResultsError
+        The file is damaged.
+    """
+    file = path / AUDIT
+    try:
+        found = json.loads(file.read_bytes())
+        whole = all(isinstance(entry["figures"], dict) for entry in found["findings"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ResultsError(f"{_damaged(file, error)}; or delete it, and audit the run again") from error
+    return dict(found) if whole else None
 
 
 def saved_overrides(path: Path) -> list[str]:

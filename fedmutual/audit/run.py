@@ -1,0 +1,106 @@
+"""All attacks on a recorded run, and ``audit.json``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedmutual.audit import attacks
+from fedmutual.audit.attacks import Finding, attempt
+from fedmutual.audit.truth import RecordedTruth, read_truth
+from fedmutual.files.atomic import atomic_write
+from fedmutual.results.directory import AUDIT, json_safe
+
+PUBLIC = "an image of a client is public"
+PRIVATE = "an image was trained on"
+MIX = "a client's class shares"
+SIZE = "a client's number of images"
+COUNTS = "a client's validation images, by class"
+
+logger = logging.getLogger(__name__)
+
+
+def audit_run(path: Path, overrides: Sequence[str] = (), shadows: int = 0) -> dict[str, Any]:
+    """Attack a recorded run; write ``audit.json`` into its folder, and return it.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        What has changed since, such as ``data.root``.
+    shadows : int
+        Shadow runs for LiRA; each takes as long as the run. 0: without it.
+
+    Raises
+    ------
+    AuditError, ResultsError, SettingsError, DataError, WriteError
+        The message names the file or setting, and the remedy.
+    """
+    truth = read_truth(path, overrides)
+    found = {
+        "strategy": truth.settings.strategy.name,
+        "seed": truth.settings.seed,
+        "clients": len(truth.sites),
+        "rounds": len(truth.received.rounds),
+        "findings": [asdict(finding) for finding in _findings(truth, shadows)],
+    }
+    found = json_safe(found)
+    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write(path.absolute() / AUDIT, f"{text}\n".encode())
+    return dict(found)
+
+
+def _findings(truth: RecordedTruth, shadows: int) -> list[Finding]:
+    return [
+        attempt("public", PUBLIC, lambda: attacks.public_copies(truth)),
+        *_membership(truth, shadows),
+        attempt("classes", MIX, lambda: attacks.classes_of_clients(truth)),
+        attempt("size", SIZE, lambda: attacks.sizes_of_clients(truth)),
+        attempt("counts", COUNTS, lambda: attacks.counts_of_validation(truth)),
+        *attacks.peers(truth),
+    ]
+
+
+def _membership(truth: RecordedTruth, shadows: int) -> list[Finding]:
+    """Attack the clients' weights where the server has them, else copies that it makes."""
+    from fedmutual.audit.copies import models_of, odds_on
+
+    if truth.settings.privacy.epsilon is not None:
+        return [_proven(truth)]
+    models, what = models_of(truth)
+    if not models:
+        return [Finding("private", PRIVATE, note="not computed: nothing that was received makes a model")]
+    note = {
+        "weights": "from the clients' weights, the others as reference",
+        "copy": "from copies of the clients' models, the others as reference",
+    }[what]
+    if len(models) == 1:
+        note = "from a copy of the clients' mean, for the sum is all that was received"
+    scores = attacks.compared(odds_on(truth, models))
+    found = [attempt("private", PRIVATE, lambda: (attacks.private_images(truth, scores), note))]
+    if shadows == 0:
+        reason = "not computed: LiRA needs shadow runs: --shadows 4 or more"
+        return [*found, Finding("lira", PRIVATE, note=reason)]
+    from fedmutual.audit.shadows import lira
+
+    ratios = lira(truth, scores, shadows)
+    return [
+        *found,
+        attempt(
+            "lira", PRIVATE, lambda: (attacks.private_images(truth, ratios), f"LiRA, {shadows} shadow runs")
+        ),
+    ]
+
+
+def _proven(truth: RecordedTruth) -> Finding:
+    """What no attack on a run with differential privacy can exceed."""
+    privacy = truth.settings.privacy
+    assert privacy.epsilon is not None
+    odds = math.exp(privacy.epsilon)
+    most = min(1.0, odds * 0.01 + privacy.delta)
+    figures = {"auc_at_most": min(1.0, odds / (1 + odds) + privacy.delta), "tpr_at_most": most}
+    return Finding("private", PRIVATE, figures, f"proven for every attack, epsilon {privacy.epsilon:g}")
