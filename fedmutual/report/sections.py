@@ -64,7 +64,7 @@ def seconds(duration: float) -> str:
 
 def _leaks(run: RecordedRun) -> Context:
     if run.audit is None:
-        return {"missing": "Not measured: `fedmutual audit` does it, for a run with privacy.record=true."}
+        return {"note": "Not measured: `fedmutual audit` does it, for a run with privacy.record=true."}
     return {
         "note": "Attacks on what it received, measured by `fedmutual audit`.",
         "rows": leak_rows(run.audit),
