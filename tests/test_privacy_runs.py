@@ -15,8 +15,11 @@ pytest.importorskip("timm", reason="needs the extra fedmutual[pretrained]")
 pytest.importorskip("opendp", reason="needs the extra fedmutual[privacy]")
 
 from fedmutual.client.budget import FOLDER, Asked, BudgetError, BudgetLedger
+from fedmutual.learning.gaussian import multiplier_for
 from fedmutual.settings import SettingsError
 from fedmutual.settings.compose import compose
+from fedmutual.wire.masks import unpack
+from fedmutual.wire.orders import read_order
 from fedmutual.wire.records import METRICS, MODEL, REPORT
 
 PRIVATE = ("strategy=speaker", "privacy.epsilon=2", "rounds=2", "public.size=24", "strategy.axes=6")
@@ -50,7 +53,7 @@ def test_nothing_leaves_but_the_noisy_sums(run: Played) -> None:
         assert set(report) <= public
         assert report["predictions"] == b""
         assert dict(content[METRICS]) == {"num-examples": 1}
-        assert set(content.get(MODEL, {})) == ({"gram", "moment"} if report["round"] == 1 else set())
+        assert set(content.get(MODEL, {})) == ({"sums"} if report["round"] == 1 else set())
     assert len(reports(run)) == 3 * 3
     assert not any("would leave no site" in text for text in run.summary["warnings"])
 
@@ -121,14 +124,114 @@ def test_a_kill_between_spending_and_sending_sends_the_same_release(small: str, 
     (entry,) = folder.glob("*.safetensors")
     from fedmutual.files.checkpoint import read_generation
 
-    kept = read_generation(entry)[1]["gram"]
+    kept = read_generation(entry)[1]["sums"]
     sent = [
-        content[MODEL]["gram"].numpy()
+        content[MODEL]["sums"].numpy()
         for content in reports(played)
         if content.get(REPORT, {}).get("client") == "client-1" and MODEL in content
     ]
     assert len(sent) == 1
     np.testing.assert_array_equal(sent[0], kept)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Together with secure aggregation: each site has its share of the noise, and the server gets the sum
+
+MASKED = (*PRIVATE, "privacy.secagg=true", "privacy.metrics=none", "rounds=4")
+
+
+def dies(client: int, *rounds: int) -> Any:
+    """A client that is killed in these rounds."""
+
+    def before(node: int, order: Any) -> None:
+        if trains(order) and node == 1000 + client and read_order(order.content).round in rounds:
+            raise RuntimeError("killed")
+
+    return before
+
+
+def kept(played: Played, client: str) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """What a site's ledger holds: the releases and their numbers."""
+    from fedmutual.files.checkpoint import read_generation
+
+    folder = played.path / "clients" / FOLDER / client
+    found = [read_generation(path) for path in folder.glob("*.safetensors")]
+    return [(meta, arrays["sums"]) for meta, arrays in found]
+
+
+@pytest.mark.federation
+def test_the_server_gets_the_noisy_sum_only(small: str, tmp_path: Path) -> None:
+    from fedmutual.learning.speaker import GRID, sensitivity
+
+    played = play(tmp_path / "run", *small.split(), *MASKED)
+    assert played.error is None
+    assert played.rejections() == []
+    sent: dict[str, np.ndarray] = {}
+    for content in reports(played):
+        report = content[REPORT]
+        assert MODEL not in content
+        assert not report.get("predictions")
+        assert dict(content[METRICS]) == {"num-examples": 1}
+        if report.get("masked"):
+            assert report["round"] == 1
+            sent[report["client"]] = unpack(report["masked"], 8).view(np.int64)
+    assert len(sent) == 3
+    shares = {}
+    for client, numbers in sent.items():
+        ((meta, own),) = kept(played, client)
+        assert meta["multiplier"] == pytest.approx(multiplier_for(2, 1e-3), rel=1e-6)
+        assert not np.array_equal(numbers, own)
+        shares[client] = own
+    total = np.sum(list(shares.values()), axis=0)
+    assert np.array_equal(np.sum(list(sent.values()), axis=0), total)
+    # two of the three sites' noise is enough, so each one's is smaller by sqrt 2 than a site's alone
+    share = multiplier_for(2, 1e-3) * sensitivity(7, 2) / np.sqrt(2)
+    apart = (total[0:-1:2] + total[1:-1:2]) / np.sqrt(6)  # what is said of two classes adds up to 0
+    assert 0.3 * share < np.sqrt(np.mean(apart.astype(float) ** 2)) < 2.5 * share
+    assert share > 0.5 * GRID
+    taught = [order.has_target for (_, round), order in played.orders().items() if 1 < round < 5]
+    assert all(taught)
+
+
+@pytest.mark.federation
+def test_after_a_drop_out_the_same_cohort_sends_the_same_numbers(small: str, tmp_path: Path) -> None:
+    quorum = "exchange.min_clients=2"
+    played = play(tmp_path / "run", *small.split(), *MASKED, quorum, before=dies(1, 1))
+    assert played.error is None
+    orders = played.orders()
+    assert orders[1000, 2].cohort == orders[1000, 1].cohort
+    assert [orders[1000, round].has_target for round in (2, 3, 4)] == [False, True, True]
+    assert all(len(kept(played, f"client-{k}")) == 1 for k in range(3))
+
+
+@pytest.mark.federation
+@pytest.mark.parametrize("budget", [None, 4])
+def test_without_a_site_that_stays_away_it_is_another_release(
+    small: str, tmp_path: Path, budget: int | None
+) -> None:
+    """It is charged, so it is made only where the budget pays for it."""
+    more = ("exchange.min_clients=2", f"privacy.budget={budget or 'null'}")
+    played = play(tmp_path / "run", *small.split(), *MASKED, *more, clients=4, before=dies(3, 1, 2, 3, 4))
+    assert played.error is None
+    orders = played.orders()
+    members = [len(orders[1000, round].cohort.names) for round in (1, 2, 3) if orders[1000, round].cohort]
+    assert members == [4, 4, 3 if budget else 4]
+    releases = kept(played, "client-0")
+    assert len(releases) == (2 if budget else 1)
+    assert orders[1000, 4].has_target == bool(budget)
+    if budget:
+        (_, first), (_, second) = releases
+        assert not np.array_equal(first, second)
+        assert 2 < BudgetLedger(played.path / "clients", "client-0").spent().epsilon < 4
+
+
+@pytest.mark.federation
+def test_sums_without_noise_are_masked_too(small: str, tmp_path: Path) -> None:
+    played = play(tmp_path / "run", *small.split(), *MASKED, "privacy.epsilon=null")
+    assert played.error is None
+    assert played.rejections() == []
+    assert not any(MODEL in content for content in reports(played))
+    assert played.orders()[1000, 2].has_target
 
 
 def listens(right: list[bool], speaker: list[bool], labels: list[int]) -> bool:
@@ -256,7 +359,11 @@ HEAD = ("model=pretrained", "model.tune=head", "strategy=speaker")
         (("strategy=speaker",), "strategy=speaker adds up frozen features: set model=pretrained"),
         ((*HEAD, "model.tune=all"), "set model=pretrained model.tune=head"),
         ((*HEAD, "public.labelled=true"), "public.labelled: strategy=speaker"),
-        ((*HEAD, "privacy.secagg=true"), "privacy.secagg: strategy=speaker"),
+        (
+            (*HEAD, "privacy.secagg=true", "num_clients=4", "privacy.colluding=4"),
+            "privacy.colluding: 4 of num_clients=4 is everyone",
+        ),
+        ((*HEAD, "privacy.secagg=true", "rounds=1"), "rounds: the sums of strategy=speaker take one"),
     ],
 )
 def test_what_cannot_be_proven_is_refused(overrides: tuple[str, ...], message: str) -> None:

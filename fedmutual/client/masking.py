@@ -1,6 +1,7 @@
 """A site's side of secure aggregation: what it answers, and what it never answers (privacy.secagg).
 
-The server gets the sum of a cohort's predictions, and nothing that would let it find a part of it:
+The server gets the sum of a cohort's predictions, or of its noisy sums, and nothing that would let it find a
+part of it:
 
 * a site answers one cohort a round, and a round only once: the same bytes if it is asked again;
 * rounds only go forward, so a server cannot ask for a round again with a shorter list;
@@ -18,19 +19,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from fedmutual.client.state import StateError
 from fedmutual.files.atomic import atomic_write
 from fedmutual.learning.consensus import as_target
-from fedmutual.learning.ring import Summed
+from fedmutual.learning.ring import RingArray, Summed, WideArray
 from fedmutual.settings import ClientsSettings, Settings, SettingsError
 from fedmutual.settings.at_site import listed, says_true
 from fedmutual.settings.schema import LEAST_SUMMED
 from fedmutual.wire.codec import FloatArray, MessageError, decode, encode
-from fedmutual.wire.masks import Cohort, masked, new_key, pack, public_key
+from fedmutual.wire.masks import NUMBER_BYTES, WIDE_BYTES, Cohort, masked, new_key, pack, public_key
 from fedmutual.wire.orders import Order
 from fedmutual.wire.reports import Report
 from fedmutual.wire.signatures import Proof, prove, proven_by
@@ -118,12 +119,12 @@ class Masking:
         Of the client's state; its lock is held by the caller.
     name : str
         Of the client.
-    summed : Summed
-        What is added up.
+    summed : Summed or None
+        How predictions are added up; None: the whole numbers that a report holds are.
     owner : Owner
     """
 
-    def __init__(self, folder: Path, name: str, summed: Summed, owner: Owner) -> None:
+    def __init__(self, folder: Path, name: str, summed: Summed | None, owner: Owner) -> None:
         self._file = folder / FILE
         self._name = name
         self._summed = summed
@@ -184,16 +185,14 @@ class Masking:
             return replace(report, predictions=none, unseen_predictions=None)
         cohort, promise = self._cohort(order), self._promise()
         if cohort is None:
-            return replace(report, predictions=none, masked=b"")
-        said = decode(  # what the server would have read, so that masking changes no result
-            encode(report.predictions, order.wire_dtype, order.floor),
-            *(len(report.predictions), order.num_classes),
-            order.wire_dtype,
-            order.floor,
-        )
-        values = self._summed.encode(said, len(cohort.names))
+            return replace(report, predictions=none, masked=b"", model=None)
+        values: RingArray | WideArray
+        if self._summed is None:
+            values, width = _whole(report), WIDE_BYTES
+        else:
+            values, width = self._summed.encode(_said(report, order), len(cohort.names)), NUMBER_BYTES
         private = bytes.fromhex(promise.private)
-        data = pack(masked(values, private, self._name, cohort, order.run, order.round))
+        data = pack(masked(values, private, self._name, cohort, order.run, order.round, width), width)
         sent = hashlib.sha256(data).hexdigest()
         if promise.sent not in ("", sent):
             raise StateError.to_everyone(
@@ -201,7 +200,7 @@ class Masking:
                 "second answer would give both away: this client takes part again in the next round"
             )
         self._keep(replace(promise, sent=sent))
-        return replace(report, predictions=none, masked=data)
+        return replace(report, predictions=none, masked=data, model=None)
 
     def _cohort(self, order: Order) -> Cohort | None:
         """The cohort of an order that this site is a member of."""
@@ -266,9 +265,20 @@ def open_masking(
         if says_true(node_config, REQUIRED):
             raise SettingsError(f"privacy.secagg: this site takes part only with it ({REQUIRED})")
         return None
-    summed = settings.strategy.summed(settings)
-    assert summed is not None  # settings.check
-    return Masking(folder, name, summed, Owner.of(node_config))
+    return Masking(folder, name, settings.strategy.summed(settings), Owner.of(node_config))
+
+
+def _said(report: Report, order: Order) -> FloatArray:
+    """What the server would have read of the predictions, so that masking changes no result."""
+    data = encode(report.predictions, order.wire_dtype, order.floor)
+    return decode(data, len(report.predictions), order.num_classes, order.wire_dtype, order.floor)
+
+
+def _whole(report: Report) -> WideArray:
+    """The whole numbers of a report, modulo 2^64."""
+    assert report.model is not None
+    (values,) = (array.numpy() for array in report.model.values())
+    return cast(WideArray, values.astype(np.int64).view(np.uint64))
 
 
 def peers_only(order: Order, report: Report, settings: Settings) -> Order:

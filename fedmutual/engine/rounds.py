@@ -20,7 +20,7 @@ from fedmutual.engine.history import Line
 from fedmutual.engine.names import Names
 from fedmutual.engine.recording import record_reports, recorder_of
 from fedmutual.engine.roster import Roster
-from fedmutual.engine.secure_sum import SecureSum
+from fedmutual.engine.secure_sum import SecureSum, SumOnce
 from fedmutual.engine.virtual_rounds import VirtualRounds
 from fedmutual.results.directory import RunDirectory
 from fedmutual.settings import Settings
@@ -79,9 +79,14 @@ class Rounds:
         self._patience = Patience(settings.exchange.round_timeout)
         self._clock = VirtualRounds.of(settings.emulation)
         self._recorder = recorder_of(settings, journal)
-        self._secure: SecureSum | None = None  # privacy.secagg
+        self._secure: SecureSum | SumOnce | None = None  # privacy.secagg
         if settings.privacy.secagg:
-            self._secure = SecureSum(settings.strategy.summed(settings), settings, shared)
+            summed = settings.strategy.summed(settings)
+            self._secure = (
+                SumOnce(strategy.numbers, settings, shared)
+                if summed is None
+                else SecureSum(summed, settings, shared)
+            )
 
     def start(self, grid: Grid) -> None:
         """Run all rounds and the closing one; a restored run continues after its last round.

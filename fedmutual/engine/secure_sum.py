@@ -3,6 +3,10 @@
 The strategy gets one report a round, of a client that does not exist and says what the mean of all would say;
 so it forms the same consensus from it. A round in which a member of the cohort is missing has no sum. The
 next one has a cohort without that client, and what it is taught until then is nothing.
+
+Of whole numbers that have their noise there is one sum in a run. A second one, without a client that has
+stayed away, would be a second release of everybody else's images. So the same cohort is asked again, for the
+same numbers, and goes on without a client only where the budget pays for another release.
 """
 
 from __future__ import annotations
@@ -12,19 +16,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fedmutual.data.site import SharedData
 from fedmutual.engine.roster import Roster
-from fedmutual.learning.ring import MOST_CLIENTS, Summed
+from fedmutual.learning.gaussian import epsilon_of, multiplier_for
+from fedmutual.learning.ring import MOST_CLIENTS, Summed, WideArray
 from fedmutual.settings import Settings
 from fedmutual.settings.schema import LEAST_SUMMED
 from fedmutual.wire.codec import MessageError
 from fedmutual.wire.exchange import Exchange, ExchangeError, messages_to
 from fedmutual.wire.key_question import MESSAGE_TYPE, key_question, read_key
-from fedmutual.wire.masks import NUMBER_BYTES, Cohort, added, unpack
+from fedmutual.wire.masks import NUMBER_BYTES, WIDE_BYTES, Cohort, added, unpack
+from fedmutual.wire.metrics import EXAMPLES
 from fedmutual.wire.orders import Order
-from fedmutual.wire.records import NO_SAMPLES
+from fedmutual.wire.records import NO_SAMPLES, Metrics
 from fedmutual.wire.reports import Report
 from fedmutual.wire.signatures import Proof
+from fedmutual.wire.weights import weights_record
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +41,18 @@ SUM = "(sum)"  # no client can have this name
 KEY_SECONDS = 300.0  # a client process starts
 
 
-class SecureSum:
-    """The cohorts and sums of a run.
+class Cohorts:
+    """The keys of a run's clients, and who is asked for a part of a sum.
 
     Parameters
     ----------
-    summed : Summed
-        What the clients add up.
     settings : Settings
     shared : SharedData
     """
 
-    def __init__(self, summed: Summed, settings: Settings, shared: SharedData) -> None:
-        self._summed = summed
+    width = NUMBER_BYTES  # of a number
+
+    def __init__(self, settings: Settings, shared: SharedData) -> None:
         self._labelled = settings.public.labelled
         self._num_classes = len(shared.classes)
         self._digest = shared.public.digest
@@ -79,32 +87,6 @@ class SecureSum:
                 f"{MOST_CLIENTS} can be added up"
             )
 
-    def ordered(self, client: str | None, order: Order) -> Order:
-        """Return a client's order with the round's cohort, and its own share in the target."""
-        if not self._counted:  # nothing was added up, so there is nothing to learn from but labels
-            known = order.target_indices if self._labelled else NO_SAMPLES
-            order = replace(order, target_indices=known, log_targets=None, target_entropies=None)
-        elif self._summed.without_own and client in self._counted:
-            order = replace(order, own_share=1 / len(self._counted))
-        return order if order.closing else replace(order, cohort=self._cohort())
-
-    def masked_bytes(self, samples: int) -> int:
-        """Return the size of a masked part."""
-        return samples * (self._num_classes - 1) * NUMBER_BYTES
-
-    def add_up(self, round: int, reports: Mapping[str, Report]) -> dict[str, Report]:
-        """Return the report of the mean of the cohort; nothing where somebody is missing."""
-        names = tuple(self._cohort().names)
-        parts = {name: reports[name].masked for name in names if name in reports and reports[name].masked}
-        missing = [name for name in names if name not in parts]
-        self._counted = () if missing else names
-        if missing:
-            self._leave_out(round, missing)
-            return {}
-        total = added([unpack(part) for part in parts.values() if part])
-        mean = self._summed.decode(total, len(names), self._num_classes)
-        return {SUM: Report(SUM, round, self._digest, "", mean)}
-
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON state for the checkpoint."""
         return {
@@ -125,6 +107,21 @@ class SecureSum:
         signed = tuple(proofs) if any(proof.signature for proof in proofs) else ()
         return Cohort(tuple(names), tuple(self._keys[name] for name in names), signed)
 
+    def _total(self, round: int, reports: Mapping[str, Report]) -> WideArray | None:
+        """Return the sum of the cohort's parts; None where somebody is missing."""
+        names = self._cohort().names
+        parts = {name: reports[name].masked for name in names if name in reports and reports[name].masked}
+        missing = [name for name in names if name not in parts]
+        self._counted = () if missing else names
+        if missing:
+            self._miss(round, missing)
+            return None
+        return added([unpack(part, self.width) for part in parts.values() if part], self.width)
+
+    def _miss(self, round: int, missing: list[str]) -> None:
+        """Make the next round's cohort of those who are there."""
+        self._leave_out(round, missing)
+
     def _leave_out(self, round: int, missing: list[str]) -> None:
         left = len(self._keys) - len(missing)
         if left < LEAST_SUMMED:
@@ -138,3 +135,111 @@ class SecureSum:
             ", ".join(missing),
             then,
         )
+
+
+class SecureSum(Cohorts):
+    """The sums of predictions, one a round.
+
+    Parameters
+    ----------
+    summed : Summed
+        What the clients add up.
+    settings : Settings
+    shared : SharedData
+    """
+
+    def __init__(self, summed: Summed, settings: Settings, shared: SharedData) -> None:
+        super().__init__(settings, shared)
+        self._summed = summed
+
+    def ordered(self, client: str | None, order: Order) -> Order:
+        """Return a client's order with the round's cohort, and its own share in the target."""
+        if not self._counted:  # nothing was added up, so there is nothing to learn from but labels
+            known = order.target_indices if self._labelled else NO_SAMPLES
+            order = replace(order, target_indices=known, log_targets=None, target_entropies=None)
+        elif self._summed.without_own and client in self._counted:
+            order = replace(order, own_share=1 / len(self._counted))
+        return order if order.closing else replace(order, cohort=self._cohort())
+
+    def masked_bytes(self, samples: int) -> int:
+        """Return the size of a masked part."""
+        return samples * (self._num_classes - 1) * NUMBER_BYTES
+
+    def add_up(self, round: int, reports: Mapping[str, Report]) -> dict[str, Report]:
+        """Return the report of the mean of the cohort; nothing where somebody is missing."""
+        total = self._total(round, reports)
+        if total is None:
+            return {}
+        mean = self._summed.decode(total, len(self._counted), self._num_classes)
+        return {SUM: Report(SUM, round, self._digest, "", mean)}
+
+
+class SumOnce(Cohorts):
+    """One sum of whole numbers in a run (strategy=speaker).
+
+    Parameters
+    ----------
+    numbers : int
+        Of each client.
+    settings : Settings
+    shared : SharedData
+    """
+
+    width = WIDE_BYTES
+
+    def __init__(self, numbers: int, settings: Settings, shared: SharedData) -> None:
+        super().__init__(settings, shared)
+        self._numbers = numbers
+        self._pays_again = _pays_again(settings)
+        self._absent: set[str] = set()  # of the last round
+
+    def ordered(self, client: str | None, order: Order) -> Order:
+        """Return a client's order with the cohort, until there is a sum."""
+        return order if order.closing or self._counted else replace(order, cohort=self._cohort())
+
+    def masked_bytes(self, samples: int) -> int:
+        """Return the size of a masked part."""
+        return 0 if self._counted else self._numbers * self.width
+
+    def add_up(self, round: int, reports: Mapping[str, Report]) -> dict[str, Report]:
+        """Return the report of the cohort's sum, with how many it is of; without one as they are."""
+        if self._counted:
+            return dict(reports)
+        total = self._total(round, reports)
+        if total is None:
+            return {}
+        model = weights_record({"sums": total.view(np.int64)})
+        none = np.zeros((0, self._num_classes), np.float32)
+        metrics: Metrics = {EXAMPLES: len(self._counted)}
+        return {SUM: Report(SUM, round, self._digest, "", none, metrics, model=model)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON state for the checkpoint."""
+        return {**super().as_dict(), "absent": sorted(self._absent)}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`as_dict` returned."""
+        super().restore(saved)
+        self._absent = set(saved["absent"])
+
+    def _miss(self, round: int, missing: list[str]) -> None:
+        """Ask the same cohort again; without those who were missing twice, if the budget pays for it."""
+        gone = sorted(self._absent & set(missing))
+        self._absent = set(missing)
+        if gone and self._pays_again:
+            self._leave_out(round, gone)
+            return
+        logger.warning(
+            "round %d: %s missing, so there is no sum and no speaker yet; the next round asks all again%s",
+            round,
+            ", ".join(missing),
+            "" if self._pays_again else ": without them it would take a privacy.budget for two releases",
+        )
+
+
+def _pays_again(settings: Settings) -> bool:
+    """Whether a site's budget, as far as the run knows it, allows a second release."""
+    epsilon, delta, budget = settings.privacy.epsilon, settings.privacy.delta, settings.privacy.budget
+    if epsilon is None:
+        return True
+    return budget is not None and epsilon_of([multiplier_for(epsilon, delta)] * 2, delta) <= budget

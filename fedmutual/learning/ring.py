@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from fedmutual.learning.consensus import FloatArray, log_softmax
 
-RingArray = npt.NDArray[np.uint32]
+RingArray = npt.NDArray[np.uint32]  # numbers modulo 2^24
+WideArray = npt.NDArray[np.uint64]  # numbers modulo 2^24 or 2^64
 
 MODULUS = 1 << 24
 MOST_CLIENTS = 128  # the mean is then exact to 1e-4 (log-odds, a floor of 1e-4)
@@ -56,7 +57,7 @@ class Summed:
         share = (self._values(log_probabilities) - low) / (high - low)
         return cast(RingArray, np.rint(np.clip(share, 0, 1) * steps(clients)).astype(np.uint32).reshape(-1))
 
-    def decode(self, total: RingArray, clients: int, num_classes: int) -> FloatArray:
+    def decode(self, total: RingArray | WideArray, clients: int, num_classes: int) -> FloatArray:
         """Return the mean of ``clients`` clients, from the sum of their parts, as log-probabilities [N, C].
 
         They are what a single client would have to say for the strategy to form the same consensus from it.

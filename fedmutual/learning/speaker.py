@@ -3,13 +3,16 @@
 Of an image with features f and label y, a site uses ``phi``: ``u / |u|`` and a constant, together of length
 1, where ``u = axes (f - centre)``. It adds up
 
-* the upper triangle of ``phi phi^T``, its off-diagonal entries times sqrt 2, and
-* ``FAVOUR phi (y - 1 / C)^T``, [k, C], with the label as a one-hot row y.
+* ``phi (y - 1 / C)^T``, [k, C], with the label as a one-hot row y, and
+* the number ``COUNT``, which makes the number of images.
 
-Together these have the squared L2 norm ``|phi|^4 + FAVOUR^2 |phi|^2 (1 - 1 / C)``: adding or removing one
-image changes the sums by at most ``sqrt(1 + FAVOUR^2 (1 - 1 / C))``. Every entry is rounded to a multiple of
-``1 / GRID`` before the images are added up, which moves each of the ``k (k + 1) / 2 + k C`` entries by at
-most half a step. From there on only whole numbers are added: no rounding of a sum depends on the images.
+Together these have the squared L2 norm ``|phi|^2 (1 - 1 / C) + COUNT^2``: adding or removing one image
+changes the sums by at most ``sqrt(1 - 1 / C + COUNT^2)``. Every entry is rounded to a multiple of
+``1 / GRID`` before the images are added up, which moves each of the ``k C + 1`` entries by at most half a
+step. From there on only whole numbers are added: no rounding of a sum depends on the images.
+
+The regression also needs the sum of ``phi phi^T``. It has k times as many entries, so its noise would be what
+the speaker learns from; public images have nearly the same. It is added up in runs without noise only.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.floating]
 Whole = NDArray[np.int64]
 GRID = 2**20  # steps of 1
-FAVOUR = 3  # the second part has a third of the first one's noise: there is a public stand-in for that one
+COUNT = 0.1  # of an image in its own entry; more would cost the other entries noise
 CONSTANT = 0.2  # beside u / |u|, before both are scaled to length 1
 _CHUNK = 256  # images whose products are formed at a time
 
@@ -87,7 +90,7 @@ class FeatureMap:
         return np.frombuffer(state.digest(), np.uint8)
 
 
-def sums(phi: Matrix, labels: NDArray[np.integer], num_classes: int) -> Whole:
+def sums(phi: Matrix, labels: NDArray[np.integer], num_classes: int, *, gram: bool = False) -> Whole:
     """Return what a site's images add up to, in steps of ``1 / GRID``.
 
     Parameters
@@ -95,26 +98,43 @@ def sums(phi: Matrix, labels: NDArray[np.integer], num_classes: int) -> Whole:
     phi : float64 [n, k]
         Rows of length at most 1.
     labels : int [n]
+    gram : bool
+        Add ``phi phi^T`` as well, which no noise is meant for.
 
     Returns
     -------
-    int64 [k (k + 1) / 2 + k C]
-        The triangle row by row, then the matrix [k, C] row by row. An image whose numbers are longer than
-        :func:`sensitivity` says, which only a row longer than 1 has, is left out.
+    int64 [k C + 1] or [k C + 1 + k (k + 1) / 2]
+        The matrix [k, C] row by row, the count, and the upper triangle of ``phi phi^T`` row by row. An image
+        whose numbers are longer than :func:`sensitivity` says, which only a row longer than 1 has, is left
+        out.
     """
     size = phi.shape[1]
-    rows, columns = np.triu_indices(size)
-    weight = np.where(rows == columns, 1.0, math.sqrt(2)) * GRID
-    coded = (np.eye(num_classes) - 1 / num_classes) * FAVOUR * GRID
+    coded = (np.eye(num_classes) - 1 / num_classes) * GRID
     most = sensitivity(size, num_classes) ** 2
-    total = np.zeros(len(rows) + size * num_classes, np.int64)
+    rows, columns = np.triu_indices(size)
+    total = np.zeros(entries(size, num_classes, gram=gram), np.int64)
     for start in range(0, len(phi), _CHUNK):
         some, code = phi[start : start + _CHUNK], coded[labels[start : start + _CHUNK]]
-        products = some[:, rows] * some[:, columns] * weight
         moments = (some[:, :, None] * code[:, None, :]).reshape(len(some), -1)
-        whole = np.rint(np.concatenate((products, moments), axis=1)).astype(np.int64)
-        total += whole[(whole**2).sum(axis=1) <= most].sum(axis=0)
+        count = np.full((len(some), 1), COUNT * GRID)
+        whole = np.rint(np.concatenate((moments, count), axis=1)).astype(np.int64)
+        kept = (whole**2).sum(axis=1) <= most
+        parts = [whole[kept].sum(axis=0)]
+        if gram:
+            parts.append(
+                np.rint(some[kept][:, rows] * some[kept][:, columns] * GRID).astype(np.int64).sum(axis=0)
+            )
+        total += np.concatenate(parts)
     return total
+
+
+def entries(size: int, num_classes: int, *, gram: bool = False) -> int:
+    """Return how many numbers :func:`sums` has.
+
+    >>> entries(17, 2), entries(17, 2, gram=True)
+    (35, 188)
+    """
+    return size * num_classes + 1 + (size * (size + 1) // 2 if gram else 0)
 
 
 def sensitivity(size: int, num_classes: int) -> int:
@@ -129,20 +149,24 @@ def sensitivity(size: int, num_classes: int) -> int:
 
     Examples
     --------
-    >>> round(sensitivity(33, 2) / GRID, 4), round((1 + 9 / 2) ** 0.5, 4)
-    (2.3452, 2.3452)
+    >>> round(sensitivity(33, 2) / GRID, 4), round((1 / 2 + 0.01) ** 0.5, 4)
+    (0.7141, 0.7141)
     """
-    entries = size * (size + 1) // 2 + size * num_classes
-    longest = math.sqrt(1 + FAVOUR**2 * (1 - 1 / num_classes))
-    return math.ceil(longest * GRID + math.sqrt(entries) / 2) + 1
+    longest = math.sqrt(1 - 1 / num_classes + COUNT**2)
+    return math.ceil(longest * GRID + math.sqrt(entries(size, num_classes)) / 2) + 1
 
 
 def divided(values: NDArray[Any], size: int, num_classes: int) -> dict[str, Matrix]:
-    """Return :func:`sums` as they travel: ``gram``, float32 [k (k + 1) / 2], and ``moment``, [k, C]."""
-    triangle = size * (size + 1) // 2
+    """Return :func:`sums` by name, in ones: ``moment`` [k, C], ``count`` [1], and ``gram`` if it is there."""
     told = values / GRID
-    moment = told[triangle:].reshape(size, num_classes) / FAVOUR
-    return {"gram": told[:triangle].astype(np.float32), "moment": moment.astype(np.float32)}
+    moments = size * num_classes
+    found = {
+        "moment": told[:moments].reshape(size, num_classes),
+        "count": told[moments : moments + 1] / COUNT,
+    }
+    if len(told) > moments + 1:
+        found["gram"] = told[moments + 1 :]
+    return {name: part.astype(np.float32) for name, part in found.items()}
 
 
 def solve(total: Mapping[str, Matrix], public: Matrix, noise: float, share: float) -> Matrix:
@@ -151,32 +175,27 @@ def solve(total: Mapping[str, Matrix], public: Matrix, noise: float, share: floa
     Parameters
     ----------
     total : Mapping[str, array]
-        The sites' ``gram`` and ``moment``, added up.
+        The sites' sums, added up, see :func:`divided`.
     public : float64 [k, k]
-        Mean of ``phi phi^T`` over public images, which stands in for the Gram matrix as far as that is noise.
+        Mean of ``phi phi^T`` over public images, which stands in for ``gram`` where there is none.
     noise : float
-        Standard deviation of the noise in each entry of the Gram matrix; 0: none.
+        Standard deviation of the noise in each entry of the moments; 0: none.
     share : float
         The penalty without noise, as a share of the mean square of an entry of phi.
 
     Notes
     -----
-    The noise of the Gram matrix is a symmetric Gaussian matrix, whose eigenvalues reach ``noise sqrt(2 k)``;
-    its own have the mean ``trace / k``. With q four times the noise's, in units of ``trace / sqrt k``, the
-    share ``q^2 / (1 + q^2)`` of it is replaced, and twice the length of a column's noise, ``noise / FAVOUR
-    sqrt k``, is added to the penalty. All this depends on the noise and the released sums alone.
+    The length of a column's noise, ``noise sqrt k``, is added to the penalty.
     """
     moment = total["moment"].astype(np.float64)
-    size = len(moment)
-    gram = np.zeros((size, size))
-    gram[np.triu_indices(size)] = total["gram"]
-    off = np.triu(gram, 1) / math.sqrt(2)
-    whole = np.diag(np.diag(gram)) + off + off.T
-    trace = max(float(np.trace(whole)), 1.0)
-    doubt = 4 * noise * math.sqrt(2 * size) * math.sqrt(size) / trace
-    replaced = doubt**2 / (1 + doubt**2)
-    values, vectors = np.linalg.eigh((1 - replaced) * whole + replaced * trace * public)
-    penalty = share * trace / size + 2 * noise / FAVOUR * math.sqrt(size) + 1e-9
+    size, count = len(moment), max(float(total["count"][0]), 1.0)
+    whole = count * public
+    if "gram" in total:
+        whole = np.zeros((size, size))
+        whole[np.triu_indices(size)] = total["gram"]
+        whole += np.triu(whole, 1).T
+    penalty = share * count / size + noise * math.sqrt(size) + 1e-9
+    values, vectors = np.linalg.eigh(whole)
     centred = moment - moment.mean(axis=1, keepdims=True)
     found: Matrix = vectors @ ((vectors.T @ centred) / (np.maximum(values, 0) + penalty)[:, None])
     return found

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from fedmutual.data.partition import Stream
-from fedmutual.learning.gaussian import multiplier_for, noisy, scale_of
-from fedmutual.learning.speaker import FeatureMap, divided, sensitivity, sums
+from fedmutual.learning.gaussian import multiplier_for, multiplier_of_sum, noisy, scale_of
+from fedmutual.learning.speaker import FeatureMap, entries, sensitivity, sums
 from fedmutual.methods.base import Method, nothing_predicted
 from fedmutual.methods.one_architecture import one_architecture
 from fedmutual.methods.schedule import public_schedule
 from fedmutual.settings import Settings, SettingsError, setting
 from fedmutual.settings.pretrained import tunes_head
-from fedmutual.strategies.speaker import AXES, CENTRE, MAP, WEIGHTS, Speaker
+from fedmutual.strategies.speaker import AXES, CENTRE, MAP, SUMS, WEIGHTS, Speaker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,20 +39,23 @@ class SpeakerSettings(Method):
 
     axes: int | None = setting(
         "number of principal axes of the public images that the speaker sees; null: 45 times the square root "
-        "of privacy.epsilon, at least 32 and at most 128",
+        "of privacy.epsilon, at least 16 and at most 128",
         minimum=1,
         maximum=512,
     )
     ridge: float = setting(
         "penalty of the ridge regression without noise, as a share of an axis' mean square", minimum=0
     )
-    output_temperature: float = setting(
-        "the regression's outputs (about 1 apart) are divided by it to become logits", above=0
+    sharpness: float = setting(
+        "standard deviation of the speaker's scores (logits) over the public samples; its outputs, which are "
+        "small where there is much noise, are scaled to it",
+        above=0,
     )
     kl_weight: float = setting("lambda, weight of KL(speaker || own); 0: nobody listens", minimum=0)
     public_epochs: int = setting("minimum passes per round over the public samples", minimum=1)
 
     takes_dp: ClassVar[bool] = True
+    takes_secagg: ClassVar[bool] = True
     loads_model: ClassVar[bool] = False
 
     def misfit(self, settings: Settings) -> str | None:
@@ -61,6 +64,10 @@ class SpeakerSettings(Method):
             return "strategy=speaker adds up frozen features: set model=pretrained model.tune=head"
         if settings.public.labelled:
             return "public.labelled: strategy=speaker teaches with the speaker's predictions: set it to false"
+        if settings.privacy.secagg and settings.rounds < 2:
+            return (
+                "rounds: the sums of strategy=speaker take one, and the listeners need more: set at least 2"
+            )
         if isinstance(settings.partition, Stream):
             return "partition: stream gives new images in every round, strategy=speaker sums them once"
         return one_architecture(settings)
@@ -75,9 +82,10 @@ class SpeakerSettings(Method):
             public.seen,
             schedule=public_schedule(settings, shared),
             multiplier=noise_multiplier(settings),
+            colluding=settings.privacy.colluding if settings.privacy.secagg else None,
             kl_weight=self.kl_weight,
             ridge=self.ridge,
-            output_temperature=self.output_temperature,
+            sharpness=self.sharpness,
             unseen=None if unseen is None else (unseen.seen, unseen.labels),
         )
 
@@ -112,16 +120,16 @@ class SpeakerSettings(Method):
 def default_axes(epsilon: float | None) -> int:
     """Return the number of axes for an epsilon: more noise, fewer numbers to estimate.
 
-    Chosen on splits of the photographs' training pool and on digits (docs/privacy.md).
+    Chosen on splits of the photographs' training pool and of CIFAR-10's training images (docs/privacy.md).
 
     >>> [default_axes(epsilon) for epsilon in (0.1, 0.25, 0.5, 2, 8, None)]
-    [32, 32, 32, 64, 127, 128]
+    [16, 22, 32, 64, 127, 128]
     """
-    return 128 if epsilon is None else round(min(max(45 * math.sqrt(epsilon), 32), 128))
+    return 128 if epsilon is None else round(min(max(45 * math.sqrt(epsilon), 16), 128))
 
 
 def noise_multiplier(settings: Settings) -> float:
-    """Return the noise of each site's release over its sensitivity; 0 without privacy."""
+    """Return the noise of a release over its sensitivity; 0 without privacy."""
     privacy = settings.privacy
     return 0.0 if privacy.epsilon is None else multiplier_for(privacy.epsilon, privacy.delta)
 
@@ -136,31 +144,57 @@ def _release(learner: Learner, given: Mapping[str, Tensor]) -> Mapping[str, Tens
     from fedmutual.client.budget import Asked
 
     settings, site, private = learner.settings, learner.site, learner.site.private
+    privacy = settings.privacy
+    cohort = learner.order.cohort
+    if privacy.secagg and (cohort is None or learner.client not in cohort.names):
+        return {}  # nobody's masks would cancel this client's
     taken = _map(given, site.public.images.seen.shape[1])
     classes = len(site.classes)
-    multiplier = noise_multiplier(settings)
+    gram = privacy.epsilon is None
+
+    def exact() -> np.ndarray[Any, Any]:
+        return sums(taken.unit(private.seen), private.labels, classes, gram=gram)
+
+    if gram:
+        return {SUMS: torch.from_numpy(exact())}
+    widest, numbers, shares = sensitivity(taken.size, classes), entries(taken.size, classes), _shares(learner)
+    scale = scale_of(noise_multiplier(settings), widest, shares)
 
     def draw() -> dict[str, np.ndarray[Any, Any]]:
-        found = sums(taken.unit(private.seen), private.labels, classes)
-        if multiplier:
-            found = noisy(found, scale_of(multiplier, sensitivity(taken.size, classes)))
-        return {**divided(found, taken.size, classes), **taken.arrays()}
+        return {SUMS: noisy(exact(), scale), **taken.arrays()}
 
-    if multiplier == 0:
-        released: Mapping[str, np.ndarray[Any, Any]] = draw()
-    else:
-        about = {
-            "map": taken.digest.tobytes().hex(),
-            "classes": list(site.classes),
-            "labels": hashlib.blake2b(private.labels.tobytes(), digest_size=16).hexdigest(),
-        }
-        kind = f"pixels {private.images.shape[1:]}"
-        asked = Asked(multiplier, settings.privacy.delta, kind, about)
-        budget = settings.privacy.budget or cast(float, settings.privacy.epsilon)
-        _warn_of_delta(settings.privacy.delta, len(private), learner.client)
-        ledger = _ledger(settings, learner.client)
-        released = ledger.release(asked, private.pixel_hashes(), budget, draw)
-    return {name: torch.from_numpy(np.array(released[name])) for name in ("gram", "moment")}
+    about = {
+        "map": taken.digest.tobytes().hex(),
+        "classes": list(site.classes),
+        "labels": hashlib.blake2b(private.labels.tobytes(), digest_size=16).hexdigest(),
+    }
+    if cohort is not None:  # two sums with the same noise would differ by what a single site has sent
+        about["cohort"] = cohort.digest(learner.order.run, 0).hex()
+    spends = multiplier_of_sum(scale, widest, shares, numbers)
+    asked = Asked(spends, privacy.delta, f"pixels {private.images.shape[1:]}", about)
+    _warn_of_delta(privacy.delta, len(private), learner.client)
+    ledger = _ledger(settings, learner.client)
+    budget = privacy.budget or cast(float, privacy.epsilon)
+    released = ledger.release(asked, private.pixel_hashes(), budget, draw)
+    return {SUMS: torch.from_numpy(np.array(released[SUMS]))}
+
+
+def _shares(learner: Learner) -> int:
+    """Return how many sites' noise the sum has at least, for one who knows that of the colluding ones.
+
+    Raises
+    ------
+    SettingsError
+        All others of the cohort may collude.
+    """
+    cohort, colluding = learner.order.cohort, learner.settings.privacy.colluding
+    if cohort is None:
+        return 1
+    if len(cohort.names) <= colluding:
+        raise SettingsError(
+            f"privacy.colluding: {colluding} of {len(cohort.names)} sites leave nobody whose noise is secret"
+        )
+    return len(cohort.names) - colluding
 
 
 def _warn_of_delta(delta: float, images: int, client: str) -> None:

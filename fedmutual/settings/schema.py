@@ -367,6 +367,11 @@ class PrivacySettings:
         above=0,
         maximum=32,
     )
+    colluding: int = setting(
+        "with secagg and epsilon: sites that may tell the server their share of the noise; what the others "
+        "add is enough without them",
+        minimum=0,
+    )
     delta: float = setting(
         "of epsilon; it should be below 1 over the number of a site's images", above=0, maximum=0.01
     )
@@ -416,6 +421,8 @@ class PrivacySettings:
             return (
                 f"privacy.secagg: num_clients={settings.num_clients}; a sum hides nobody among fewer than 3"
             )
+        if settings.num_clients is not None and settings.num_clients <= self.colluding:
+            return f"privacy.colluding: {self.colluding} of num_clients={settings.num_clients} is everyone"
         return None
 
 

@@ -102,6 +102,11 @@ class RoundStrategy(Strategy):
         """Public samples that the clients predict in a round, int32 [n]."""
         return NO_SAMPLES
 
+    @property
+    def numbers(self) -> int:
+        """Whole numbers of each client that secure aggregation adds up, once; 0: it adds up predictions."""
+        return 0
+
     def prepare(self, round: int) -> None:
         """Compute what all orders of a round share; called once before :meth:`order`."""
 

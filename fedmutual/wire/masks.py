@@ -1,10 +1,10 @@
 """Pairwise masks: what a client sends is uniformly random, and the sum of all clients is exact.
 
-Each pair of clients shares a stream of random numbers modulo 2^24; the one whose name comes first adds it and
-the other subtracts it (Bonawitz et al. 2017, without the second mask: a round in which somebody is missing is
-not completed, see :mod:`fedmutual.client.masking`). The stream is ChaCha20's under a key that HKDF-SHA256
-derives from the pair's X25519 secret and from the run, the round and the list of those taking part. So
-answers to different lists do not cancel, and no stream is used twice.
+Each pair of clients shares a stream of random numbers modulo 2^24, or 2^64 for sums of whole numbers; the one
+whose name comes first adds it and the other subtracts it (Bonawitz et al. 2017, without the second mask: a
+round in which somebody is missing is not completed, see :mod:`fedmutual.client.masking`). The stream is
+ChaCha20's under a key that HKDF-SHA256 derives from the pair's X25519 secret and from the run, the round and
+the list of those taking part. So answers to different lists do not cancel, and no stream is used twice.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedmutual.learning.ring import MODULUS, RingArray
+from fedmutual.learning.ring import RingArray, WideArray
 from fedmutual.wire.codec import MessageError
 from fedmutual.wire.signatures import Proof
 
 KEY_BYTES = 32
-NUMBER_BYTES = 3
+NUMBER_BYTES, WIDE_BYTES = 3, 8  # of a number modulo 2^24, and modulo 2^64
 _PURPOSE = b"fedmutual secure aggregation, pairwise mask, 1"
 
 
@@ -85,8 +85,16 @@ def public_key(private: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def masked(values: RingArray, private: bytes, name: str, cohort: Cohort, run: str, round: int) -> RingArray:
-    """Return a client's part with all its masks, modulo 2^24.
+def masked(
+    values: RingArray | WideArray,
+    private: bytes,
+    name: str,
+    cohort: Cohort,
+    run: str,
+    round: int,
+    width: int = NUMBER_BYTES,
+) -> WideArray:
+    """Return a client's part with all its masks, modulo ``256^width``.
 
     Raises
     ------
@@ -94,7 +102,7 @@ def masked(values: RingArray, private: bytes, name: str, cohort: Cohort, run: st
         Naming the peer whose key is no key.
     """
     own, digest = X25519PrivateKey.from_private_bytes(private), cohort.digest(run, round)
-    total = values.astype(np.uint32)
+    total = values.astype(np.uint64)
     for peer, key in zip(cohort.names, cohort.keys, strict=True):
         if peer == name:
             continue
@@ -102,29 +110,33 @@ def masked(values: RingArray, private: bytes, name: str, cohort: Cohort, run: st
             secret = own.exchange(X25519PublicKey.from_public_bytes(key))
         except ValueError as error:
             raise MessageError.to_everyone(f"cohort: the key of {peer} is none: leave it out") from error
-        stream = _stream(HKDF(SHA256(), 32, salt=digest, info=_PURPOSE).derive(secret), len(values))
+        stream = _stream(HKDF(SHA256(), 32, salt=digest, info=_PURPOSE).derive(secret), len(values), width)
         total = total + stream if name < peer else total - stream
-    return total % MODULUS
+    return total & _largest(width)
 
 
-def added(parts: Sequence[RingArray]) -> RingArray:
+def added(parts: Sequence[RingArray | WideArray], width: int = NUMBER_BYTES) -> WideArray:
     """Return the sum of everybody's masked parts, in which the masks cancel."""
-    return cast(RingArray, np.sum(parts, axis=0, dtype=np.uint32) % np.uint32(MODULUS))
+    return cast(WideArray, np.sum(parts, axis=0, dtype=np.uint64) & _largest(width))
 
 
-def pack(values: RingArray) -> bytes:
-    """Return numbers below 2^24 as three bytes each, the lowest first."""
-    return bytes(values.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :NUMBER_BYTES].tobytes())
+def pack(values: RingArray | WideArray, width: int = NUMBER_BYTES) -> bytes:
+    """Return numbers below ``256^width`` as so many bytes each, the lowest first."""
+    return bytes(values.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width].tobytes())
 
 
-def unpack(data: bytes) -> RingArray:
+def unpack(data: bytes, width: int = NUMBER_BYTES) -> WideArray:
     """Inverse of :func:`pack`."""
-    whole = np.zeros((len(data) // NUMBER_BYTES, 4), np.uint8)
-    whole[:, :NUMBER_BYTES] = np.frombuffer(data, np.uint8).reshape(-1, NUMBER_BYTES)
-    return whole.view("<u4").reshape(-1).astype(np.uint32)
+    whole = np.zeros((len(data) // width, 8), np.uint8)
+    whole[:, :width] = np.frombuffer(data, np.uint8).reshape(-1, width)
+    return whole.view("<u8").reshape(-1).astype(np.uint64)
 
 
-def _stream(key: bytes, count: int) -> RingArray:
-    """Return ``count`` uniform numbers below 2^24. A key is used for one stream only, so the nonce is 0."""
+def _largest(width: int) -> np.uint64:
+    return np.uint64(256**width - 1)
+
+
+def _stream(key: bytes, count: int, width: int) -> WideArray:
+    """Return ``count`` uniform numbers below ``256^width``. A key has one stream only, so the nonce is 0."""
     encryptor = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
-    return unpack(encryptor.update(bytes(NUMBER_BYTES * count)))
+    return unpack(encryptor.update(bytes(width * count)), width)
