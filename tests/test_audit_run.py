@@ -138,6 +138,17 @@ def recorded(leak: float, rounds: int = 4) -> RecordedTruth:
     return RecordedTruth(Path(), (), settings, Received(tuple(received)), [], shared_data, sites)
 
 
+def test_copies_of_held_out_images_are_no_members() -> None:
+    """They were not trained on, so that a model cannot know them."""
+    truth = recorded(2.0)
+    last = np.arange(60)  # of which the first 20 are public
+    sites = {
+        n: replace(s, train_parts=(last[10:],), held_out_parts=(last[:10],)) for n, s in truth.sites.items()
+    }
+    figures, _ = attacks.public_copies(replace(truth, sites=sites))
+    assert (figures["members"], figures["others"]) == (30, 120)
+
+
 def test_a_known_leak_of_public_copies_is_found() -> None:
     figures, note = attacks.public_copies(recorded(2.0))
     assert figures["auc"] > 0.98

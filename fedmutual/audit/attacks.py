@@ -62,9 +62,10 @@ def leaked(leak: Leak) -> dict[str, Any]:
 
 
 def public_copies(truth: RecordedTruth, seed: int = 0) -> tuple[dict[str, Any], str]:
-    """Tell which public images a client has among its own, trained on or left out, from their predictions.
+    """Tell which public images a client has among its training images, from its predictions.
 
-    The others are the public images that no client has.
+    Those that it left out because they are public count as well, as they are what an attacker is after. The others
+    are the public images that no client has.
 
     Raises
     ------
@@ -77,10 +78,8 @@ def public_copies(truth: RecordedTruth, seed: int = 0) -> tuple[dict[str, Any], 
     if not truth.received.rounds:
         raise ValueError("no predictions of public images were received")
     hashes = [row.tobytes() for row in public.pixel_hashes()]
-    owned = {
-        name: {row.tobytes() for row in site.private.pixel_hashes()} for name, site in truth.sites.items()
-    }
-    anywhere = set().union(*owned.values())
+    owned = {name: _hashes(truth, name, held_out=False) for name in truth.sites}
+    anywhere = set().union(*(_hashes(truth, name, held_out=True) for name in truth.sites))
     nobodys = np.array([own not in anywhere for own in hashes])
     if nobodys.all():
         raise ValueError("no public image is private as well")
@@ -89,7 +88,7 @@ def public_copies(truth: RecordedTruth, seed: int = 0) -> tuple[dict[str, Any], 
     scores, member, images, groups = [], [], [], []
     heard = on_public(truth.received.rounds, public.labels)
     for number, (client, values) in enumerate(heard.items()):
-        own = owned.get(client, anywhere)
+        own = owned.get(client, set().union(*owned.values()))
         mine = np.array([text in own for text in hashes])
         chosen = np.flatnonzero((mine | nobodys) & ~np.isnan(values))
         scores.append(values[chosen])
@@ -99,6 +98,15 @@ def public_copies(truth: RecordedTruth, seed: int = 0) -> tuple[dict[str, Any], 
     everything = centred(np.concatenate(scores), np.concatenate(groups))
     leak = measured(everything, np.concatenate(member), np.concatenate(images), seed)
     return leaked(leak), _left_out(truth)
+
+
+def _hashes(truth: RecordedTruth, client: str, *, held_out: bool) -> set[bytes]:
+    """Return the hashes of a client's private images, with or without those held out for validation."""
+    private = truth.sites[client].private
+    chosen = np.arange(len(private))
+    if not held_out:
+        chosen = np.setdiff1d(chosen, truth.held_out(client))
+    return {row.tobytes() for row in private.pixel_hashes()[chosen]}
 
 
 def _left_out(truth: RecordedTruth) -> str:
