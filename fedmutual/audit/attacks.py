@@ -64,8 +64,8 @@ def leaked(leak: Leak) -> dict[str, Any]:
 def public_copies(truth: RecordedTruth, seed: int = 0) -> tuple[dict[str, Any], str]:
     """Tell which public images a client has among its training images, from its predictions.
 
-    Those that it left out because they are public count as well, as they are what an attacker is after. The others
-    are the public images that no client has.
+    Those that it left out because they are public count as well, as they are what an attacker is after. The
+    others are the public images that no client has.
 
     Raises
     ------
