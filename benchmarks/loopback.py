@@ -148,6 +148,10 @@ class Loopback:
                 process.kill()
         wait_for(lambda: not self.processes(part), 30, f"{part} does not end")
 
+    def stop_part(self, part: str) -> None:
+        """Stop a part in order, as a person does: a SuperNode says goodbye to its SuperLink."""
+        self._keepers.pop(part).end()
+
     def processes(self, part: str, name: str = "") -> list[psutil.Process]:
         """Running processes of a part, or those among them that run a program of that name."""
         found = []
@@ -358,6 +362,13 @@ class _Keeper:
             if self._process is not None:
                 self._process.kill()
             self._thread.join(0.1)
+
+    def end(self) -> None:
+        """Ask it to end, wait until it has, and start it no more."""
+        self._stopped.set()
+        if self._process is not None:
+            self._process.terminate()
+        self._thread.join()
 
     def _keep(self) -> None:
         while not self._stopped.is_set():

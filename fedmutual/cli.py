@@ -24,6 +24,7 @@ from fedmutual.commands import (
     report,
     run,
     site,
+    status,
     watch,
 )
 
@@ -96,6 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
         watch,
         provision,
         site,
+        status,
         report,
         predict,
         export,

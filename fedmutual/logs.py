@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 # Marks, overrides and isolates reorder what a terminal shows. Joiners stay: some scripts need them.
@@ -61,6 +64,25 @@ def show_logs(level: int = logging.INFO) -> None:
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False
+
+
+@contextmanager
+def logged_to(file: Path) -> Iterator[None]:
+    """Append ``fedmutual.*`` to a file, each line with its time; warn where it cannot be written."""
+    logger = logging.getLogger("fedmutual")
+    try:
+        handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", file, error.strerror)
+        yield
+        return
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class PlainFormatter(logging.Formatter):

@@ -6,23 +6,25 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from local_grid import enter_run, over_the_wire
 
+from fedmutual.engine.rounds import headline
 from fedmutual.settings import ExchangeSettings
 from fedmutual.wire.exchange import (
     CLOCK_SKEW,
     SETTLE_SECONDS,
     Exchange,
     ExchangeError,
+    Reply,
     as_reply,
     explain,
     messages_to,
 )
-from fedmutual.wire.records import payload_bytes
+from fedmutual.wire.records import METRICS, payload_bytes
 
 POLL = 0.5
 
@@ -155,6 +157,27 @@ def test_only_the_poll_interval_is_slept_and_only_the_missing_are_asked_for() ->
     an_exchange(grid).send_and_collect(orders(1, 2))
     assert grid.clock.slept == [POLL] * 3
     assert [ids for _, ids in grid.pulls] == [["message-0", "message-1"], *([["message-1"]] * 3)]
+
+
+def test_a_long_round_says_what_it_has_and_for_whom_it_waits(caplog: pytest.LogCaptureFixture) -> None:
+    grid = FakeGrid(Clock(), {1: 0.0, 2: 16.0})
+    exchange = an_exchange(grid)
+    exchange.label, exchange.name_of = (lambda good: f"round 3: {len(good)} good; "), {2: "clinic-b"}.get
+    looks: list[tuple[list[int], int]] = []
+    exchange.watch = lambda open, answered: looks.append((open, answered))
+    with caplog.at_level("INFO", "fedmutual"):
+        exchange.send_and_collect(orders(1, 2))
+    assert caplog.messages == ["round 3: 1 good; 1 of 2 answered, waiting for clinic-b"]
+    assert (looks[0], looks[-1]) == (([2], 1), ([], 2))
+
+
+def test_a_round_is_named_with_the_validation_so_far() -> None:
+    def reply(name: str, value: float) -> Reply:
+        return Reply(1, RecordDict({METRICS: MetricRecord({name: value})}), "", 0, 0, 0.0)
+
+    good = [reply("validation-accuracy", value) for value in (0.9, 0.92)]
+    assert headline("round 3", good) == "round 3: validation 0.910; "
+    assert headline("round 3", [reply("seconds", 1.0)]) == headline("round 3", []) == "round 3: "
 
 
 def test_a_missing_reply_ends_with_the_rounds_time() -> None:

@@ -27,6 +27,20 @@ def no_model(num_classes: int) -> str:
     return f"{num_classes} classes"
 
 
+@pytest.mark.parametrize(("name", "size", "smallest"), [("squeezenet1_1", 16, 17), ("alexnet", 20, 63)])
+def test_pictures_that_a_network_cannot_take_are_refused_with_the_size_that_it_takes(
+    name: str, size: int, smallest: int
+) -> None:
+    target = f"torchvision.models.{name}"
+    with pytest.raises(ValueError, match=f"{target} cannot take pictures of {size}x{size} pixels") as error:
+        build_model(model_settings(target), 2, size, seed=0)
+    assert f"set data.image_size={smallest} or larger" in str(error.value)
+    with pytest.raises(ValueError, match=f"cannot take pictures of {smallest - 1}x"):
+        build_model(model_settings(target), 2, smallest - 1, seed=0)
+    model, _ = build_model(model_settings(target), 2, smallest, seed=0)
+    assert model.training
+
+
 def test_visionnet_is_the_papers() -> None:
     model = VisionNet()
     assert sum(p.numel() for p in model.parameters()) == 1_862_785

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
 from fedmutual.cli import main
 from fedmutual.provision.keys import make_site_key
 from fedmutual.provision.registry import Registry
+from fedmutual.results.hold import hold
+from fedmutual.results.progress import Present, Progress, read_progress
+from fedmutual.sites import status as status_module
 from fedmutual.sites import superlink as superlink_module
 from fedmutual.sites.manage import SiteError, add, remove
+from fedmutual.sites.show import make_server, metrics, run_line
+from fedmutual.sites.status import Run, newest_run, status_of
 from fedmutual.sites.superlink import (
     OFFLINE,
     ONLINE,
@@ -186,3 +196,171 @@ def test_a_superlink_that_is_down_is_said(capsys: pytest.CaptureFixture[str], tm
     where = ["--superlink", "127.0.0.1:1", "--insecure", "--sites", str(tmp_path)]
     assert main(["site", "list", *where]) == 2
     assert "the SuperLink at 127.0.0.1:1 does not answer" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------
+# Status
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Path]:
+    """A run in round 3 of 5: clinic-a has answered, clinic-b (node 1) has not."""
+    folder = tmp_path / "runs" / "today"
+    lock = hold(folder)
+    (folder / "config.yaml").write_text("rounds: 5\n")
+    lines = [
+        {"round": r, "client": c, "node_id": n}
+        for r in (1, 2)
+        for n, c in enumerate(("clinic-a", "clinic-b"))
+    ]
+    lines.append({"round": 3, "client": "clinic-a", "node_id": 0})
+    lines.append({"round": 3, "client": "clinic-c", "node_id": 2, "rejected": "no"})
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Progress(folder, 5, lambda: NOW).note(3, {1: None}, 1)
+    yield folder
+    lock.release()
+
+
+def seen_by(keys: dict[str, bytes], **changes: tuple[str, float | None]) -> list[Registered]:
+    found = []
+    for number, (name, key) in enumerate(keys.items()):
+        state, seen = changes.get(name[-1], (ONLINE, NOW - 10))
+        found.append(node(name, key, state, seen, number))
+    return found
+
+
+def test_a_status_names_the_sites_and_what_is_waited_for(
+    registry: Registry, keys: dict[str, bytes], run: Path
+) -> None:
+    status = status_of(seen_by(keys), NOW, registry, run, 60.0)
+    assert [(s.name, s.state, s.round, s.waited_for, s.silent) for s in status.sites] == [
+        ("clinic-a", ONLINE, 3, False, False),
+        ("clinic-b", ONLINE, 2, True, False),
+        ("clinic-c", ONLINE, None, False, False),
+    ]
+    assert status.run == Run("today", "running", 3, 5, False, 1, ["clinic-b"], NOW)
+    assert "round 3 of 5, 1 answered, waiting" in run_line(status.run)
+    assert json.loads(status.as_json())["sites"][1]["fingerprint"] == fingerprint(keys["clinic-b"])
+
+
+@pytest.mark.parametrize(
+    ("state", "seen", "silent"),
+    [
+        (ONLINE, NOW - 20, False),
+        (ONLINE, NOW - 34, False),  # its next heartbeat is due
+        (ONLINE, NOW - 40, True),
+        (OFFLINE, NOW - 4, False),
+        (OFFLINE, NOW - 6, True),
+        (REGISTERED, None, True),
+    ],
+)
+def test_who_is_silent(
+    state: str, seen: float | None, silent: bool, registry: Registry, keys: dict[str, bytes]
+) -> None:
+    status = status_of(seen_by(keys, b=(state, seen)), NOW, registry, None, 5.0)
+    assert [site.silent for site in status.sites] == [False, silent, False]
+    assert status.run is None
+
+
+def test_a_site_that_is_not_registered_is_missing_and_a_removed_one_is_not(
+    registry: Registry, keys: dict[str, bytes]
+) -> None:
+    nodes = seen_by(keys, a=(REMOVED, NOW - 10))[:2]
+    status = status_of(nodes, NOW, registry, None, 60.0)
+    assert [(s.name, s.state, s.silent) for s in status.sites] == [
+        ("clinic-a", "not registered", True),
+        ("clinic-b", ONLINE, False),
+        ("clinic-c", "not registered", True),
+    ]
+    registry.drop("clinic-a")
+    assert [s.name for s in status_of(nodes, NOW, registry, None, 60.0).sites] == ["clinic-b", "clinic-c"]
+
+
+def test_a_run_that_is_over_or_was_killed_waits_for_nobody(
+    registry: Registry, keys: dict[str, bytes], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_module, "in_use", lambda folder: False)
+    killed = status_of(seen_by(keys), NOW, registry, run, 60.0)
+    assert killed.run == Run("today", "stopped", 3, 5)
+    assert "stopped in round 3: continue it with resume" in run_line(killed.run)
+    assert not any(site.waited_for for site in killed.sites)
+    monkeypatch.setattr(status_module, "read_summary", lambda folder: {"status": "completed"})
+    over = status_of(seen_by(keys), NOW, registry, run, 60.0)
+    assert run_line(over.run) == "no run active; the last one, today, completed after 3 rounds"
+    (run / "history.jsonl").write_text("damaged\n")
+    assert status_of(seen_by(keys), NOW, registry, run, 60.0).run is not None
+
+
+def test_the_newest_run_is_shown(run: Path) -> None:
+    older = run.parent / "yesterday"
+    older.mkdir()
+    (older / "config.yaml").write_text("rounds: 5\n")
+    os.utime(older / "config.yaml", (NOW, NOW))
+    assert newest_run(run.parent) == run
+    assert newest_run(run.parent / "nowhere") is None
+
+
+def test_progress_is_written_once_a_second_and_when_it_changes(tmp_path: Path) -> None:
+    now = [NOW]
+    progress = Progress(tmp_path, 5, lambda: now[0])
+    progress.note(1, {7: "clinic-a", 8: None}, 0)
+    assert read_progress(tmp_path) == Present(1, 5, False, {"7": "clinic-a", "8": ""}, 0, NOW)
+    now[0] += 0.5
+    progress.note(1, {8: None}, 1)
+    assert read_progress(tmp_path).answered == 0  # type: ignore[union-attr]
+    now[0] += 0.6
+    progress.note(1, {8: None}, 1)
+    assert read_progress(tmp_path) == Present(1, 5, False, {"8": ""}, 1, NOW)
+    (tmp_path / "progress.json").write_text("{")
+    assert read_progress(tmp_path) is None
+
+
+def test_the_metrics_are_prometheus_text(registry: Registry, keys: dict[str, bytes], run: Path) -> None:
+    status = status_of(seen_by(keys, c=(REGISTERED, None)), NOW, registry, run, 60.0)
+    with make_server("127.0.0.1", 0, lambda: status) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        answer = httpx.get(f"{address}/metrics", trust_env=False)
+        assert httpx.get(f"{address}/", trust_env=False).status_code == 404
+        server.shutdown()
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for line in answer.text.splitlines():
+        assert re.fullmatch(r'# (HELP|TYPE) \w+ .+|fedmutual_\w+(\{site="[\w-]+"\})? [\d.e+]+', line), line
+    lines = answer.text.splitlines()
+    assert 'fedmutual_site_waited_for{site="clinic-b"} 1' in lines
+    assert 'fedmutual_site_silent_seconds{site="clinic-a"} 10' in lines
+    assert not any(line.startswith('fedmutual_site_silent_seconds{site="clinic-c"}') for line in lines)
+    assert "fedmutual_run_round 3" in lines
+    assert "fedmutual_superlink_up 1" in lines
+    assert "fedmutual_superlink_up 0" in metrics(None)
+
+
+def test_the_status_command(
+    registry: Registry,
+    keys: dict[str, bytes],
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where = [
+        "--superlink",
+        "127.0.0.1:1",
+        "--insecure",
+        "--sites",
+        str(registry.folder),
+        "--runs",
+        str(run.parent),
+    ]
+    assert main(["status", *where]) == 2
+    assert "the SuperLink at 127.0.0.1:1 does not answer" in capsys.readouterr().err
+    assert main(["status", *where, "--prometheus", "99999"]) == 2
+    fake = FakeSuperLink(*seen_by(keys, b=(OFFLINE, NOW - 300)))
+    monkeypatch.setattr(superlink_module, "SuperLink", lambda connection: _Context(fake))
+    capsys.readouterr()
+    assert main(["status", *where]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("run today: round 3 of 5, 1 answered, waiting")
+    (line,) = [line for line in shown.splitlines() if line.startswith("clinic-b")]
+    assert re.search(r"offline, silent +5 min ago +2 +yes +1 +SHA256:", line)
+    assert main(["status", *where, "--check"]) == 1
+    assert main(["status", *where, "--check", "--silent", "400"]) == 0

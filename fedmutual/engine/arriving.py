@@ -27,6 +27,7 @@ from fedmutual.engine.recording import record_reports, recorder_of
 from fedmutual.engine.roster import IDENTIFY, IDENTIFY_SECONDS
 from fedmutual.engine.timing import Dispatch, Timing, VirtualTiming, WallTiming
 from fedmutual.results.directory import RunDirectory
+from fedmutual.results.progress import Progress
 from fedmutual.results.summary import natural_key
 from fedmutual.settings import Settings
 from fedmutual.strategies.arrivals import Arrays, ArrivalStrategy
@@ -87,6 +88,7 @@ class Arriving:
         self._grid: Grid | None = None
         self._patience = Patience(settings.exchange.round_timeout)
         self._recorder = recorder_of(settings, journal)
+        self._progress = Progress(None if journal is None else journal.path, settings.rounds)
 
     def global_weights(self) -> Arrays | None:
         """The global model's weights at the end of a run; None if the strategy has none."""
@@ -192,6 +194,12 @@ class Arriving:
     # -----------------------------------------------------------------------------------------------
 
     @property
+    def _under_way(self) -> dict[int, str | None]:
+        """Node -> client of the open orders."""
+        present = self.participants.reachable_nodes()
+        return {node: client.name for node, client in present.items() if client.under_way}
+
+    @property
     def _budget(self) -> int:
         return self._updates or self.settings.rounds * self._expected
 
@@ -281,6 +289,7 @@ class Arriving:
         if self.journal is not None:
             self.journal.append(lines)
             self.journal.save_checkpoint(*self.checkpoint())
+            self._progress.note(self.arrivals, self._under_way, self.delivered)
 
     def _base(self, client: Participant) -> Order:
         """Return a basic order, to which the strategy adds its work."""

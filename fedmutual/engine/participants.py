@@ -79,6 +79,10 @@ class Participants:
         """Return the names claimed by nodes since the server started."""
         return set(self._names.by_node().values())
 
+    def reachable_nodes(self) -> dict[int, Participant]:
+        """Return the clients that have named themselves since the server started, by node."""
+        return self.nodes(self._names.by_node())
+
     def nodes(self, online: Iterable[int]) -> dict[int, Participant]:
         """Return the clients at these nodes."""
         return {node: client for node in online if (client := self.at(node)) is not None}

@@ -7,7 +7,8 @@ names, deadlines, resending, resume and byte counts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from fedmutual.engine.roster import Roster
 from fedmutual.engine.secure_sum import SecureSum, SumOnce
 from fedmutual.engine.virtual_rounds import VirtualRounds
 from fedmutual.results.directory import RunDirectory
+from fedmutual.results.progress import Progress
 from fedmutual.settings import Settings
 from fedmutual.strategies.base import RoundStrategy
 from fedmutual.wire.codec import FloatArray
@@ -30,7 +32,7 @@ from fedmutual.wire.exchange import Exchange, Reply, messages_to
 from fedmutual.wire.orders import Order, order_record
 from fedmutual.wire.patience import Patience
 from fedmutual.wire.records import MESSAGE_TYPE, NO_SAMPLES
-from fedmutual.wire.reports import Expected, Report
+from fedmutual.wire.reports import Expected, Report, claimed_accuracy
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -75,6 +77,7 @@ class Rounds:
         )
         self.unseen_predictions: dict[str, FloatArray] = {}
         self._rounds_done = 0
+        self._progress = Progress(None if journal is None else journal.path, settings.rounds)
         self._validation: list[float] = []  # accuracies of the last round, for the log
         self._patience = Patience(settings.exchange.round_timeout)
         self._clock = VirtualRounds.of(settings.emulation)
@@ -109,10 +112,12 @@ class Rounds:
         exchange.name_of = self.roster.name
         for current in range(self._rounds_done + 1, rounds + 1):
             self.roster.identify(exchange)
+            self._show(exchange, current, closing=False)
             orders = self._orders(current, grid, closing=False)
             self._gather(current, exchange.send_and_collect(orders), closing=False)
             self._save(current)
         self.roster.identify(exchange)
+        self._show(exchange, rounds + 1, closing=True)
         orders = self._orders(rounds + 1, grid, closing=True)
         self._gather(rounds + 1, exchange.send_and_collect(orders, everyone=True), closing=True)
 
@@ -144,6 +149,16 @@ class Rounds:
         self.strategy.restore_state(meta, arrays)
 
     # -----------------------------------------------------------------------------------------------
+
+    def _show(self, exchange: Exchange, current: int, closing: bool) -> None:
+        """Say in the log and in ``progress.json`` what the round waits for."""
+
+        def watch(open: list[int], answered: int) -> None:
+            names = {node: self.roster.name(node) for node in open}
+            self._progress.note(current, names, answered, closing)
+
+        name = "closing round" if closing else f"round {current}"
+        exchange.label, exchange.watch = partial(headline, name), watch
 
     def _orders(self, current: int, grid: Grid, *, closing: bool) -> list[Message]:
         strategy = self.strategy
@@ -240,3 +255,11 @@ class Rounds:
             self.shared.public.digest,
         )  # fmt: skip
         self.strategy.summary()
+
+
+def headline(round: str, good: Sequence[Reply]) -> str:
+    """Return what is known of a round that is not over: its name, and the mean validation accuracy so far."""
+    found = [claimed_accuracy(reply.content) for reply in good if reply.content is not None]
+    known = [value for value in found if value is not None]
+    validation = f"validation {sum(known) / len(known):.3f}; " if known else ""
+    return f"{round}: {validation}"

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedmutual.data.review import review_run
 from fedmutual.data.site import SharedData, load_images, load_shared
 from fedmutual.engine.arriving import Arriving
 from fedmutual.engine.rounds import Rounds
+from fedmutual.logs import logged_to
 from fedmutual.report.leave import keep_evidence, leave_report
 from fedmutual.report.plots import write_plots
 from fedmutual.results.diagnostics import diagnose, lacking
@@ -31,6 +33,7 @@ from fedmutual.wire.exchange import Exchange
 from fedmutual.wire.public_images import Distributor, ServingGrid
 from fedmutual.wire.steady import steady
 
+RUN_LOG = "run.log"
 NOT_RELEASED = (
     "privacy.epsilon: this simulation has measured its clients; their figures, predictions and times have no "
     "noise, and would leave no site"
@@ -55,6 +58,19 @@ def run(grid: Grid, context: Context) -> None:
     if problem:
         raise SettingsError(problem)
     journal, checkpoint = _open_results(settings, run_config_overrides(context.run_config))
+    # `fedmutual run` takes this file from Flower, with the clients' output
+    written = logged_to(journal.path / RUN_LOG) if getattr(grid, "may_lose", False) else nullcontext()
+    with written:
+        _run(grid, settings, journal, checkpoint, start)
+
+
+def _run(
+    grid: Grid,
+    settings: Settings,
+    journal: RunDirectory,
+    checkpoint: tuple[dict[str, Any], dict[str, Any]] | None,
+    start: float,
+) -> None:
     logger.info("results: %s", journal.path)
     tracking = Tracking(settings, journal.path, journal.history())
     journal.listeners.append(tracking.log)

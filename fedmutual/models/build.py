@@ -14,6 +14,7 @@ import torch
 from hydra.utils import get_object
 from torch import Tensor, nn
 
+from fedmutual.models.fit import require_fit
 from fedmutual.settings import ModelSettings
 
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # of torch.load
@@ -36,7 +37,8 @@ def build_model(
     Raises
     ------
     ValueError
-        The target cannot be imported or called; the message names the setting.
+        The target cannot be imported or called, or the model cannot take such pictures; the message names the
+        setting.
     """
     try:
         factory = get_object(settings.target)
@@ -57,6 +59,7 @@ def build_model(
             raise ValueError(f"model: {settings.target}({arguments}): {error}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"model._target_: {settings.target} does not create a torch.nn.Module")
+    require_fit(model, settings.target, arguments, image_size)
     return model, arguments
 
 

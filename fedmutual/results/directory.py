@@ -27,6 +27,7 @@ from fedmutual.files.disk import WriteError, allocate, create, writing
 from fedmutual.models.stored import GLOBAL, save_model
 from fedmutual.results.errors import ResultsError
 from fedmutual.results.hold import hold
+from fedmutual.results.progress import PROGRESS
 from fedmutual.results.summary import DIRECTIONS, MEASURES, build_summary, summary_problem
 from fedmutual.settings.described import flat
 
@@ -324,6 +325,7 @@ class RunDirectory:
             reserve.unlink()
             atomic_write(self.path / SUMMARY, _encoded(f"{text}\n"))
         reserve.unlink(missing_ok=True)
+        (self.path / PROGRESS).unlink(missing_ok=True)
 
 
 def user_runs_dir() -> Path:

@@ -104,7 +104,7 @@ class LocalRun:
         self._display.status("starting the server and the clients")
         self._follow(history)
         summary = self._summary()
-        if (summary is None or summary.get("status") != "completed") and not self._verbose:
+        if not self._verbose:  # else it is there already
             self._superlink.save_log(self._run_id, self._log, self._wait)
         if summary is None:
             status, details = self._superlink.status(self._run_id, self._wait)

@@ -99,6 +99,8 @@ class Exchange:
         self._may_lose = getattr(grid, "may_lose", False)
         self._late: dict[str, _Late] = {}  # orders that are no longer waited for
         self.name_of: Callable[[int], str | None] = lambda node: None  # for the log
+        self.label: Callable[[list[Reply]], str] = lambda good: ""  # for the log, of good replies
+        self.watch: Callable[[list[int], int], None] = lambda open, answered: None  # called at every look
         self._nodes: set[int] = set()
         self._asked = -math.inf
 
@@ -160,14 +162,18 @@ class Exchange:
             if self._may_lose:
                 self._push_again([order for order in waiting if order.silent(self._clock(), silence)])
             self._pull({name: order for order in orders if order.reply is None for name in order.names})
-            answered = sum(order.reply is not None and order.reply.content is not None for order in orders)
+            replies = [order.reply for order in orders if order.reply is not None]
+            good = [reply for reply in replies if reply.content is not None]
+            answered = len(good)
             open_orders = [order for order in orders if order.reply is None]
+            self.watch([order.node for order in open_orders], answered)
             if not open_orders or self._clock() >= deadline or (enough is not None and answered >= enough):
                 break
             if self._clock() >= tell:
                 tell = self._clock() + NEXT_WORD
                 names = [self.name_of(order.node) or f"node {order.node}" for order in open_orders]
-                logger.info("%d of %d answered; waiting for %s", answered, len(orders), listed(names))
+                said = f"{self.label(good)}{answered} of {len(orders)} answered"
+                logger.info("%s, waiting for %s", said, listed(names))
             self._sleep(self.settings.poll_interval)
         for order in open_orders:
             self._leave_open(order, deadline)

@@ -113,6 +113,13 @@ def claimed_client(content: RecordDict) -> str | None:
     return cast(str, name) if _is_name(name) else None
 
 
+def claimed_accuracy(content: RecordDict) -> float | None:
+    """The validation accuracy in a report that is not checked yet; None where it has none."""
+    metrics = content.get(METRICS)
+    value = metrics.get("validation-accuracy") if isinstance(metrics, MetricRecord) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
 def attempt(read: Callable[[RecordDict], Report], content: RecordDict) -> tuple[Report | None, str]:
     """Read a reply; whatever it raises is the reason to reject it, and never ends a run."""
     try:
