@@ -1,16 +1,17 @@
-# Needs python >= 3.11 and make; everything else is installed into .venv from pyproject.toml.
+# Needs python >= 3.11 and make; everything else is installed into .venv, in the versions of requirements/.
 #   make run ARGS="partition=dirichlet partition.alpha=0.3"      make test      make lint      make docs      make clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+RUN_STAMP := $(VENV)/.run-stamp
 ARGS ?=
 
 .PHONY: run test check test-docker lint docs clean
 .DEFAULT_GOAL := run
 
-run: $(STAMP)
+run: $(RUN_STAMP)
 	$(BIN)/fedmutual run $(ARGS)
 
 test: lint
@@ -33,14 +34,23 @@ lint: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Installed anew when pyproject.toml changes; an interrupted installation leaves no stamp and is repeated.
-$(STAMP): pyproject.toml
+# Installed anew when the lists change; an interrupted installation leaves no stamp and is repeated.
+$(STAMP): requirements/dev.txt pyproject.toml
+	$(call install,dev)
+	touch $(RUN_STAMP) $@
+
+# What running needs, and no more.
+$(RUN_STAMP): requirements/run.txt pyproject.toml
+	$(call install,run)
+	touch $@
+
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "fedmutual needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
-	touch $@
+	requirements/install.sh $(VENV) $(1)
+endef
 
 clean:
 	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
