@@ -87,8 +87,8 @@ def test_the_source_archive_is_whole_and_clean(distributions: tuple[Path, Path])
 
 SOURCE_PARTS = {
     "fedmutual", "conf", "tests", "benchmarks", "docs", "docker", "examples", "notebooks", "requirements",
-    "server_app.py", "client_app.py", "pyproject.toml", "mkdocs.yml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md",
-    "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", ".gitignore", "PKG-INFO",
+    "server_app.py", "client_app.py", "pyproject.toml", "mkdocs.yml", "Makefile", "README.md", "LICENSE",
+    "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", ".gitignore", "PKG-INFO",
 }  # fmt: skip
 
 
