@@ -17,7 +17,7 @@ from rich.console import Console
 from scipy import stats
 
 from fedmutual.compare import tables
-from fedmutual.compare.outcome import Outcome, Point, curve
+from fedmutual.compare.outcome import Outcome, Point, _is_virtual, curve
 from fedmutual.compare.plan import Plan, PlannedRun
 from fedmutual.compare.plots import write_plots
 from fedmutual.compare.statistics import paired, paired_over_conditions, spread
@@ -215,6 +215,31 @@ def test_the_plots_are_drawn(study: tuple[Plan, list[Outcome]], tmp_path: Path) 
     assert {file.name for file in tmp_path.iterdir()} == names
     drawn = (tmp_path / "accuracy_by_bytes.svg").read_text()
     assert all(f"<!-- {text} -->" in drawn for text in ("ours", "theirs", "iid", "skewed"))
+
+
+def test_measured_and_virtual_seconds_are_never_in_one_plot(
+    study: tuple[Plan, list[Outcome]], tmp_path: Path
+) -> None:
+    plan, outcomes = study
+    virtual = [replace(outcome, virtual=outcome.run.variant == "ours") for outcome in outcomes]
+    write_plots(plan, virtual, tmp_path / "mixed")
+    names = ("accuracy_by_seconds.svg", "accuracy_by_virtual_seconds.svg")
+    measured, emulated = ((tmp_path / "mixed" / name).read_text() for name in names)
+    assert "<!-- theirs -->" in measured
+    assert "<!-- ours -->" not in measured
+    assert "<!-- ours -->" in emulated
+    assert "<!-- theirs -->" not in emulated
+    assert "emulated clock" in emulated
+    write_plots(plan, [replace(outcome, virtual=True) for outcome in outcomes], tmp_path / "one")
+    assert not (tmp_path / "one" / "accuracy_by_virtual_seconds.svg").exists()
+    assert "emulated clock" in (tmp_path / "one" / "accuracy_by_seconds.svg").read_text()
+
+
+def test_seconds_are_virtual_where_a_clock_is_emulated() -> None:
+    history = [line(1, "a", 0.5, clock=3.0)]
+    assert _is_virtual(history, {"emulation": {"clock": "auto"}})
+    assert not _is_virtual(history, {"emulation": {"clock": "wall"}})
+    assert not _is_virtual([line(1, "a", 0.5)], {"emulation": {"clock": "auto"}})
 
 
 def test_nothing_is_drawn_where_nothing_was_measured(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from local_grid import Played, play
 
 from fedmutual.cli import main
 from fedmutual.report import evidence, leave
-from fedmutual.report.comparison import differences
+from fedmutual.report.comparison import differences, repetitions
 from fedmutual.report.evidence import Evidence
 from fedmutual.report.page import render, write_report
 from fedmutual.report.recorded import RecordedRun, read_run, read_runs
@@ -221,6 +221,55 @@ def test_a_run_of_a_comparison_has_its_variants_name(tmp_path: Path) -> None:
         (folder / "config.yaml").write_text(json.dumps(CONFIG))
     names = [run.name for run in read_runs(folders)]
     assert names == ["fedavg-seed_0", f"mutual/{'0' * 16}", f"mutual/{'f' * 16}", "b"]
+
+
+def seed_of(seed: int, **config: Any) -> RecordedRun:
+    accuracies = {"unseen_accuracy": 0.5 + 0.1 * seed}
+    run = recorded([line | accuracies for line in lines()], name=f"run-{config}-{seed}")
+    changed = {**run.summary["config"], "seed": seed, **config}
+    return replace(run, summary={**run.summary, "config": changed, "seed": seed})
+
+
+def test_seeds_of_one_thing_are_one_curve_with_a_band() -> None:
+    runs = [seed_of(0), seed_of(1), seed_of(0, rounds=5), seed_of(2)]
+    groups = repetitions(runs)
+    assert {name: len(seeds) for name, seeds in groups.items()} == {
+        "mutual, rounds=2 (3 seeds)": 3, runs[2].name: 1,
+    }  # fmt: skip
+    page = render(runs)
+    drawn = Page(page)
+    assert drawn.says("mutual, rounds=2 (3 seeds)")
+    assert drawn.says("Line and band: mean and range over the seeds.")
+    assert page.index("<h2>Curves</h2>") < page.index("<h2>What differs</h2>")
+    titles = re.findall(r"<title>mutual, rounds=2 \(3 seeds\), round 3: ([\d.]+)</title>", page)
+    assert titles[0] == "60"  # of 50, 60 and 70 per cent
+    assert Page(render([seed_of(0, rounds=1), seed_of(0, rounds=2)])).says(runs[0].name) is False
+    assert "mean and range over the seeds" not in render(runs[1:3])
+
+
+def test_a_report_says_when_the_run_was() -> None:
+    run = recorded(lines())
+    dated = replace(run, summary={**run.summary, "date": "2026-01-31T12:05+01:00"})
+    assert Page(render([dated])).says("mutual, 2026-01-31 12:05+01:00")
+    assert not Page(render([run])).says("mutual, ")
+
+
+def test_which_client_knows_which_class() -> None:
+    confusions = {"client-0": np.array([[9, 1], [0, 0]]), "client-1": np.array([[5, 5], [1, 3]])}
+    run = recorded(lines(), evidence=Evidence(("cats", "dogs"), confusions))
+    page = render([run])
+    part = page.partition("Recall by class and client")[2].partition("<h2>")[0]
+    assert "on the shared unseen set" in part
+    cells = re.findall(r'<td style="--s:([\d.]+)">(\d*)</td>', part)
+    assert cells == [("0.900", "90"), ("0", ""), ("0.500", "50"), ("0.750", "75")]
+    own = [line | {"validation_recall": [1.0, 0.25]} for line in lines(1)]
+    part = render([recorded(own)]).partition("Recall by class and client")[2].partition("<h2>")[0]
+    assert "on its own held-out images" in part
+    assert re.findall(r"<th>(class \d)</th>", part) == ["class 0", "class 1"]
+    many = {"client-0": np.diag(np.arange(1, 61)) + np.eye(60, k=1, dtype=int)}
+    page = render([recorded(lines(1), evidence=Evidence(tuple(f"k{n}" for n in range(60)), many))])
+    assert "The 40 worst of 60 classes." in page
+    assert Page(render([recorded([])])).says("No client has said its recall of each class.")
 
 
 def test_damaged_files_are_named(played: Played, tmp_path: Path) -> None:

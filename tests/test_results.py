@@ -556,6 +556,7 @@ def test_summary_keeps_the_contract() -> None:
     assert summary == {
         "strategy": "mutual",
         "experiment": None,
+        "date": None,
         "seed": 7,
         "rounds": 2,
         "rounds_completed": 2,

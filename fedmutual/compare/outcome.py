@@ -62,6 +62,8 @@ class Outcome:
     image_passes : float or None
         Images that a client trained on, private and public, each time counted: mean over the clients. None:
         they did not say.
+    virtual : bool
+        The seconds are those of a virtual clock.
     """
 
     run: PlannedRun
@@ -75,6 +77,7 @@ class Outcome:
     curve: tuple[Point, ...] = field(default=())
     global_model: float | None = None
     image_passes: float | None = None
+    virtual: bool = False
 
     def price(self, threshold: float) -> Point | None:
         """The first moment at which the clients were, in the mean, as accurate as this; None: never."""
@@ -103,8 +106,15 @@ def read_outcome(run: PlannedRun, path: Path, reason: str = "") -> Outcome:
         down=summary["traffic"]["downlink_bytes"] / messages,
         seconds=_moments(history)[-1][1] if history else 0.0,
         image_passes=_image_passes(history),
+        virtual=_is_virtual(history, summary["config"]),
         curve=tuple(curve(history)),
     )
+
+
+def _is_virtual(history: Sequence[Record], config: Mapping[str, Any]) -> bool:
+    """Whether the seconds are those of an emulated clock; a study's runs have no other one in their lines."""
+    emulation = config.get("emulation") or {}
+    return any(line.get("clock") is not None for line in history) and emulation.get("clock") != "wall"
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

@@ -22,17 +22,28 @@ PRICES = {
     "round": "round",
     "bytes": "payload of a client so far, both ways (bytes)",
     "seconds": "seconds, clients side by side",
+    "virtual": "seconds of the emulated clock",
 }
 
 
 def write_plots(plan: Plan, outcomes: Sequence[Outcome], folder: Path) -> None:
     """Draw ``accuracy_by_round``, ``_bytes`` (logarithmic) and ``_seconds``, each as PNG and SVG.
 
+    Measured and virtual seconds are never in one plot: where a study has both, the virtual ones are in
+    ``accuracy_by_virtual_seconds``.
+
     Of a study whose runs measured nothing on the way (``evaluation.unseen_every=0``) the final points alone
     are drawn.
     """
-    for price in PRICES:
+    for price in ("round", "bytes"):
         save_figure(functools.partial(_figure, plan, outcomes, price), folder / f"accuracy_by_{price}")
+    measured = [outcome for outcome in outcomes if not outcome.virtual]
+    virtual = [outcome for outcome in outcomes if outcome.virtual]
+    mixed = any(outcome.curve for outcome in measured) and any(outcome.curve for outcome in virtual)
+    for seconds, name in ((measured, "seconds"), (virtual, "virtual_seconds" if mixed else "seconds")):
+        if any(outcome.curve for outcome in seconds):
+            draw = functools.partial(_figure, plan, seconds, "seconds")
+            save_figure(draw, folder / f"accuracy_by_{name}")
 
 
 def _figure(plan: Plan, outcomes: Sequence[Outcome], price: str) -> Figure | None:
@@ -51,7 +62,7 @@ def _figure(plan: Plan, outcomes: Sequence[Outcome], price: str) -> Figure | Non
     handles: dict[str, Any] = {}
     for axes, condition in zip(panels, filter(curves.__contains__, plan.conditions), strict=True):
         axes.set_title(condition or "Accuracy on the unseen set")
-        axes.set_xlabel(PRICES[price])
+        axes.set_xlabel(PRICES["virtual" if price == "seconds" and outcomes[0].virtual else price])
         axes.set_xscale("log" if price == "bytes" else "linear")
         for index, variant in enumerate(plan.variants):
             if variant in curves[condition]:

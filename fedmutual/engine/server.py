@@ -218,6 +218,7 @@ def _finish(
         public_data_bytes=_attempted("public_data.json", journal.public_bytes, 0),
         seconds=seconds,
         warnings=[*outcome.pop("remarks", []), *warnings],
+        date=_iso(time.time() - seconds["total"]),
         **outcome,
     )
     try:
@@ -226,6 +227,10 @@ def _finish(
         tracking.close(summary)
         write_plots(history, journal.path)
         leave_report(journal.path, summary)  # the last one, for which `fedmutual run` waits
+
+
+def _iso(moment: float) -> str:
+    return datetime.datetime.fromtimestamp(moment).astimezone().isoformat(timespec="minutes")
 
 
 def _attempted(what: str, call: Callable[[], Any], otherwise: Any) -> Any:

@@ -10,6 +10,7 @@ from fedmutual.results.diagnostics import Lines, number
 Record = Mapping[str, Any]
 Curve = dict[float, float]  # position on the round axis -> value
 Curves = dict[str, Curve]  # one per client
+Seeds = dict[str, list[Curve]]  # one per repetition
 
 # With more clients than this, single lines cannot be followed: quantiles over the clients replace them.
 MOST_LINES = 12

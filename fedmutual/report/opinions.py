@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedmutual.results.summary import natural_key
 MOST_CLASSES = 12  # in a matrix; beyond it a list of the most frequent mistakes is shorter
 MOST_MATRICES = 12
 LISTED = 8
+MOST_COLUMNS = 40  # classes beside each other
 
 Context = dict[str, Any]
 
@@ -51,6 +52,51 @@ def confusion_context(run: RecordedRun) -> Context:
             for name, matrix in matrices.items()
         ],
     }
+
+
+def recall_context(run: RecordedRun) -> Context:
+    """Which client knows which class: recall on the unseen set, else on each client's own held-out images."""
+    evidence = run.evidence
+    where, known = "the shared unseen set", {}
+    if evidence is not None:
+        known = {name: _recall(evidence.confusions[name]) for name in evidence.confusions}
+    if not known:
+        where = "its own held-out images"
+        clients = run.summary["clients"].items()
+        known = {
+            name: client["validation_recall"] for name, client in clients if client.get("validation_recall")
+        }
+    classes = evidence.classes if evidence is not None else ()
+    if not known or len({len(recall) for recall in known.values()}) != 1:
+        return {"missing": "No client has said its recall of each class."}
+    size = len(next(iter(known.values())))
+    heads = list(classes) if len(classes) == size else [f"class {number}" for number in range(size)]
+    note = f"Share of the images of a class that a client recognises, in per cent, on {where}."
+    names = sorted(known, key=natural_key)
+    chosen = list(range(size))
+    if size > MOST_COLUMNS:
+        means = [_mean(known[name][k] for name in names) for k in range(size)]
+        chosen = sorted(sorted(range(size), key=means.__getitem__)[:MOST_COLUMNS])
+        note += f" The {MOST_COLUMNS} worst of {size} classes."
+    return {
+        "note": note,
+        "heads": [heads[k] for k in chosen],
+        "rows": [(name, [_share(known[name][k]) for k in chosen]) for name in names],
+    }
+
+
+def _recall(matrix: NDArray[np.int64]) -> list[float | None]:
+    pairs = zip(np.diag(matrix).tolist(), matrix.sum(axis=1).tolist(), strict=True)
+    return [right / images if images else None for right, images in pairs]
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else 1.0
+
+
+def _share(value: float | None) -> tuple[str, str]:
+    return ("", "0") if value is None else (f"{100 * value:.0f}", f"{value:.3f}")
 
 
 def _accuracy(matrix: NDArray[np.int64]) -> float:

@@ -24,6 +24,7 @@ from fedmutual.report.curves import (
     Curve,
     Curves,
     Record,
+    Seeds,
     carried_on,
     closing_round,
     curves_of,
@@ -181,10 +182,18 @@ def draw_clients(axes: Axes, curves: Curves, clients: Sequence[str], teeth: bool
         axes.plot(*_xy(mean), color=BLACK, linewidth=2.2, linestyle="--", label="mean", zorder=4)
 
 
-def draw_lines(axes: Axes, curves: Curves) -> None:
-    """Draw a line per name, in the order of the colours."""
-    for index, (name, curve) in enumerate(curves.items()):
-        draw_line(axes, curve, index, label=name)
+def draw_seeds(axes: Axes, curves: Seeds) -> None:
+    """Draw a line per name, in the order of the colours: of several repetitions their mean, in a band."""
+    for index, (name, seeds) in enumerate(curves.items()):
+        positions = sorted(set.intersection(*(set(curve) for curve in seeds)))
+        values = np.array([[curve[x] for x in positions] for curve in seeds])
+        if not positions:
+            continue
+        draw_line(axes, dict(zip(positions, values.mean(0).tolist(), strict=True)), index, label=name)
+        if len(seeds) > 1:
+            edges = values.min(0), values.max(0)
+            colour = COLOURS[index % len(COLOURS)]
+            axes.fill_between(positions, *edges, color=colour, linewidth=0, alpha=0.18)
 
 
 def draw_line(axes: Axes, curve: Curve, index: int, **style: Any) -> None:

@@ -13,7 +13,13 @@ from typing import Any
 from fedmutual.report.curves import MOST_LINES, closing_round, curves_of, saw, traffic
 from fedmutual.report.inline import MEAN, Draw, legend, look, panel
 from fedmutual.report.leaks import leak_rows
-from fedmutual.report.opinions import agreement_context, confusion_context, disputed_context, mistakes_context
+from fedmutual.report.opinions import (
+    agreement_context,
+    confusion_context,
+    disputed_context,
+    mistakes_context,
+    recall_context,
+)
 from fedmutual.report.plots import draw_clients, draw_traffic
 from fedmutual.report.recorded import RecordedRun
 from fedmutual.report.tables import MEASURES, WAYS, client_rows, human_bytes, percent, total_rows
@@ -42,7 +48,9 @@ def run_context(run: RecordedRun) -> Context:
         "lacking": lacking(run.history),
         "legend": _legend(clients),
         "charts": _charts(run.name, run.history, clients),
+        "date": (summary.get("date") or "").replace("T", " "),
         "confusion": confusion_context(run),
+        "recall": recall_context(run),
         "agreement": agreement_context(run.evidence),
         "mistakes": mistakes_context(run.evidence),
         "disputed": disputed_context(run.evidence),

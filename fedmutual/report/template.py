@@ -69,6 +69,9 @@ TEMPLATE = """\
       </tbody>
     </table>
   </div>
+  <h2>Curves</h2>
+  {{ legend(together.legend) }}
+  {{ charts(together.charts) }}
   <h2>What differs</h2>
   {%- if together.differences %}
   <div class="card scroll">
@@ -84,16 +87,13 @@ TEMPLATE = """\
   {%- else %}
   <p class="note missing">No setting differs: these are repetitions.</p>
   {%- endif %}
-  <h2>Curves</h2>
-  {{ legend(together.legend) }}
-  {{ charts(together.charts) }}
 </section>
 {%- endif %}
 {%- for run in runs %}
 <article class="run" id="run-{{ loop.index }}">
   <header>
     <h1>{{ run.name }} <span class="badge {{ run.summary.status }}">{{ run.summary.status }}</span></h1>
-    <p class="soft">{{ run.summary.strategy }}{% if run.summary.experiment %}, experiment {{ run.summary.experiment }}{% endif %}</p>
+    <p class="soft">{{ run.summary.strategy }}{% if run.summary.experiment %}, experiment {{ run.summary.experiment }}{% endif %}{% if run.date %}, {{ run.date }}{% endif %}</p>
   </header>
   {%- if runs | length == 1 %}
   <p class="note">{{ run.verdict }}</p>
@@ -171,6 +171,11 @@ TEMPLATE = """\
     </section>
     {%- endfor %}
   </div>
+  {%- endif %}
+
+  {{ head("Recall by class and client", run.recall) }}
+  {%- if "rows" in run.recall %}
+  <div class="card scroll">{{ heat(run.recall.heads, run.recall.rows, true) }}</div>
   {%- endif %}
 
   {{ head("Unseen images predicted wrong", run.mistakes) }}

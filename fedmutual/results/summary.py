@@ -52,6 +52,7 @@ def build_summary(
     seconds: Mapping[str, float] | None = None,
     warnings: Sequence[str] = (),
     versions: Mapping[str, str] | None = None,
+    date: str | None = None,
 ) -> dict[str, Any]:
     """Assemble the summary of a run; its keys are a contract that others read.
 
@@ -74,6 +75,8 @@ def build_summary(
         Bytes of public images that the server sent, all clients.
     seconds : Mapping[str, float] | None
         total, startup, training; what is missing is 0.
+    date : str | None
+        When the run, or its last part, began, ISO 8601 with the time zone; None: not known.
 
     Raises
     ------
@@ -90,6 +93,7 @@ def build_summary(
     return {
         "strategy": settings["strategy"]["name"],
         "experiment": settings.get("experiment_name"),
+        "date": date,
         "seed": settings["seed"],
         "rounds": settings["rounds"],
         "rounds_completed": _rounds_completed(history),
