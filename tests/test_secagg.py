@@ -524,9 +524,11 @@ def test_a_run_ends_where_the_plain_one_does(secure: Played, tmp_path: Path) -> 
 
 def test_no_report_correlates_with_its_predictions_and_the_sum_is_the_plain_one(captured: Captured) -> None:
     parts = {who: unpack(part) for who, part in masked_parts(captured.played).items()}
-    assert len(parts) == 9
+    assert len(parts) == 9 + 3
     summed = Summed(True, FLOOR)
     for who, part in parts.items():
+        if who[1] == 4:  # of the unseen images
+            continue
         odds = captured.predictions[who] @ np.array([-1, 1])
         assert abs(np.corrcoef(odds, part)[0, 1]) < 0.65  # 5 standard errors of 60 images
     for round in (1, 2, 3):
@@ -534,6 +536,25 @@ def test_no_report_correlates_with_its_predictions_and_the_sum_is_the_plain_one(
         mean = summed.decode(added([parts[who] for who in together]), 3, 2)
         plain = np.mean([captured.predictions[who] @ np.array([-1, 1]) for who in together], axis=0)
         assert np.abs(mean @ np.array([-1, 1]) - plain).max() < 5e-3  # float16, as in a plain run
+
+
+def test_the_server_measures_the_ensemble_and_no_client_of_it(secure: Played, tmp_path: Path) -> None:
+    """The sum of the closing predictions is that of a run whose server sees each client's."""
+    plain = play(tmp_path / "plain", *SECURE, "privacy.secagg=false")
+    found, other = (played.summary["unseen"] for played in (secure, plain))
+    assert found["ensemble_accuracy"] == pytest.approx(other["ensemble_accuracy"], abs=0.026)  # an image
+    parts = [part for (_, round), part in masked_parts(secure).items() if round == 4]
+    assert [len(part) for part in parts] == [40 * 3] * 3
+
+
+def test_without_a_client_there_is_no_ensemble(tmp_path: Path) -> None:
+    def dies(node: int, order: Message) -> None:
+        if trains(order) and read_order(order.content).closing and node == 1001:
+            raise RuntimeError("killed")
+
+    played = play(tmp_path / "run", *SECURE, "rounds=1", "exchange.min_clients=2", before=dies)
+    assert played.error is None
+    assert played.summary["unseen"]["ensemble_accuracy"] is None
 
 
 def test_nothing_else_leaves_in_the_clear(secure: Played) -> None:

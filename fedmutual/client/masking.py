@@ -26,7 +26,7 @@ import numpy as np
 from fedmutual.client.state import StateError
 from fedmutual.files.atomic import atomic_write
 from fedmutual.learning.consensus import as_target
-from fedmutual.learning.ring import RingArray, Summed, WideArray
+from fedmutual.learning.ring import RingArray, Summed, WideArray, ensemble_of
 from fedmutual.settings import ClientsSettings, Settings, SettingsError
 from fedmutual.settings.at_site import listed, says_true
 from fedmutual.settings.schema import LEAST_SUMMED
@@ -175,19 +175,26 @@ class Masking:
     def hide(self, report: Report, order: Order) -> Report:
         """Return the report with its predictions masked, or without any where they are not added up.
 
+        In answer to a closing order these are the predictions of the unseen images.
+
         Raises
         ------
         StateError
             The round's predictions are not those that were sent before: the state is an older one.
         """
-        none = np.zeros((0, order.num_classes), np.float32)
-        if order.closing:
-            return replace(report, predictions=none, unseen_predictions=None)
-        cohort, promise = self._cohort(order), self._promise()
-        if cohort is None:
-            return replace(report, predictions=none, masked=b"", model=None)
+        bare = replace(
+            report,
+            predictions=np.zeros((0, order.num_classes), np.float32),
+            unseen_predictions=None,
+            model=None,
+        )
+        cohort, promise, unseen = self._cohort(order), self._promise(), report.unseen_predictions
+        if cohort is None or (order.closing and unseen is None):
+            return replace(bare, masked=b"")
         values: RingArray | WideArray
-        if self._summed is None:
+        if unseen is not None:
+            values, width = ensemble_of(order.floor).encode(unseen, len(cohort.names)), NUMBER_BYTES
+        elif self._summed is None:
             values, width = _whole(report), WIDE_BYTES
         else:
             values, width = self._summed.encode(_said(report, order), len(cohort.names)), NUMBER_BYTES
@@ -200,12 +207,12 @@ class Masking:
                 "second answer would give both away: this client takes part again in the next round"
             )
         self._keep(replace(promise, sent=sent))
-        return replace(report, predictions=none, masked=data, model=None)
+        return replace(bare, masked=data)
 
     def _cohort(self, order: Order) -> Cohort | None:
         """The cohort of an order that this site is a member of."""
         cohort = order.cohort
-        return None if order.closing or cohort is None or self._name not in cohort.names else cohort
+        return None if cohort is None or self._name not in cohort.names else cohort
 
     def _check(self, cohort: Cohort, promise: Promise) -> None:
         members = cohort.members

@@ -76,6 +76,7 @@ class Arriving:
         self.run = run
         self.journal = journal
         self.unseen_predictions: dict[str, FloatArray] = {}
+        self.joint: FloatArray | None = None  # only of a sum of rounds
         self.arrivals = 0
         self.delivered = 0
         self.participants = Participants(settings.emulation.speeds, Names(settings.clients))

@@ -57,6 +57,8 @@ class Rounds:
     ----------
     unseen_predictions : dict[str, float32 [u, C]]
         Log-probabilities of the unseen set by client, from the closing reports.
+    joint : float32 [u, C] or None
+        The ensemble's, where the clients' own are hidden (privacy.secagg).
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Rounds:
             settings.exchange.min_clients, settings.participation, settings.seed, Names(settings.clients)
         )
         self.unseen_predictions: dict[str, FloatArray] = {}
+        self.joint: FloatArray | None = None
         self._rounds_done = 0
         self._progress = Progress(None if journal is None else journal.path, settings.rounds)
         self._validation: list[float] = []  # accuracies of the last round, for the log
@@ -193,7 +196,7 @@ class Rounds:
         """Accept valid reports, reject invalid ones, and record both."""
         unseen, strategy = self.shared.unseen, self.strategy
         samples = 0 if closing else len(strategy.indices(current))
-        masked = None if closing or self._secure is None else self._secure.masked_bytes(samples)
+        masked = None if self._secure is None else self._secure.masked_bytes(samples, closing=closing)
         expected = Expected(
             round=current,
             public_digest=self.shared.public.digest,
@@ -214,6 +217,8 @@ class Rounds:
                 self.unseen_predictions = {
                     n: r.unseen_predictions for n, r in reports.items() if r.unseen_predictions is not None
                 }
+                if self._secure is not None:
+                    self.joint = self._secure.ensemble(reports, strategy.floor)
                 if self._recorder is not None:
                     self._recorder.close(self.unseen_predictions)
             else:

@@ -21,10 +21,10 @@ import numpy as np
 from fedmutual.data.site import SharedData
 from fedmutual.engine.roster import Roster
 from fedmutual.learning.gaussian import epsilon_of, multiplier_for
-from fedmutual.learning.ring import MOST_CLIENTS, Summed, WideArray
+from fedmutual.learning.ring import MOST_CLIENTS, Summed, WideArray, ensemble_of
 from fedmutual.settings import Settings
 from fedmutual.settings.schema import LEAST_SUMMED
-from fedmutual.wire.codec import MessageError
+from fedmutual.wire.codec import FloatArray, MessageError
 from fedmutual.wire.exchange import Exchange, ExchangeError, messages_to
 from fedmutual.wire.key_question import MESSAGE_TYPE, key_question, read_key
 from fedmutual.wire.masks import NUMBER_BYTES, WIDE_BYTES, Cohort, added, unpack
@@ -54,6 +54,7 @@ class Cohorts:
 
     def __init__(self, settings: Settings, shared: SharedData) -> None:
         self._labelled = settings.public.labelled
+        self._num_unseen = 0 if shared.unseen is None else len(shared.unseen)
         self._num_classes = len(shared.classes)
         self._digest = shared.public.digest
         self._keys: dict[str, bytes] = {}  # of the members of the next round's cohort
@@ -159,11 +160,13 @@ class SecureSum(Cohorts):
             order = replace(order, target_indices=known, log_targets=None, target_entropies=None)
         elif self._summed.without_own and client in self._counted:
             order = replace(order, own_share=1 / len(self._counted))
-        return order if order.closing else replace(order, cohort=self._cohort())
+        if order.closing and not self._num_unseen:
+            return order
+        return replace(order, cohort=self._cohort())
 
-    def masked_bytes(self, samples: int) -> int:
+    def masked_bytes(self, samples: int, *, closing: bool) -> int:
         """Return the size of a masked part."""
-        return samples * (self._num_classes - 1) * NUMBER_BYTES
+        return (self._num_unseen if closing else samples) * (self._num_classes - 1) * NUMBER_BYTES
 
     def add_up(self, round: int, reports: Mapping[str, Report]) -> dict[str, Report]:
         """Return the report of the mean of the cohort; nothing where somebody is missing."""
@@ -172,6 +175,15 @@ class SecureSum(Cohorts):
             return {}
         mean = self._summed.decode(total, len(self._counted), self._num_classes)
         return {SUM: Report(SUM, round, self._digest, "", mean)}
+
+    def ensemble(self, reports: Mapping[str, Report], floor: float) -> FloatArray | None:
+        """Return the mean of the cohort's predictions of the unseen images; None where one is missing."""
+        names = self._cohort().names
+        parts = [reports[name].masked for name in names if name in reports]
+        if not self._num_unseen or len(parts) < len(names) or not all(parts):
+            return None
+        total = added([unpack(part) for part in parts if part])
+        return ensemble_of(floor).decode(total, len(names), self._num_classes)
 
 
 class SumOnce(Cohorts):
@@ -197,9 +209,9 @@ class SumOnce(Cohorts):
         """Return a client's order with the cohort, until there is a sum."""
         return order if order.closing or self._counted else replace(order, cohort=self._cohort())
 
-    def masked_bytes(self, samples: int) -> int:
+    def masked_bytes(self, samples: int, *, closing: bool) -> int:
         """Return the size of a masked part."""
-        return 0 if self._counted else self._numbers * self.width
+        return 0 if closing or self._counted else self._numbers * self.width
 
     def add_up(self, round: int, reports: Mapping[str, Report]) -> dict[str, Report]:
         """Return the report of the cohort's sum, with how many it is of; without one as they are."""
@@ -221,6 +233,10 @@ class SumOnce(Cohorts):
         """Continue from what :meth:`as_dict` returned."""
         super().restore(saved)
         self._absent = set(saved["absent"])
+
+    def ensemble(self, reports: Mapping[str, Report], floor: float) -> FloatArray | None:
+        """Return None: nothing is sent of listeners."""
+        return None
 
     def _miss(self, round: int, missing: list[str]) -> None:
         """Ask the same cohort again; without those who were missing twice, if the budget pays for it."""

@@ -154,9 +154,14 @@ def _run_name(path: Path) -> str:
 
 
 def _ensemble(engine: Rounds | Arriving, shared: SharedData, settings: Settings) -> dict[str, Any] | None:
-    """Evaluate the mean-logit ensemble of the honest clients that answered the closing order."""
+    """Evaluate the mean-logit ensemble of the honest clients that answered the closing order.
+
+    Of a sum it is of all of them: no one can be left out.
+    """
     hostile = settings.attack.clients
     said = [values for name, values in engine.unseen_predictions.items() if name not in hostile]
+    if engine.joint is not None:
+        said = [engine.joint]
     if not said or shared.unseen is None:
         return None
     import torch
