@@ -20,7 +20,7 @@ from flwr.common.config import parse_config_args
 
 from fedmutual.cli import main
 from fedmutual.provision.keys import load_authority, make_site_key
-from fedmutual.provision.kits import provision
+from fedmutual.provision.kits import label_of, provision
 from fedmutual.provision.project import EXAMPLE, OWNER_KEYS, Project, ProjectError, Site, read_project
 from fedmutual.settings.at_site import check_overrides
 from fedmutual.settings.compose import compose, run_config_overrides
@@ -113,11 +113,11 @@ def test_again_changes_nothing_and_a_new_site_only_adds(tmp_path: Path) -> None:
     assert written(tmp_path) == before
     outcome = provision(project("clinic-a", "clinic-b"), tmp_path)
     assert outcome.folders == {
-        "clinic-a": "unchanged", "clinic-b": "new", "server": "changed: run.toml",
+        "clinic-a": "unchanged", "clinic-b": "new", "server": "changed: run.toml, kustomization.yaml",
     }  # fmt: skip
     after = written(tmp_path)
     changed = {name for name, content in before.items() if after[name] != content}
-    assert changed == {"server/run.toml"}
+    assert changed == {"server/run.toml", "server/kustomization.yaml"}
     assert "server/sites/clinic-b.pub" in after
 
 
@@ -377,3 +377,99 @@ def test_units_and_containers_run_the_same_command(kits: Path) -> None:
     unit = line.split("flower-supernode ")[1].split()
     container = services(kits / "clinic-a/compose.yaml")["supernode"]["command"][7:]
     assert {f"{a}={b}" for a, b in zip(unit[::2], unit[1::2], strict=True)} == set(container)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Kubernetes
+
+
+def manifests(folder: Path) -> list[dict[str, Any]]:
+    """What ``kubectl apply -k`` would send; without kubectl, the manifest alone."""
+    if not shutil.which("kubectl"):
+        return list(yaml.safe_load_all((folder / "kubernetes.yaml").read_text()))
+    made = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    return list(yaml.safe_load_all(made.stdout))
+
+
+def pods(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name of a StatefulSet or Deployment -> the specification of its pod."""
+    made = [manifest for manifest in manifests(folder) if "template" in manifest.get("spec", {})]
+    return {manifest["metadata"]["name"]: manifest["spec"]["template"]["spec"] for manifest in made}
+
+
+@pytest.mark.parametrize("name", ["server", "clinic-a"])
+def test_the_manifests_are_valid(name: str, kits: Path) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    found = manifests(kits / name)
+    assert {"StatefulSet"} <= {manifest["kind"] for manifest in found}
+    for manifest in found:
+        validator.validate(manifest, validator.latest_version(), strict=True)
+    wrong = next(manifest for manifest in found if manifest["kind"] == "StatefulSet")
+    wrong["spec"]["replica"] = wrong["spec"].pop("replicas")
+    with pytest.raises(validator.ValidationError):
+        validator.validate(wrong, validator.latest_version(), strict=True)
+
+
+def test_kubernetes_and_compose_run_the_same_commands(kits: Path) -> None:
+    (site,) = pods(kits / "clinic-a").values()
+    container = services(kits / "clinic-a/compose.yaml")["supernode"]
+    assert site["containers"][0]["command"] == container["command"]
+    server = services(kits / "server/compose.yaml")
+    made = {c["name"]: c["command"] for pod in pods(kits / "server").values() for c in pod["containers"]}
+    assert {name: made[name] for name in ("superlink", "superexec", "gateway")} == {
+        name: server[name]["command"] for name in ("superlink", "superexec", "gateway")
+    }
+
+
+def test_no_pod_has_more_rights_or_secrets_than_it_needs(kits: Path) -> None:
+    found = pods(kits / "server") | pods(kits / "clinic-a")
+    secrets = {}
+    for pod in found.values():
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+            }  # fmt: skip
+            mounted = {mount["name"] for mount in container["volumeMounts"]}
+            volumes = [volume for volume in pod["volumes"] if volume["name"] in mounted]
+            given = [v["secret"]["secretName"] for v in volumes if "secret" in v]
+            given += [s["secret"]["name"] for v in volumes for s in v.get("projected", {}).get("sources", [])]
+            # kubectl adds a digest to each name
+            secrets[container["name"]] = {re.sub("-[a-z0-9]{10}$", "", secret) for secret in given}
+    assert secrets == {
+        "superlink": {"fedmutual-ca", "fedmutual-certificate", "fedmutual-superexec"},
+        "superexec": {"fedmutual-superexec"},
+        "gateway": {"fedmutual-ca", "fedmutual-certificate"},
+        "commands": {"fedmutual-ca"},
+        "supernode": {"fedmutual-clinic-a-secrets"},
+    }
+
+
+def test_only_the_server_s_own_pods_reach_the_superlink(kits: Path) -> None:
+    found = [manifest for manifest in manifests(kits / "server") if manifest["kind"] == "NetworkPolicy"]
+    policies = {manifest["metadata"]["name"]: manifest["spec"] for manifest in found}
+    (rule,) = policies["fedmutual-superlink"]["ingress"]
+    (source,) = rule["from"]
+    allowed = source["podSelector"]["matchExpressions"][1]["values"]
+    assert allowed == ["gateway", "superexec"]
+    exposed = [m for m in manifests(kits / "server") if m["kind"] == "Service" and m["spec"].get("type")]
+    assert [m["spec"]["selector"]["app.kubernetes.io/component"] for m in exposed] == ["gateway"]
+
+
+def test_a_name_becomes_one_that_kubernetes_takes() -> None:
+    assert label_of("Klinik_A.2") == "fedmutual-klinik-a-2"
+    assert len(label_of("x" * 64)) <= 52
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx (apt install nginx-light)")
+@pytest.mark.parametrize("name", ["gateway.conf", "kubernetes.gateway.conf", "systemd/gateway.conf"])
+def test_nginx_accepts_the_gateways(name: str, kits: Path, tmp_path: Path) -> None:
+    text = (kits / "server" / name).read_text().replace("/tmp/", f"{tmp_path}/")
+    text = text.replace(SECRETS, str(kits / "server/secrets")).replace("superlink:8000", "127.0.0.1:8000")
+    (tmp_path / "gateway.conf").write_text(text)
+    command = ["nginx", "-t", "-e", str(tmp_path / "error.log"), "-c", str(tmp_path / "gateway.conf")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("listen 8000" in text) == (name != "systemd/gateway.conf")

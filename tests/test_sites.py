@@ -134,6 +134,19 @@ def test_the_named_site_is_removed_and_no_other(registry: Registry, keys: dict[s
         remove(superlink, registry, "clinic-b", yes)
 
 
+def test_a_registry_that_cannot_be_written_is_said(
+    registry: Registry, keys: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Registry, name: str) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Registry, "drop", refuse)
+    superlink = FakeSuperLink(node("clinic-a", keys["clinic-a"]))
+    said = remove(superlink, registry, "clinic-a", yes)
+    assert "still lists it (Read-only file system): take it out of the project" in said
+    assert superlink.names == [("clinic-a", REMOVED)]
+
+
 def test_a_removed_key_cannot_come_back(registry: Registry, keys: dict[str, bytes]) -> None:
     superlink = FakeSuperLink(node("clinic-a", keys["clinic-a"], REMOVED))
     with pytest.raises(SiteError, match=r"was removed, and Flower never takes such a key again.*provision"):

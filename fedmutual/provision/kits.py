@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,10 @@ AUTHORITY, SERVER = "authority", "server"
 HOME = "/var/lib/fedmutual"
 INSTALLED = "/etc/fedmutual"  # where secrets and settings are in a container and on a machine with systemd
 SUPERLINK_PORT = 8000
+_SITE_FILES = (
+    "site.toml", "compose.yaml", "compose.gpu.yaml", "fedmutual-site.service", "kustomization.yaml",
+    "kubernetes.yaml", "README.md",
+)  # fmt: skip
 _UNITS = ("fedmutual-superlink.service", "fedmutual-superexec.service", "fedmutual-gateway.service")
 
 
@@ -189,6 +194,7 @@ def _write_site(
     folder = site.name
     values = {
         "name": site.name,
+        "label": label_of(site.name),
         "data": site.data,
         "address": project.address,
         "image": project.image,
@@ -199,7 +205,7 @@ def _write_site(
     writer.write(f"{folder}/secrets/ca.crt", authority.certificate_pem)
     if project.trusted:
         writer.write(f"{folder}/secrets/trusted.yaml", as_yaml(project.trusted))
-    for name in ("site.toml", "compose.yaml", "compose.gpu.yaml", "fedmutual-site.service", "README.md"):
+    for name in _SITE_FILES:
         writer.render(f"{folder}/{name}", f"site/{name}", values)
     writer.render(f"{folder}/.env", "site/env", values)
     writer.render(f"{folder}/compose.sh", "compose.sh", {}, executable=True)
@@ -246,7 +252,7 @@ def _write_server(writer: _Writer, project: Project, authority: Authority, overr
         )
     if writer.read(f"{secrets}/superexec.secret") is None:
         writer.write(f"{secrets}/superexec.secret", make_secret())
-    values = {
+    values: dict[str, Any] = {
         "address": project.address,
         "image": project.image,
         "port": project.port,
@@ -254,16 +260,22 @@ def _write_server(writer: _Writer, project: Project, authority: Authority, overr
         "root": _root(project),
         "overrides": json.dumps(shlex.join(overrides)),
     }
-    docker = {"docker": True, "port": 8443, "superlink": f"superlink:{SUPERLINK_PORT}"}
-    local = {"docker": False, "port": project.port, "superlink": f"127.0.0.1:{SUPERLINK_PORT}"}
+    superlink = f"superlink:{SUPERLINK_PORT}"
+    docker = {"docker": True, "inner": True, "upstream": "", "port": 8443, "superlink": superlink}
+    cluster = docker | {"docker": False, "upstream": superlink, "superlink": "fedmutual_superlink"}
+    local = docker | {"docker": False, "inner": False, "port": project.port}
+    local["superlink"] = f"127.0.0.1:{SUPERLINK_PORT}"
     writer.render(f"{SERVER}/compose.yaml", "server/compose.yaml", values)
     writer.render(f"{SERVER}/.env", "server/env", values)
     writer.render(f"{SERVER}/compose.sh", "compose.sh", {}, executable=True)
     writer.render(f"{SERVER}/gateway.conf", "server/gateway.conf", docker)
+    writer.render(f"{SERVER}/kubernetes.gateway.conf", "server/gateway.conf", cluster)
     writer.render(f"{SERVER}/systemd/gateway.conf", "server/gateway.conf", local)
     writer.render(f"{SERVER}/flower.toml", "server/flower.toml", docker)
     writer.render(f"{SERVER}/systemd/flower.toml", "server/flower.toml", local)
-    for name in ("run.toml", "README.md"):
+    registered = sorted(path.stem for path in (writer.output / SERVER / "sites").glob("*.pub"))
+    values["names"] = sorted({*registered, *(site.name for site in project.sites)})
+    for name in ("run.toml", "kustomization.yaml", "kubernetes.yaml", "README.md"):
         writer.render(f"{SERVER}/{name}", f"server/{name}", values)
     for name in _UNITS:
         writer.render(f"{SERVER}/systemd/{name}", f"server/{name}", values)
@@ -308,6 +320,12 @@ def _register(folder: Path, public: Mapping[str, bytes], outcome: Outcome) -> No
         outcome.remarks.append(
             f"{name} is not in the project: if it is to leave, `fedmutual site remove {name}` on the server"
         )
+
+
+def label_of(name: str) -> str:
+    """Return a site's name as Kubernetes takes it: at most 40 lower-case letters, digits and hyphens."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40].strip("-")
+    return f"fedmutual-{plain}"
 
 
 def as_toml(values: Mapping[str, Any]) -> str:

@@ -93,9 +93,13 @@ def remove(
         return ""
     for node in mine:
         superlink.unregister(node.id)
-    registry.drop(name)
     removed = ", ".join(f"node {node.id} with the key {node.fingerprint}" for node in mine)
-    return f"{name} removed: {removed or 'it was not registered'}"
+    said = f"{name} removed: {removed or 'it was not registered'}"
+    try:
+        registry.drop(name)
+    except OSError as error:  # it is mounted read-only
+        return f"{said}; {registry.folder} still lists it ({error.strerror}): take it out of the project"
+    return said
 
 
 def _key(registry: Registry, name: str, key: Path | None) -> bytes:
