@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -68,3 +71,21 @@ def test_the_image_installs_only_what_has_a_known_hash() -> None:
     assert "FROM ${PYTHON_IMAGE}" in text  # which can be fixed by its digest
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {f"!docker/{lock}" for lock in LOCKS} <= set(ignored)
+
+
+def test_the_image_has_the_command(tmp_path: Path) -> None:
+    command = DOCKER / "fedmutual"
+    assert os.access(command, os.X_OK)
+    text = (DOCKER / "Dockerfile").read_text()
+    copied = [line.split()[1:] for line in text.splitlines() if line.startswith("COPY docker/")]
+    assert ["docker/fedmutual", "/opt/venv/bin/fedmutual"] in copied
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    for source in (name for line in copied for name in line[:-1]):
+        assert f"!{source}" in ignored
+    here = tmp_path / "fedmutual"  # as in the image, but with this interpreter and checkout
+    script = command.read_text().replace("/opt/venv/bin/python", sys.executable)
+    here.write_text(script.replace('"/app"', repr(str(ROOT))))
+    here.chmod(0o755)
+    done = subprocess.run([here, "provision", "--example"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("# One project")

@@ -109,8 +109,11 @@ class Link:
         if code == _KNOWN_KEY:
             return f"{self.private_key} is registered"
         if code == _UNKNOWN_KEY:
+            names = (f"{self.private_key.name}.pub", self.private_key.with_suffix(".pub").name)
+            public = next((n for n in names if self.private_key.with_name(n).exists()), names[0])
             remedy = (
-                f"register it at the server: flwr supernode register {self.private_key.name}.pub <connection>"
+                f"register it at the server: fedmutual site add NAME --key {public}, or "
+                f"flwr supernode register {public} <connection>"
             )
             raise CheckError(f"the SuperLink does not know {self.private_key}", remedy)
         remedy = "check the clock, and that the SuperLink was started with --enable-supernode-auth"
