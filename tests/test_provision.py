@@ -175,7 +175,8 @@ def test_a_site_s_own_key_and_signers_that_it_trusts(tmp_path: Path) -> None:
     (tmp_path / "own.pub").write_bytes(public)
     signer = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKEz"
     own = Site("clinic-a", public_key=tmp_path / "own.pub")
-    provision(Project(("10.0.0.1",), (own,), trusted={"fpk_us": signer}), tmp_path / "kits")
+    outcome = provision(Project(("10.0.0.1",), (own,), trusted={"fpk_us": signer}), tmp_path / "kits")
+    assert "only apps that fpk_us has signed" in outcome.remarks[0]
     kit = tmp_path / "kits/clinic-a"
     assert not (kit / "secrets/clinic-a.key").exists()
     assert (kit / "secrets/clinic-a.pub").read_bytes() == public.replace(b"elsewhere", b"clinic-a")
@@ -215,6 +216,7 @@ GOOD = {"server": {"host": "server.example"}, "sites": [{"name": "clinic-a"}]}
         ({"sites": [{"name": "a", "settings": {"data-dir": "/x"}}]}, "write it as the site's data"),
         ({"sites": [{"name": "a", "public-key": "no.pub"}]}, "no.pub is no file"),
         ({"settings": {"secagg-min-clients": True}}, "True is not a whole number"),
+        ({"secagg": True}, "secagg: sums are of at least 3 sites, and there are 1"),
         ({"secagg": "on"}, "secagg: on is neither true nor false"),
         ({"run": "rounds=3"}, "run: write the settings as a list"),
         ({"run": ["strategy=mutal"]}, "run: strategy: 'mutal' is none of"),

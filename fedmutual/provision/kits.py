@@ -91,6 +91,11 @@ def provision(project: Project, output: Path) -> Outcome:
         overrides.append(f"clients.allowed=[{','.join(allowed)}]")
     _write_server(writer, project, authority, overrides)
     _register(output / SERVER / "sites", public, outcome)
+    if project.trusted:
+        outcome.remarks.append(
+            f"the sites execute only apps that {', '.join(project.trusted)} has signed: publish the app and "
+            "start that one, not /app (docs/site-owner.md, Pin the app)"
+        )
     writer.close()
     return outcome
 

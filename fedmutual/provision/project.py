@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 import fedmutual
 from fedmutual.logs import brief
 from fedmutual.settings.identity import CLIENT_NAME
+from fedmutual.settings.schema import LEAST_SUMMED
 
 EXAMPLE = """\
 # One project: a server and the sites that learn together. `fedmutual provision project.yaml` makes the
@@ -162,6 +163,9 @@ def _project(content: Any, folder: Path) -> Project:
         raise ProjectError("sites: list at least one site, as `- name: clinic-a`")
     sites = tuple(_site(f"sites[{number}]", entry, common, folder) for number, entry in enumerate(entries))
     _distinct([site.name for site in sites])
+    secagg = _flag("secagg", top.get("secagg", False))
+    if secagg and len(sites) < LEAST_SUMMED:
+        raise ProjectError(f"secagg: sums are of at least {LEAST_SUMMED} sites, and there are {len(sites)}")
     optional = {"data": _folder("server.data", server["data"])} if server.get("data") else {}
     if "image" in top:
         optional["image"] = _text("image", top["image"])
@@ -173,7 +177,7 @@ def _project(content: Any, folder: Path) -> Project:
         trusted={
             str(k): _text(f"trusted.{k}", v) for k, v in _mapping("trusted", top.get("trusted", {})).items()
         },
-        secagg=_flag("secagg", top.get("secagg", False)),
+        secagg=secagg,
         run=_run(top.get("run", [])),
         **optional,
     )
