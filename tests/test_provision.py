@@ -144,6 +144,12 @@ def test_a_certificate_for_another_name_is_said(tmp_path: Path) -> None:
     assert "not for new.example: move" in remark
 
 
+def test_a_certificate_that_ends_soon_is_said(tmp_path: Path) -> None:
+    short = Project(("server.example",), (Site("clinic-a"),), days=20)
+    (remark,) = provision(short, tmp_path).remarks
+    assert re.search(r"certificate expires on 2\d{3}-\d\d-\d\d: move", remark)
+
+
 def test_a_node_configuration_is_read_by_flower(tmp_path: Path) -> None:
     settings = {"device": "cuda", "accept-public": True, "secagg-min-clients": 4, "privacy-budget": 0.5}
     sites = (Site("clinic-a", "/srv/ä images", settings), Site("clinic-b"), Site("clinic-c"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from fedmutual.files.disk import make_private
 from fedmutual.provision.keys import (
     Authority,
     checked_public,
+    expires,
     hosts_of,
     load_authority,
     make_authority,
@@ -36,6 +38,7 @@ AUTHORITY, SERVER = "authority", "server"
 HOME = "/var/lib/fedmutual"
 INSTALLED = "/etc/fedmutual"  # where secrets and settings are in a container and on a machine with systemd
 SUPERLINK_PORT = 8000
+SOON = datetime.timedelta(days=30)  # before the end of a certificate
 _SITE_FILES = (
     "site.toml", "compose.yaml", "compose.gpu.yaml", "fedmutual-site.service", "kustomization.yaml",
     "kubernetes.yaml", "README.md",
@@ -244,17 +247,7 @@ def node_configuration(project: Project, site: Site, fingerprints: Mapping[str, 
 def _write_server(writer: _Writer, project: Project, authority: Authority, overrides: list[str]) -> None:
     secrets = f"{SERVER}/secrets"
     writer.write(f"{secrets}/ca.crt", authority.certificate_pem)
-    certificate = writer.read(f"{secrets}/server.pem")
-    if certificate is None or writer.read(f"{secrets}/server.key") is None:
-        key, certificate = make_server_certificate(authority, project.hosts, project.days)
-        writer.write(f"{secrets}/server.key", key)
-        writer.write(f"{secrets}/server.pem", certificate)
-    lacking = set(project.hosts) - hosts_of(certificate)
-    if lacking:
-        writer.outcome.remarks.append(
-            f"the server's certificate is not for {', '.join(sorted(lacking))}: move "
-            f"{writer.output / secrets}/server.key and server.pem away, and run this again"
-        )
+    _server_certificate(writer, project, authority, secrets)
     if writer.read(f"{secrets}/superexec.secret") is None:
         writer.write(f"{secrets}/superexec.secret", make_secret())
     values: dict[str, Any] = {
@@ -286,6 +279,23 @@ def _write_server(writer: _Writer, project: Project, authority: Authority, overr
         writer.render(f"{SERVER}/systemd/{name}", f"server/{name}", values)
     if not project.data.startswith("/"):
         make_private(writer.output / SERVER / project.data)
+
+
+def _server_certificate(writer: _Writer, project: Project, authority: Authority, secrets: str) -> None:
+    """Make the server's certificate where there is none; say what is wrong with one that is there."""
+    certificate = writer.read(f"{secrets}/server.pem")
+    if certificate is None or writer.read(f"{secrets}/server.key") is None:
+        key, certificate = make_server_certificate(authority, project.hosts, project.days)
+        writer.write(f"{secrets}/server.key", key)
+        writer.write(f"{secrets}/server.pem", certificate)
+    remedy = f"move server.key and server.pem in {writer.output / secrets} away, and run this again"
+    lacking = set(project.hosts) - hosts_of(certificate)
+    if lacking:
+        names = ", ".join(sorted(lacking))
+        writer.outcome.remarks.append(f"the server's certificate is not for {names}: {remedy}")
+    end = expires(certificate)
+    if end - datetime.datetime.now(datetime.UTC) < SOON:
+        writer.outcome.remarks.append(f"the server's certificate expires on {end:%Y-%m-%d}: {remedy}")
 
 
 def _overrides(project: Project) -> list[str]:

@@ -64,14 +64,6 @@ class Registered:
     interval: float
 
 
-@dataclass(frozen=True)
-class FlowerRun:
-    """A run as Flower has it."""
-
-    id: int
-    status: str
-
-
 def connection_of(address: str | None, root_certificates: Path | None, insecure: bool) -> Connection:
     """Return the SuperLink of the options, else the default one of Flower's configuration.
 
@@ -155,14 +147,6 @@ class SuperLink:
             for node in answer.nodes_info
         ]
         return found, datetime.fromisoformat(answer.now).timestamp()
-
-    def runs(self) -> list[FlowerRun]:
-        """Return the runs, the newest first."""
-        from flwr.proto.control_pb2 import ListRunsRequest
-
-        answer = self._ask("ListRuns", ListRunsRequest())
-        runs = sorted(answer.run_dict.values(), key=lambda run: run.pending_at, reverse=True)
-        return [FlowerRun(run.run_id, run.status.status) for run in runs]
 
     def register(self, name: str, public_key: bytes) -> int:
         """Register a key (OpenSSH) under a name; returns the node's id."""
