@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +139,10 @@ def recorded(leak: float, rounds: int = 4) -> RecordedTruth:
     return RecordedTruth(Path(), (), settings, Received(tuple(received)), [], shared_data, sites)
 
 
+def public_copies(truth: RecordedTruth) -> tuple[dict[str, Any], str]:
+    return attacks.public_copies(truth, truth.received.rounds)
+
+
 def test_copies_of_held_out_images_are_no_members() -> None:
     """They were not trained on, so that a model cannot know them."""
     truth = recorded(2.0)
@@ -145,12 +150,12 @@ def test_copies_of_held_out_images_are_no_members() -> None:
     sites = {
         n: replace(s, train_parts=(last[10:],), held_out_parts=(last[:10],)) for n, s in truth.sites.items()
     }
-    figures, _ = attacks.public_copies(replace(truth, sites=sites))
+    figures, _ = public_copies(replace(truth, sites=sites))
     assert (figures["members"], figures["others"]) == (30, 120)
 
 
 def test_a_known_leak_of_public_copies_is_found() -> None:
-    figures, note = attacks.public_copies(recorded(2.0))
+    figures, note = public_copies(recorded(2.0))
     assert figures["auc"] > 0.98
     assert figures["tpr"] > 0.8
     assert (figures["members"], figures["others"]) == (60, 120)
@@ -158,7 +163,7 @@ def test_a_known_leak_of_public_copies_is_found() -> None:
 
 
 def test_without_a_leak_there_is_none() -> None:
-    figures, _ = attacks.public_copies(recorded(0.0))
+    figures, _ = public_copies(recorded(0.0))
     low, high = figures["auc_interval"]
     assert low < 0.5 < high
     assert abs(figures["auc"] - 0.5) < 0.12
@@ -167,7 +172,7 @@ def test_without_a_leak_there_is_none() -> None:
 def test_why_there_is_no_figure_is_said() -> None:
     truth = recorded(1.0)
     silent = replace(truth, received=Received())
-    found = attacks.attempt("public", "copies", lambda: attacks.public_copies(silent))
+    found = attacks.attempt("public", "copies", lambda: public_copies(silent))
     assert found.figures == {}
     assert found.note == "not computed: no predictions of public images were received"
     heard = truth.received.rounds[0]
@@ -177,7 +182,7 @@ def test_why_there_is_no_figure_is_said() -> None:
     assert "only the sum" in attacks.peers(summed)[0].note
     apart = replace(truth, sites={"client-0": replace(truth.sites["client-0"], private=image_set([0] * 60))})
     with pytest.raises(ValueError, match="no public image is private"):
-        attacks.public_copies(apart)
+        public_copies(apart)
 
 
 @pytest.mark.parametrize(("shift", "low", "high"), [(3.0, 0.95, 1.0), (0.0, 0.3, 0.7)])
@@ -191,6 +196,8 @@ def test_training_images_are_told_from_held_out_ones(shift: float, low: float, h
         odds[client] = by_model
     figures = attacks.private_images(truth, attacks.compared(odds))
     assert low <= figures["auc"] <= high
+    together = attacks.private_images(truth, attacks.summed(odds))
+    assert together["auc"] < max(figures["auc"], 0.7)  # how easy an image is hides what one of them knows
     assert (figures["members"], figures["others"]) == (150, 30)
 
 

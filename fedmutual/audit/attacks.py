@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedmutual.audit.counts import TooMany, fitting
 from fedmutual.audit.leak import Leak, centred, measured
 from fedmutual.audit.membership import against_others, on_public
 from fedmutual.audit.truth import RecordedTruth
+from fedmutual.results.received import Heard
 from fedmutual.results.summary import natural_key
 from fedmutual.strategies.consensus import Mean
 
@@ -61,11 +62,16 @@ def leaked(leak: Leak) -> dict[str, Any]:
     return asdict(leak)
 
 
-def public_copies(truth: RecordedTruth, seed: int = 0) -> tuple[dict[str, Any], str]:
+def public_copies(truth: RecordedTruth, rounds: Sequence[Heard], seed: int = 0) -> tuple[dict[str, Any], str]:
     """Tell which public images a client has among its training images, from its predictions.
 
     Those that it left out because they are public count as well, as they are what an attacker is after. The
     others are the public images that no client has.
+
+    Parameters
+    ----------
+    rounds : sequence of Heard
+        Predictions of public images.
 
     Raises
     ------
@@ -75,7 +81,7 @@ def public_copies(truth: RecordedTruth, seed: int = 0) -> tuple[dict[str, Any], 
     public = truth.shared.public.images
     if truth.settings.public.views != "plain":
         raise ValueError("the predictions are of mixed images (public.views)")
-    if not truth.received.rounds:
+    if not rounds:
         raise ValueError("no predictions of public images were received")
     hashes = [row.tobytes() for row in public.pixel_hashes()]
     owned = {name: _hashes(truth, name, held_out=False) for name in truth.sites}
@@ -86,7 +92,7 @@ def public_copies(truth: RecordedTruth, seed: int = 0) -> tuple[dict[str, Any], 
     if (public.labels < 0).any():
         raise ValueError("the public images have no labels, which this attack needs")
     scores, member, images, groups = [], [], [], []
-    heard = on_public(truth.received.rounds, public.labels)
+    heard = on_public(rounds, public.labels)
     for number, (client, values) in enumerate(heard.items()):
         own = owned.get(client, set().union(*owned.values()))
         mine = np.array([text in own for text in hashes])
@@ -150,6 +156,11 @@ def compared(odds: Odds) -> dict[str, Scores]:
         found = against_others(by_model)
         result[client] = found[client] if client in found else next(iter(found.values()))
     return result
+
+
+def summed(odds: Odds) -> dict[str, Scores]:
+    """Return scores of each site's images for having been trained on by anybody: the mean log-odds of all."""
+    return {client: np.mean(list(by_model.values()), axis=0) for client, by_model in odds.items()}
 
 
 def classes_of_clients(truth: RecordedTruth) -> tuple[dict[str, Any], str]:

@@ -18,6 +18,7 @@ from fedmutual.learning.evaluation import predict
 from fedmutual.learning.training import Public, Trainer
 from fedmutual.models.build import load_weights
 from fedmutual.models.learnt import build_learnt
+from fedmutual.results.received import Heard
 
 STEPS = 600
 
@@ -32,6 +33,14 @@ def models_of(truth: RecordedTruth) -> tuple[dict[str, nn.Module], str]:
         return whole, "weights"
     known = _predictions(truth)
     return {name: _copy(truth, name, parts) for name, parts in known.items()}, "copy"
+
+
+def heard_from(truth: RecordedTruth, models: Mapping[str, nn.Module]) -> tuple[Heard, ...]:
+    """Return what models predict of the public images, as if their clients had sent it."""
+    images = truth.shared.public.images
+    said = {name: predicted(truth, model, images) for name, model in models.items()}
+    indices = np.arange(len(images), dtype=np.int32)
+    return (Heard(truth.settings.rounds, indices, said, 1),) if said else ()
 
 
 def predicted(truth: RecordedTruth, model: nn.Module, images: ImageSet) -> Floats:

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ PRIVATE = "an image was trained on"
 MIX = "a client's class shares"
 SIZE = "a client's number of images"
 COUNTS = "a client's validation images, by class"
+
+_SOURCES = {"weights": "from the clients' weights", "copy": "from copies of the clients' models"}
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,6 @@ def audit_run(path: Path, overrides: Sequence[str] = (), shadows: int = 0) -> di
 
 def _findings(truth: RecordedTruth, shadows: int) -> list[Finding]:
     return [
-        attempt("public", PUBLIC, lambda: attacks.public_copies(truth)),
         *_membership(truth, shadows),
         attempt("classes", MIX, lambda: attacks.classes_of_clients(truth)),
         attempt("size", SIZE, lambda: attacks.sizes_of_clients(truth)),
@@ -67,33 +69,37 @@ def _findings(truth: RecordedTruth, shadows: int) -> list[Finding]:
 
 def _membership(truth: RecordedTruth, shadows: int) -> list[Finding]:
     """Attack the clients' weights where the server has them, else copies that it makes."""
-    from fedmutual.audit.copies import models_of, odds_on
+    from fedmutual.audit.copies import heard_from, models_of, odds_on
 
     if truth.settings.privacy.epsilon is not None:
         return [_proven(truth)]
     models, what = models_of(truth)
+    rounds = truth.received.rounds or (heard_from(truth, models) if what == "weights" else ())
+    found = [attempt("public", PUBLIC, lambda: attacks.public_copies(truth, rounds))]
     if not models:
-        return [Finding("private", PRIVATE, note="not computed: nothing that was received makes a model")]
-    note = {
-        "weights": "from the clients' weights, the others as reference",
-        "copy": "from copies of the clients' models, the others as reference",
-    }[what]
-    if len(models) == 1:
-        note = "from a copy of the clients' mean, for the sum is all that was received"
-    scores = attacks.compared(odds_on(truth, models))
-    found = [attempt("private", PRIVATE, lambda: (attacks.private_images(truth, scores), note))]
-    if shadows == 0:
-        reason = "not computed: LiRA needs shadow runs: --shadows 4 or more"
-        return [*found, Finding("lira", PRIVATE, note=reason)]
-    from fedmutual.audit.shadows import lira
+        return [*found, Finding("private", PRIVATE, note="not computed: what was received makes no model")]
+    odds = odds_on(truth, models)
+    scores = attacks.compared(odds)
+    ways = {"private": (scores, f"{_SOURCES[what]}, the others as reference")}
+    if len(models) > 1:
+        ways["anyone"] = (attacks.summed(odds), f"{_SOURCES[what]}, their sum")
+    else:
+        ways["private"] = (scores, "from a copy of the clients' mean, for the sum is all that was received")
+    if shadows:
+        from fedmutual.audit.shadows import lira
 
-    ratios = lira(truth, scores, shadows)
-    return [
-        *found,
-        attempt(
-            "lira", PRIVATE, lambda: (attacks.private_images(truth, ratios), f"LiRA, {shadows} shadow runs")
-        ),
-    ]
+        ways["lira"] = (lira(truth, scores, shadows), f"LiRA, {shadows} shadow runs")
+    for name, (values, note) in ways.items():
+        found.append(attempt(name, PRIVATE, partial(_told, truth, values, note)))
+    if not shadows:
+        found.append(
+            Finding("lira", PRIVATE, note="not computed: LiRA needs shadow runs: --shadows 4 or more")
+        )
+    return found
+
+
+def _told(truth: RecordedTruth, values: dict[str, Any], note: str) -> tuple[dict[str, Any], str]:
+    return attacks.private_images(truth, values), note
 
 
 def _proven(truth: RecordedTruth) -> Finding:

@@ -16,6 +16,7 @@ from fedmutual.report.leaks import leak_rows
 _COLUMNS = (  # head, attack, figure, digits
     ("public copy, AUC", "public", "auc", 3),
     ("trained on, AUC", "private", "auc", 3),
+    ("by anyone, AUC", "anyone", "auc", 3),
     ("LiRA, AUC", "lira", "auc", 3),
     ("class shares, R2", "classes", "calibrated", 2),
     ("counts, share", "counts", "share", 2),
