@@ -21,7 +21,7 @@ from fedmutual.engine.history import Line
 from fedmutual.engine.names import Names
 from fedmutual.engine.recording import record_reports, recorder_of
 from fedmutual.engine.roster import Roster
-from fedmutual.engine.secure_sum import SecureSum, SumOnce
+from fedmutual.engine.secure_sum import SUM, SecureSum, SumOnce
 from fedmutual.engine.virtual_rounds import VirtualRounds
 from fedmutual.results.directory import RunDirectory
 from fedmutual.results.progress import Progress
@@ -220,7 +220,8 @@ class Rounds:
                 if self._secure is not None:
                     self.joint = self._secure.ensemble(reports, strategy.floor)
                 if self._recorder is not None:
-                    self._recorder.close(self.unseen_predictions)
+                    hidden = {} if self.joint is None else {SUM: self.joint}
+                    self._recorder.close(self.unseen_predictions or hidden)
             else:
                 found = (report.metrics.get("validation-accuracy") for report in reports.values())
                 self._validation = [float(value) for value in found if isinstance(value, int | float)]
