@@ -38,7 +38,7 @@ first steps:
   tensorboard --logdir outputs               watch runs during training
 
 `fedmutual COMMAND --help` shows examples. Results go to outputs/<date>/<time>-<strategy>/.
-Many sites instead of one machine: docs/deployment.md.
+Many sites instead of one machine: fedmutual provision (docs/deployment.md).
 """
 
 

@@ -124,9 +124,13 @@ def test_again_changes_nothing_and_a_new_site_only_adds(tmp_path: Path) -> None:
 def test_what_was_moved_away_is_made_again_by_the_same_authority(tmp_path: Path) -> None:
     provision(project("clinic-a"), tmp_path)
     before = written(tmp_path)
-    for name in ("server/secrets/server.pem", "clinic-a/secrets/clinic-a.key"):
-        (tmp_path / name).unlink()
-    outcome = provision(project("clinic-a"), tmp_path)
+    (tmp_path / "server/secrets/server.pem").unlink()
+    with pytest.raises(ProjectError, match=r"clinic-a\.key is there, and no key is overwritten"):
+        provision(project("clinic-a"), tmp_path, ["clinic-a"])
+    with pytest.raises(ProjectError, match="no such site; it has clinic-a"):
+        provision(project("clinic-a"), tmp_path, ["clinic-b"])
+    (tmp_path / "clinic-a/secrets/clinic-a.key").unlink()
+    outcome = provision(project("clinic-a"), tmp_path, ["clinic-a"])
     after = written(tmp_path)
     assert after["authority/ca.crt"] == before["authority/ca.crt"] == after["server/secrets/ca.crt"]
     assert after["server/secrets/server.pem"] != before["server/secrets/server.pem"]
@@ -135,6 +139,16 @@ def test_what_was_moved_away_is_made_again_by_the_same_authority(tmp_path: Path)
     (tmp_path / "authority/ca.key").unlink()  # it is offline
     with pytest.raises(ProjectError, match=r"ca\.key is missing.*put it back"):
         provision(project("clinic-a"), tmp_path)
+
+
+def test_a_key_that_was_handed_over_stays_the_site_s(tmp_path: Path) -> None:
+    first = provision(project("clinic-a"), tmp_path)
+    shutil.rmtree(tmp_path / "clinic-a")
+    again = provision(project("clinic-a", "clinic-b"), tmp_path)
+    assert again.fingerprints["clinic-a"] == first.fingerprints["clinic-a"]
+    assert again.remarks == []
+    assert not (tmp_path / "clinic-a/secrets/clinic-a.key").exists()
+    assert (tmp_path / "clinic-b/secrets/clinic-b.key").exists()
 
 
 def test_a_certificate_for_another_name_is_said(tmp_path: Path) -> None:

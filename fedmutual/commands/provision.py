@@ -16,7 +16,8 @@ examples:
   fedmutual provision project.yaml                  again, after a site was added: keys are kept
 
 Every folder holds what its machine needs (key, certificate, settings, compose file, systemd unit), and a
-README.md that says how to start it. Hand each site its own folder over a channel that nobody else reads, and
+README.md that says how to start it. A private key that is gone, since it was handed over, is not made anew,
+except with --new-key. Hand each site its own folder over a channel that nobody else reads, and
 keep kits/authority offline: it signs the server's certificate.
 
 exit codes: 0 written, 2 the project file has an error or a folder cannot be written.
@@ -42,6 +43,9 @@ def add_arguments(commands: Any) -> None:
         metavar="DIR",
         help="folder of the folders (%(default)s)",
     )
+    parser.add_argument(
+        "--new-key", action="append", default=[], metavar="SITE", help="make a new key for this site"
+    )
     parser.add_argument("--example", action="store_true", help="print an example of a project file")
 
 
@@ -58,7 +62,7 @@ def call(arguments: argparse.Namespace) -> int:
         complain("fedmutual provision: name the project file; --example prints one")
         return 2
     try:
-        outcome = provision(read_project(arguments.project), arguments.output)
+        outcome = provision(read_project(arguments.project), arguments.output, arguments.new_key)
     except (ProjectError, WriteError) as error:
         complain(f"fedmutual provision: {error}")
         return 2

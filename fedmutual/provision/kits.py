@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,18 @@ class Outcome:
     remarks: list[str] = field(default_factory=list)
 
 
-def provision(project: Project, output: Path) -> Outcome:
+def provision(project: Project, output: Path, renew: Collection[str] = ()) -> Outcome:
     """Write ``output/server``, ``output/<site>`` and ``output/authority``.
+
+    A site whose public key is known and whose private key is gone, since it was handed over, keeps its key.
 
     Parameters
     ----------
     project : Project
     output : Path
         Made if it is missing, for its owner only.
+    renew : collection of str
+        Sites that get a new key.
 
     Raises
     ------
@@ -82,9 +86,14 @@ def provision(project: Project, output: Path) -> Outcome:
         A folder cannot be written.
     """
     overrides = _overrides(project)  # checked before anything is written
+    _require_renewable(project, output, renew)
     writer = _Writer(output)
     authority = _authority(writer)
-    public = {site.name: _site_key(writer, site) for site in project.sites}
+    known = Registry(output / SERVER / "sites").read()
+    public = {
+        site.name: _site_key(writer, site, None if site.name in renew else known.get(site.name))
+        for site in project.sites
+    }
     outcome = writer.outcome
     outcome.fingerprints = {name: fingerprint(line) for name, line in public.items()}
     for site in project.sites:
@@ -174,8 +183,20 @@ def _authority(writer: _Writer) -> Authority:
         raise ProjectError(f"{writer.output / AUTHORITY}: {error}") from error
 
 
-def _site_key(writer: _Writer, site: Site) -> bytes:
-    """Return the public line of a site's key; make the key if there is none."""
+def _require_renewable(project: Project, output: Path, renew: Collection[str]) -> None:
+    """Refuse to renew what is no site's, or what would overwrite a key."""
+    own = {site.name: site for site in project.sites}
+    for name in renew:
+        if name not in own:
+            raise ProjectError(f"--new-key {name}: the project has no such site; it has {', '.join(own)}")
+        key = output / name / "secrets" / f"{name}.key"
+        if key.exists() or own[name].public_key is not None:
+            there = key if key.exists() else own[name].public_key
+            raise ProjectError(f"--new-key {name}: {there} is there, and no key is overwritten: move it away")
+
+
+def _site_key(writer: _Writer, site: Site, known: bytes | None) -> bytes:
+    """Return the public line of a site's key; make the key if none is known."""
     path = f"{site.name}/secrets/{site.name}.key"
     if site.public_key is not None:
         try:
@@ -184,7 +205,9 @@ def _site_key(writer: _Writer, site: Site) -> bytes:
             raise ProjectError(f"{site.public_key}: {error}") from error
     else:
         private = writer.read(path)
-        if private is None:
+        if private is None and known is not None:  # it was handed over
+            line = known
+        elif private is None:
             private, line = make_site_key(site.name)
             writer.write(path, private)
         else:

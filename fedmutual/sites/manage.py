@@ -35,8 +35,8 @@ def add(superlink: SuperLink, registry: Registry, name: str, key: Path | None, r
     nodes, _ = superlink.nodes()
     if any(node.fingerprint == wanted and node.state == REMOVED for node in nodes):
         raise SiteError(
-            f"{name}: its key {wanted} was removed, and Flower never takes such a key again: move the site's "
-            "private key away, run `fedmutual provision` again, and hand the site its folder"
+            f"{name}: its key {wanted} was removed, and Flower never takes such a key again: make a new one "
+            f"with `fedmutual provision PROJECT.yaml --new-key {name}`, and hand the site its folder"
         )
     mine = of_name(nodes, name, wanted)
     same = [node for node in mine if node.fingerprint == wanted]
