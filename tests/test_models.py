@@ -46,12 +46,28 @@ def test_visionnet_is_the_papers() -> None:
     assert sum(p.numel() for p in model.parameters()) == 1_862_785
     layers = [type(m).__name__ for m in model.modules() if not list(m.children())]
     assert layers == [
-        "Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU",
+        "Conv2d", "MaxPool2d", "ReLU", "Conv2d", "MaxPool2d", "ReLU", "Conv2d", "ReLU",
         "Flatten", "Dropout", "Linear", "ReLU", "Dropout", "Linear",
     ]  # fmt: skip
     dense = [m for m in model.modules() if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in dense] == [(28_224, 64), (64, 1)]
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.2, 0.2]
+
+
+def test_pooling_before_the_activation_changes_no_bit() -> None:
+    torch.manual_seed(0)
+    model = VisionNet(image_size=30)
+    first, pool, relu, second, pool2, relu2, *rest = model.features
+    papers = nn.Sequential(first, relu, pool, second, relu2, pool2, *rest)
+    images = torch.rand(4, 3, 30, 30)
+    found = []
+    for features in (model.features, papers):
+        model.zero_grad()
+        features(images).square().sum().backward()
+        found.append(
+            [features(images), *(p.grad.clone() for p in features.parameters() if p.grad is not None)]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_visionnet_starts_as_keras_does() -> None:

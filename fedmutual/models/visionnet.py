@@ -33,11 +33,11 @@ class VisionNet(nn.Module):
             )
         self.features = nn.Sequential(
             nn.Conv2d(3, 32, 3),
+            nn.MaxPool2d(2),  # before the ReLU: the same values, for a quarter of them
             nn.ReLU(),
-            nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 3),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(64, 64, 3),
             nn.ReLU(),
         )
