@@ -177,6 +177,7 @@ def test_a_node_configuration_is_read_by_flower(tmp_path: Path) -> None:
         "secagg-peers": ",".join(f"{name}:{outcome.fingerprints[name]}" for name in SITES[1:]),
     }  # fmt: skip
     assert "data-dir" not in read["clinic-b"]
+    assert "the keys of clinic-a, clinic-b, clinic-c were made here" in outcome.remarks[0]
 
 
 def test_the_run_admits_the_sites_of_the_project_only(kits: Path) -> None:

@@ -103,6 +103,12 @@ def provision(project: Project, output: Path, renew: Collection[str] = ()) -> Ou
         overrides.append(f"clients.allowed=[{','.join(allowed)}]")
     _write_server(writer, project, authority, overrides)
     _register(output / SERVER / "sites", public, outcome)
+    made = [site.name for site in project.sites if site.public_key is None]
+    if project.secagg and made:
+        outcome.remarks.append(
+            f"secagg: the keys of {', '.join(made)} were made here, so whoever runs this could sign in their "
+            "place: sites that do not trust the server's operator make their own (public-key)"
+        )
     if project.trusted:
         outcome.remarks.append(
             f"the sites execute only apps that {', '.join(project.trusted)} has signed: publish the app and "
