@@ -234,6 +234,20 @@ def test_sums_without_noise_are_masked_too(small: str, tmp_path: Path) -> None:
     assert played.orders()[1000, 2].has_target
 
 
+@pytest.mark.federation
+def test_listeners_without_a_backbone_may_be_any_networks(tmp_path: Path) -> None:
+    more = ("strategy.features=hog", "model.per_client=[visionnet,'visionnet dropout=0.0']")
+    played = play(tmp_path / "run", *PRIVATE, *more)
+    assert played.error is None
+    assert played.rejections() == []
+    assert all(set(content.get(MODEL, {})) <= {"sums"} for content in reports(played))
+    line = played.line(2, "client-0")
+    assert np.isfinite(line["kl_before"])
+    assert 0 <= line["speaker_accuracy"] <= 1
+    architectures = {content[REPORT]["architecture"] for content in reports(played)}
+    assert architectures == {"VisionNet"}
+
+
 def listens(right: list[bool], speaker: list[bool], labels: list[int]) -> bool:
     """Whether a client with these validation images listens to a speaker; what each is right on is given."""
     from types import SimpleNamespace
@@ -256,7 +270,8 @@ def listens(right: list[bool], speaker: list[bool], labels: list[int]) -> bool:
     )
     count = len(truth)
     taken = {"centre": np.zeros(count, np.float32), "axes": np.eye(count, dtype=np.float32)}
-    return helps(learner, taken, np.eye(2)[[*spoken, 0]])  # type: ignore[arg-type]
+    method = compose(["strategy=speaker", "model=pretrained"]).strategy
+    return helps(learner, taken, np.eye(2)[[*spoken, 0]], method)  # type: ignore[arg-type]
 
 
 def test_a_client_listens_unless_it_surely_knows_better(caplog: pytest.LogCaptureFixture) -> None:

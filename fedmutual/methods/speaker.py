@@ -13,6 +13,7 @@ import numpy as np
 
 from fedmutual.data.partition import Stream
 from fedmutual.learning.gaussian import multiplier_for, multiplier_of_sum, noisy, scale_of
+from fedmutual.learning.hog import CELLS, hog
 from fedmutual.learning.speaker import FeatureMap, entries, sensitivity, sums
 from fedmutual.methods.base import Method, nothing_predicted
 from fedmutual.methods.one_architecture import one_architecture
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from fedmutual.client.budget import BudgetLedger
     from fedmutual.client.learner import Answer, Learner
+    from fedmutual.data.images import ImageSet
     from fedmutual.data.site import SharedData
 
 _CHANCE = 0.025  # a client listens unless its own model's lead over the speaker is less probable by chance
@@ -37,6 +39,12 @@ logger = logging.getLogger(__name__)
 class SpeakerSettings(Method):
     """Settings of ``strategy=speaker``."""
 
+    features: str = setting(
+        "what the speaker sees of an image: backbone: the features of model=pretrained model.tune=head, the "
+        "same at all sites; hog: histograms of gradients and colours of the pixels, for which the sites' "
+        "models may be any, each another one",
+        choices=("backbone", "hog"),
+    )
     axes: int | None = setting(
         "number of principal axes of the public images that the speaker sees; null: 45 times the square root "
         "of privacy.epsilon, at least 16 and at most 128",
@@ -60,8 +68,13 @@ class SpeakerSettings(Method):
 
     def misfit(self, settings: Settings) -> str | None:
         """Reject a model that is no head on frozen features, and what would send more than the sums."""
-        if not tunes_head(settings.model):
-            return "strategy=speaker adds up frozen features: set model=pretrained model.tune=head"
+        if self.features == "backbone" and not tunes_head(settings.model):
+            return (
+                "strategy=speaker adds up frozen features: set model=pretrained model.tune=head, or, for any "
+                "model, strategy.features=hog"
+            )
+        if self.features == "hog" and getattr(settings.data, "image_size", 2 * CELLS) < 2 * CELLS:
+            return f"data.image_size: strategy.features=hog needs images of {2 * CELLS} pixels a side"
         if settings.public.labelled:
             return "public.labelled: strategy=speaker teaches with the speaker's predictions: set it to false"
         if settings.privacy.secagg and settings.rounds < 2:
@@ -70,24 +83,28 @@ class SpeakerSettings(Method):
             )
         if isinstance(settings.partition, Stream):
             return "partition: stream gives new images in every round, strategy=speaker sums them once"
-        return one_architecture(settings)
+        return one_architecture(settings) if self.features == "backbone" else None
 
     def strategy(self, settings: Settings, shared: SharedData) -> Speaker:
         """Return the strategy of these settings."""
-        public, unseen = shared.public.images, shared.unseen
+        public, unseen = self.features_of(shared.public.images), shared.unseen
         chosen = self.axes or default_axes(settings.privacy.epsilon)
         return Speaker(
             len(shared.classes),
-            FeatureMap.of_public(public.seen, chosen),
-            public.seen,
+            FeatureMap.of_public(public, chosen),
+            public,
             schedule=public_schedule(settings, shared),
             multiplier=noise_multiplier(settings),
             colluding=settings.privacy.colluding if settings.privacy.secagg else None,
             kl_weight=self.kl_weight,
             ridge=self.ridge,
             sharpness=self.sharpness,
-            unseen=None if unseen is None else (unseen.seen, unseen.labels),
+            unseen=None if unseen is None else (self.features_of(unseen), unseen.labels),
         )
+
+    def features_of(self, images: ImageSet, indices: Any = slice(None)) -> np.ndarray[Any, Any]:
+        """Return the features [n, F] of images: of each from this image alone."""
+        return images.seen[indices] if self.features == "backbone" else hog(images.images[indices])
 
     def sends(self) -> list[str]:
         """Return the sums."""
@@ -108,8 +125,8 @@ class SpeakerSettings(Method):
         given = {} if order.model is None else order.model.to_torch_state_dict()
         sent: Mapping[str, Tensor] = {}
         if AXES in given:
-            sent = _release(learner, given)
-        if WEIGHTS in given and _listens(learner, given):
+            sent = _release(learner, given, self)
+        if WEIGHTS in given and _listens(learner, given, self):
             learner.mixed_training(learner.public(), self.public_epochs)
         else:
             learner.local_training()
@@ -134,7 +151,7 @@ def noise_multiplier(settings: Settings) -> float:
     return 0.0 if privacy.epsilon is None else multiplier_for(privacy.epsilon, privacy.delta)
 
 
-def _release(learner: Learner, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _release(learner: Learner, given: Mapping[str, Tensor], method: SpeakerSettings) -> Mapping[str, Tensor]:
     """Return the noisy sums over all of the client's images, from its ledger if they were made before.
 
     Of all: which are trained on, and which are held out, depends on how many there are, and so on each.
@@ -148,12 +165,12 @@ def _release(learner: Learner, given: Mapping[str, Tensor]) -> Mapping[str, Tens
     cohort = learner.order.cohort
     if privacy.secagg and (cohort is None or learner.client not in cohort.names):
         return {}  # nobody's masks would cancel this client's
-    taken = _map(given, site.public.images.seen.shape[1])
+    taken = _map(given, method.features_of(site.public.images, slice(1)).shape[1])
     classes = len(site.classes)
     gram = privacy.epsilon is None
 
     def exact() -> np.ndarray[Any, Any]:
-        return sums(taken.unit(private.seen), private.labels, classes, gram=gram)
+        return sums(taken.unit(method.features_of(private)), private.labels, classes, gram=gram)
 
     if gram:
         return {SUMS: torch.from_numpy(exact())}
@@ -206,16 +223,21 @@ def _warn_of_delta(delta: float, images: int, client: str) -> None:
         )
 
 
-def _listens(learner: Learner, given: Mapping[str, Tensor]) -> bool:
+def _listens(learner: Learner, given: Mapping[str, Tensor], method: SpeakerSettings) -> bool:
     """Whether the speaker helps, or cannot be tried: the map is not known that its weights are of."""
     if learner.settings.privacy.epsilon is None:
         return True
     ledger = _ledger(learner.settings, learner.client)
     found = ledger.find(map=given[MAP].numpy().tobytes().hex())
-    return found is None or helps(learner, found, given[WEIGHTS].numpy())
+    return found is None or helps(learner, found, given[WEIGHTS].numpy(), method)
 
 
-def helps(learner: Learner, taken: Mapping[str, np.ndarray[Any, Any]], weights: np.ndarray[Any, Any]) -> bool:
+def helps(
+    learner: Learner,
+    taken: Mapping[str, np.ndarray[Any, Any]],
+    weights: np.ndarray[Any, Any],
+    method: SpeakerSettings,
+) -> bool:
     """Whether the speaker is no worse than this client's own model on its own validation images.
 
     A client that lacks a class among them cannot say, and listens. Nothing of the comparison leaves it.
@@ -225,7 +247,7 @@ def helps(learner: Learner, taken: Mapping[str, np.ndarray[Any, Any]], weights: 
     labels = site.private.labels[indices]
     if len(np.unique(labels)) < len(site.classes):
         return True
-    phi = FeatureMap(taken[CENTRE], taken[AXES]).unit(site.private.seen[indices])
+    phi = FeatureMap(taken[CENTRE], taken[AXES]).unit(method.features_of(site.private, indices))
     spoken = (phi @ weights).argmax(axis=1) == labels
     own = learner.on_private(indices).argmax(axis=1) == labels
     better = by_chance(int((own & ~spoken).sum()), int((spoken & ~own).sum())) < _CHANCE
