@@ -18,9 +18,11 @@ from fedmutual.audit.class_mix import class_mix
 from fedmutual.audit.collusion import reconstructed
 from fedmutual.audit.leak import centred, measured
 from fedmutual.audit.membership import likelihood_ratios, log_odds
-from fedmutual.audit.run import audit_run
+from fedmutual.audit.run import _findings, audit_run
+from fedmutual.audit.tables import study_table
 from fedmutual.audit.truth import RecordedTruth
 from fedmutual.cli import main
+from fedmutual.commands.audit import _named
 from fedmutual.data.images import ImageSet
 from fedmutual.data.public import PublicSet
 from fedmutual.data.site import SharedData, SiteData
@@ -268,6 +270,33 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedmutual.audit.copies.STEPS", 3)
 
 
+def test_with_differential_privacy_what_is_proven_is_said() -> None:
+    truth = recorded(3.0)
+    private = replace(truth.settings.privacy, epsilon=2.0, delta=1e-3)
+    found = _findings(replace(truth, settings=replace(truth.settings, privacy=private)), 0)
+    assert found[0].figures["auc_at_most"] == pytest.approx(0.8818, abs=1e-4)  # e^2 / (1 + e^2) + delta
+    assert found[0].figures["tpr_at_most"] == pytest.approx(0.0749, abs=1e-4)
+    assert all(not entry.figures for entry in found[1:])  # what a simulation measures besides is not sent
+
+
+def test_a_study_is_audited_run_by_run(tmp_path: Path) -> None:
+    for name in ("mutual-iid-seed_0", "mutual-iid-seed_1", "local-seed_0"):
+        (tmp_path / "runs" / name / "0123").mkdir(parents=True)
+        (tmp_path / "runs" / name / "0123" / "summary.json").touch()
+    (tmp_path / "runs" / "unfinished" / "0123").mkdir(parents=True)
+    named = _named([tmp_path])
+    assert [name for name, _ in named] == ["local-seed_0", "mutual-iid-seed_0", "mutual-iid-seed_1"]
+    audits = [
+        (name, {"findings": [{"attack": "private", "figures": {"auc": 0.5 + 0.1 * i}}]})
+        for i, (name, _) in enumerate(named)
+    ]
+    cells = list(study_table(audits).columns)
+    assert list(cells[0].cells) == ["local", "mutual-iid"]
+    assert list(cells[1].cells) == ["1", "2"]
+    assert list(cells[3].cells) == ["0.500", "0.650 [0.600, 0.700]"]
+    assert list(cells[2].cells) == ["-", "-"]
+
+
 @pytest.mark.federation
 @pytest.mark.usefixtures("short")
 def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,6 +329,7 @@ def test_shadow_runs(run: Path) -> None:
     ("own", "note"),
     [
         (["strategy=fedavg"], "from the clients' weights"),
+        (["strategy=local"], "from copies of the clients' models"),
         (["privacy.secagg=true"], "from a copy of the clients' mean"),
         (["strategy=mutual_async"], "from copies of the clients' models"),
         (["public=sample"], "from copies of the clients' models"),

@@ -13,9 +13,11 @@ from typing import Any
 
 from fedmutual.audit import attacks
 from fedmutual.audit.attacks import Finding, attempt
+from fedmutual.audit.leak import FPR
 from fedmutual.audit.truth import RecordedTruth, read_truth
 from fedmutual.files.atomic import atomic_write
 from fedmutual.results.directory import AUDIT, json_safe
+from fedmutual.settings import PrivacySettings
 
 PUBLIC = "an image of a client is public"
 PRIVATE = "an image was trained on"
@@ -58,6 +60,8 @@ def audit_run(path: Path, overrides: Sequence[str] = (), shadows: int = 0) -> di
 
 
 def _findings(truth: RecordedTruth, shadows: int) -> list[Finding]:
+    if truth.settings.privacy.epsilon is not None:
+        return _proven(truth.settings.privacy)
     return [
         *_membership(truth, shadows),
         attempt("classes", MIX, lambda: attacks.classes_of_clients(truth)),
@@ -71,8 +75,6 @@ def _membership(truth: RecordedTruth, shadows: int) -> list[Finding]:
     """Attack the clients' weights where the server has them, else copies that it makes."""
     from fedmutual.audit.copies import heard_from, models_of, odds_on
 
-    if truth.settings.privacy.epsilon is not None:
-        return [_proven(truth)]
     models, what = models_of(truth)
     rounds = truth.received.rounds or (heard_from(truth, models) if what == "weights" else ())
     found = [attempt("public", PUBLIC, lambda: attacks.public_copies(truth, rounds))]
@@ -102,11 +104,18 @@ def _told(truth: RecordedTruth, values: dict[str, Any], note: str) -> tuple[dict
     return attacks.private_images(truth, values), note
 
 
-def _proven(truth: RecordedTruth) -> Finding:
-    """What no attack on a run with differential privacy can exceed."""
-    privacy = truth.settings.privacy
+def _proven(privacy: PrivacySettings) -> list[Finding]:
+    """What no attack on a run with differential privacy can exceed; what it does not send tells nothing."""
     assert privacy.epsilon is not None
     odds = math.exp(privacy.epsilon)
-    most = min(1.0, odds * 0.01 + privacy.delta)
-    figures = {"auc_at_most": min(1.0, odds / (1 + odds) + privacy.delta), "tpr_at_most": most}
-    return Finding("private", PRIVATE, figures, f"proven for every attack, epsilon {privacy.epsilon:g}")
+    figures = {
+        "auc_at_most": min(1.0, odds / (1 + odds) + privacy.delta),
+        "tpr_at_most": min(1.0, odds * FPR + privacy.delta),
+    }
+    note = f"proven for every attack, epsilon {privacy.epsilon:g}"
+    unsent = "not computed: no report has a figure for it; those of a simulation would leave no site"
+    others = (("classes", MIX), ("size", SIZE), ("counts", COUNTS))
+    return [
+        Finding("private", PRIVATE, figures, note),
+        *(Finding(name, of, note=unsent) for name, of in others),
+    ]
