@@ -125,6 +125,8 @@ def _left_out(truth: RecordedTruth) -> str:
 def private_images(truth: RecordedTruth, scores: Mapping[str, Scores], seed: int = 0) -> dict[str, Any]:
     """Tell a client's training images from its held-out ones, which no client was trained on.
 
+    Those that are public as well, or nearly, are left out of both: see :func:`public_copies`.
+
     Parameters
     ----------
     scores : mapping of float array [n]
@@ -138,7 +140,9 @@ def private_images(truth: RecordedTruth, scores: Mapping[str, Scores], seed: int
     values, member, groups = [], [], []
     for number, (client, own) in enumerate(scores.items()):
         labels = truth.sites[client].private.labels
-        for positions, inside in ((truth.trained(client), True), (truth.held_out(client), False)):
+        known = truth.also_public(client)
+        for chosen, inside in ((truth.trained(client), True), (truth.held_out(client), False)):
+            positions = np.setdiff1d(chosen, known)
             values.append(own[positions])
             member.append(np.full(len(positions), inside))
             groups.append(number * 10_000 + labels[positions])

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmutual.backbones.intake import intake_of
+from fedmutual.data.cache import cache_folder
+from fedmutual.data.overlap import overlapping
 from fedmutual.data.site import SharedData, SiteData, load_images, load_shared, load_site
 from fedmutual.results.directory import (
     CONFIG,
@@ -61,6 +63,11 @@ class RecordedTruth:
     def held_out(self, client: str) -> NDArray[np.int64]:
         """Positions of the private images that no client was trained on."""
         return np.unique(np.concatenate(self.sites[client].held_out_parts))
+
+    def also_public(self, client: str) -> NDArray[np.int64]:
+        """Positions of the private images that are also public, or nearly."""
+        site, cache = self.sites[client], cache_folder(self.settings.cache_dir)
+        return overlapping(site.private, site.public.images, cache)
 
 
 def read_truth(path: Path, overrides: Sequence[str] = ()) -> RecordedTruth:
