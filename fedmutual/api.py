@@ -97,13 +97,23 @@ class Run:
         return predict_images(list(self.models.values()), images)
 
 
-def run(overrides: Sequence[str] | str = (), *, engine: str = "in-process", verbose: bool = False) -> Run:
+def run(
+    overrides: Sequence[str] | str = (),
+    *,
+    data: Any = None,
+    engine: str = "in-process",
+    verbose: bool = False,
+) -> Run:
     """Simulate a federation, as ``fedmutual run`` does.
 
     Parameters
     ----------
     overrides : sequence of str, or str
         Hydra overrides, such as ``["strategy=fedavg", "rounds=3"]`` or ``"strategy=fedavg rounds=3"``.
+    data : mapping or object
+        Torch data sets of all clients, which ``partition`` deals out: ``train``, optionally ``public`` and
+        ``test``, and ``classes`` unless ``train`` has them (see
+        :class:`fedmutual.data.custom.CustomSettings`). None: what the overrides say. Only in-process.
     engine : str
         ``in-process``: all clients learn in this process, one after the other; ``flower``: a SuperLink and
         Flower's simulation, as the command starts them. Equal seeds give equal models.
@@ -123,6 +133,7 @@ def run(overrides: Sequence[str] | str = (), *, engine: str = "in-process", verb
     """
     import shlex
 
+    from fedmutual.data.given import given
     from fedmutual.simulation.request import prepare
 
     if engine not in ENGINES:
@@ -130,8 +141,14 @@ def run(overrides: Sequence[str] | str = (), *, engine: str = "in-process", verb
     typed = (
         shlex.split(overrides) if isinstance(overrides, str) else [str(override) for override in overrides]
     )
-    request = prepare(typed, Path.cwd())
-    status = _with_flower(request, verbose) if engine == "flower" else _in_process(request, verbose)
+    if data is not None and engine != "in-process":
+        raise ValueError(
+            "data: objects stay in this process; for engine='flower' name a function that returns them with "
+            "data=custom data._target_=..."
+        )
+    with given(data) as taking:
+        request = prepare([*taking, *typed], Path.cwd())
+        status = _with_flower(request, verbose) if engine == "flower" else _in_process(request, verbose)
     done = Run(request.output_dir)
     if status != 0:
         raise RunError(f"{done.path}: {done.summary.get('reason') or 'the run failed'}")

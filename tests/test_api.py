@@ -112,3 +112,22 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(fedmutual.RunError, match=r"no summary\.json"):
         _ = fedmutual.Run(tmp_path).summary
+
+
+def test_data_sets_are_given_as_objects(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    shades = np.repeat((40 + 160 * labels)[:, None], 20 * 20 * 3, axis=1).reshape(60, 20, 20, 3)
+    pixels = np.clip(shades + rng.integers(-30, 30, shades.shape), 0, 255).astype(np.uint8)
+    items = list(zip(pixels, labels.tolist(), strict=True))
+    data = {"train": items[:40], "public": [(x, None) for x, _ in items[40:48]], "test": items[48:]}
+    settings = "rounds=2 num_clients=2 device=cpu data.image_size=20 tracking.loggers=[] strategy.min_steps=1"
+    path = tmp_path / "run"
+    done = fedmutual.run(f"{settings} output_dir={path}", data={**data, "classes": ["dark", "bright"]})
+    assert done.summary["unseen"]["num_examples"] == 12
+    assert done.predict(np.full((1, 20, 20, 3), 200, np.uint8)).shape == (1, 2)
+    alone = ("data=custom data._target_=fedmutual.data.given.data_sets", f"output_dir={tmp_path / 'alone'}")
+    with pytest.raises(Exception, match="with them again"):
+        fedmutual.run(" ".join([settings, *alone]))
+    with pytest.raises(ValueError, match="objects stay in this process"):
+        fedmutual.run(data=data, engine="flower")
