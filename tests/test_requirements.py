@@ -38,7 +38,7 @@ def wanted(*extras: str) -> list[Requirement]:
     ("name", "extras"),
     [
         ("run.txt", ("export", "pretrained")),
-        ("dev.txt", ("dev", "dicom", "docs", "export", "notebook", "pretrained", "privacy")),
+        ("dev.txt", ("dev", "dicom", "docs", "export", "notebook", "pretrained", "privacy", "search")),
     ],
 )
 def test_the_locked_versions_fit_the_project(name: str, extras: tuple[str, ...]) -> None:

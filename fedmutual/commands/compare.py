@@ -13,6 +13,7 @@ examples:
   fedmutual compare experiment=smoke                     a study: conf/experiment/smoke.yaml
   fedmutual compare strategy.kl_weight=0,1 seed=0,1,2 partition=iid,pathological
   fedmutual compare experiment=smoke seed=range(5) study.reference=alone --jobs 4
+  fedmutual compare --trials 20 'optimizer.learning_rate=tag(log,interval(1e-4,1e-2))' seed=0,1
 
 Sweeps use Hydra's grammar. Repeating the command does only the missing runs.
 exit codes: 0 all runs completed, 1 some failed, 2 invalid setting, 130 stopped by Ctrl-C.
@@ -32,6 +33,11 @@ def add_arguments(commands: Any) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings; key=a,b,c runs each value"
     )
+    parser.add_argument(
+        "--trials",
+        type=_at_least_one,
+        help="search instead: so many trials over the swept settings, by validation accuracy (Optuna)",
+    )
     parser.add_argument("--jobs", type=_at_least_one, help="parallel runs (default: one per core)")
     parser.add_argument(
         "--engine",
@@ -42,9 +48,11 @@ def add_arguments(commands: Any) -> None:
 
 
 def call(arguments: argparse.Namespace) -> int:
-    """Do the missing runs of the study, and write its tables."""
-    from fedmutual.compare.command import compare
+    """Do the missing runs of the study, and write its tables; or search."""
+    from fedmutual.compare.command import compare, search
 
+    if arguments.trials is not None:
+        return search(arguments.overrides, arguments.trials, arguments.engine, arguments.jobs, Path.cwd())
     return compare(arguments.overrides, arguments.engine, arguments.jobs, Path.cwd())
 
 

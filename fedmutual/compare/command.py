@@ -39,6 +39,50 @@ def compare(arguments: Sequence[str], engine: str, jobs: int | None, cwd: Path) 
         return 2
 
 
+def search(arguments: Sequence[str], trials: int, engine: str, jobs: int | None, cwd: Path) -> int:
+    """Search the swept settings by the clients' validation accuracy, and print the best trials.
+
+    Parameters
+    ----------
+    arguments, engine, jobs
+        As for :func:`compare`.
+    trials : int
+        In all, those of an earlier command in the same folder included.
+
+    Returns
+    -------
+    int
+        0: done; 2: a setting was refused, or a trial failed; 128 + n: stopped by signal n.
+    """
+    from rich.console import Console
+
+    from fedmutual.compare.runner import Runner, alone
+    from fedmutual.compare.search import Search
+    from fedmutual.simulation.interrupts import Interrupted, Interrupts
+    from fedmutual.simulation.request import available_cores
+
+    console = Console()
+    try:
+        study = load_study(arguments)
+        folder = _folder(study, cwd)
+        with alone(folder), Interrupts() as interrupts:
+            found = Search(study, folder, cwd)
+            runner = Runner(folder, engine, jobs or (1 if engine == "flwr" else available_cores()), console)
+            try:
+                found.run(trials, runner, interrupts)
+            except Interrupted as interruption:
+                done = f"{len(found.done)} of {trials} trials are done"
+                print(f"Stopped: {done}; repeat the command to go on: {folder}")
+                return interruption.exit_code
+    except SettingsError as error:
+        complain(f"fedmutual: {error}")
+        return 2
+    console.print(found.table())
+    print(f"Best: fedmutual run {found.best()}")
+    print(f"Results: {folder}")
+    return 0
+
+
 def _folder(study: Study, cwd: Path) -> Path:
     """The same for the same command, so that repeating it goes on."""
     if study.output_dir is not None:
