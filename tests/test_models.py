@@ -54,6 +54,15 @@ def test_visionnet_is_the_papers() -> None:
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.2, 0.2]
 
 
+def test_resnet8_is_small_and_takes_any_size() -> None:
+    model, _ = build_model(model_settings("fedmutual.models.resnet8.ResNet8"), 10, 32, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == 78_042
+    assert model(torch.rand(2, 3, 32, 32)).shape == model(torch.rand(2, 3, 21, 40)).shape == (2, 10)
+    weighted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    shortcuts = [m for m in weighted if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert len(weighted) - len(shortcuts) == 8
+
+
 def test_pooling_before_the_activation_changes_no_bit() -> None:
     torch.manual_seed(0)
     model = VisionNet(image_size=30)
