@@ -321,6 +321,16 @@ def test_what_the_owner_says(tmp_path: Path) -> None:
             open_masking(tmp_path, "ana", secure, {"secagg-min-clients": wrong})
 
 
+def test_a_share_of_the_noise_is_enough_only_behind_keys_that_the_owner_knows(tmp_path: Path) -> None:
+    pytest.importorskip("opendp", reason="needs the extra fedmutual[privacy]")
+    noisy = compose(["strategy=speaker", "model=pretrained", "privacy.epsilon=1", "privacy.secagg=true"])
+    with pytest.raises(SettingsError, match=r"with a share of the noise only: list the peers' keys"):
+        open_masking(tmp_path, "ana", noisy, {})
+    peers = ",".join(f"{name}:SHA256:{'a' * 43}" for name in ("ben", "cem"))
+    assert open_masking(tmp_path, "ana", noisy, {"secagg-peers": peers}) is not None
+    assert open_masking(tmp_path, "ana", noisy, {"trust-run": "true"}) is not None
+
+
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [

@@ -28,7 +28,7 @@ from fedmutual.files.atomic import atomic_write
 from fedmutual.learning.consensus import as_target
 from fedmutual.learning.ring import RingArray, Summed, WideArray, ensemble_of
 from fedmutual.settings import ClientsSettings, Settings, SettingsError
-from fedmutual.settings.at_site import listed, says_true
+from fedmutual.settings.at_site import listed, says_true, trusts_run
 from fedmutual.settings.schema import LEAST_SUMMED
 from fedmutual.wire.codec import FloatArray, MessageError, decode, encode
 from fedmutual.wire.masks import NUMBER_BYTES, WIDE_BYTES, Cohort, masked, new_key, pack, public_key
@@ -266,13 +266,20 @@ def open_masking(
     Raises
     ------
     SettingsError
-        The site's owner takes part in no run without it, or the node configuration has a wrong value.
+        The site's owner takes part in no run without it, or the node configuration has a wrong value; or
+        only the server vouches for the keys behind which a share of the noise would have to be enough.
     """
     if not settings.privacy.secagg:
         if says_true(node_config, REQUIRED):
             raise SettingsError(f"privacy.secagg: this site takes part only with it ({REQUIRED})")
         return None
-    return Masking(folder, name, settings.strategy.summed(settings), Owner.of(node_config))
+    owner = Owner.of(node_config)
+    if settings.privacy.epsilon is not None and not owner.peers and not trusts_run(node_config):
+        raise SettingsError(
+            f"privacy.secagg with privacy.epsilon: a server that gives false keys would see this site's sums "
+            f"with a share of the noise only: list the peers' keys ({PEERS}), or run without privacy.secagg"
+        )
+    return Masking(folder, name, settings.strategy.summed(settings), owner)
 
 
 def _said(report: Report, order: Order) -> FloatArray:
