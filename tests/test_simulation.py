@@ -183,6 +183,9 @@ class FinishedSuperLink:
         (self._output / "summary.json").write_text(json.dumps(summary))
         return "1"
 
+    def save_log(self, run_id: str, file: Path, wait: Any) -> None:
+        file.write_text(f"the log of run {run_id}\n")
+
     def close(self, hurry: Any) -> None:
         pass
 
@@ -198,6 +201,7 @@ def test_a_run_that_completes_shows_rounds_warnings_and_its_folder(
     rounds = [line for line in printed if line.startswith("round")]
     assert rounds == [f"round {n}/2  validation 0.750 (worst 0.750)" for n in (1, 2)]
     assert "warning: a tiny warning" in printed
+    assert (tmp_path / "out" / "run.log").read_text() == "the log of run 1\n"
     assert f"Results: {tmp_path / 'out'}" in printed
 
 

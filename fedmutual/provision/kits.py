@@ -243,8 +243,8 @@ def _write_site(
     if project.trusted:
         writer.write(f"{folder}/secrets/trusted.yaml", as_yaml(project.trusted))
     for name in _SITE_FILES:
-        writer.render(f"{folder}/{name}", f"site/{name}", values)
-    writer.render(f"{folder}/.env", "site/env", values)
+        writer.render(f"{folder}/{name}", f"supernode/{name}", values)
+    writer.render(f"{folder}/.env", "supernode/env", values)
     writer.render(f"{folder}/compose.sh", "compose.sh", {}, executable=True)
 
 
