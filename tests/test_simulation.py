@@ -130,6 +130,16 @@ class TestHistoryTail:
             file.write(second)
         assert tail.poll() == [row(2, "a")]
 
+    @pytest.mark.parametrize("first", ["other", "client-10"])
+    def test_a_new_file_with_the_number_of_a_deleted_one_is_read_from_its_start(
+        self, tmp_path: Path, first: str
+    ) -> None:
+        path = tmp_path / "history.jsonl"
+        path.write_text(json.dumps(row(1, first)) + "\n")
+        tail = HistoryTail(path)
+        path.write_text("".join(json.dumps(row(number, "a")) + "\n" for number in (1, 2)))  # the same inode
+        assert tail.poll() == [row(1, "a"), row(2, "a")]
+
 
 def test_last_error_is_the_last_exception(tmp_path: Path) -> None:
     log = tmp_path / "run.log"

@@ -36,6 +36,9 @@ class HistoryTail:
                 inode = os.fstat(file.fileno()).st_ino
                 replaced = self._inode is not None and inode != self._inode  # a resumed run rewrites it
                 self._inode = inode
+                if self._offset and not replaced:
+                    file.seek(self._offset - 1)
+                    replaced = file.read(1) != b"\n"  # another file may have got the number of a deleted one
                 file.seek(0 if replaced else self._offset)
                 text = file.read()
                 self._offset = file.tell()
