@@ -146,7 +146,7 @@ def test_a_key_that_was_handed_over_stays_the_site_s(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "clinic-a")
     again = provision(project("clinic-a", "clinic-b"), tmp_path)
     assert again.fingerprints["clinic-a"] == first.fingerprints["clinic-a"]
-    assert again.remarks == []
+    assert [remark for remark in again.remarks if "server.data" not in remark] == []
     assert not (tmp_path / "clinic-a/secrets/clinic-a.key").exists()
     assert (tmp_path / "clinic-b/secrets/clinic-b.key").exists()
 
@@ -154,8 +154,34 @@ def test_a_key_that_was_handed_over_stays_the_site_s(tmp_path: Path) -> None:
 def test_a_certificate_for_another_name_is_said(tmp_path: Path) -> None:
     provision(project("clinic-a"), tmp_path)
     moved = Project(("new.example",), (Site("clinic-a", "/srv/images"),))
-    (remark,) = provision(moved, tmp_path).remarks
+    remark, data = provision(moved, tmp_path).remarks
     assert "not for new.example: move" in remark
+    assert "server.data is not set" in data
+    upper = Project(("2001:DB8::1",), (Site("clinic-a"),))
+    file = tmp_path / "project.yaml"
+    file.write_text("server: {host: '2001:DB8::1'}\nsites: [{name: clinic-a}]\n")
+    assert read_project(file).hosts == ("2001:db8::1",) != upper.hosts
+    assert provision(read_project(file), tmp_path / "v6").remarks == []
+    assert "listen [::]:8443 ssl;" in (tmp_path / "v6/server/systemd/gateway.conf").read_text()
+    assert "[::]" not in (tmp_path / "v6/server/gateway.conf").read_text()
+
+
+def test_an_authority_that_is_away_is_not_replaced(tmp_path: Path) -> None:
+    provision(project("clinic-a"), tmp_path)
+    shutil.move(tmp_path / "authority", tmp_path / "safe")
+    before = (tmp_path / "server/secrets/ca.crt").read_bytes()
+    with pytest.raises(ProjectError, match="put it back"):
+        provision(project("clinic-a", "clinic-b"), tmp_path)
+    assert (tmp_path / "server/secrets/ca.crt").read_bytes() == before
+    assert not (tmp_path / "clinic-b").exists()
+
+
+def test_a_site_with_cuda_gets_the_machines_gpus(tmp_path: Path) -> None:
+    sites = (Site("clinic-a"), Site("clinic-b", settings={"device": "cuda:1"}))
+    provision(Project(("server.example",), sites), tmp_path)
+    line = "COMPOSE_FILE=compose.yaml:compose.gpu.yaml"
+    assert f"\n# {line}\n" in (tmp_path / "clinic-a/.env").read_text()
+    assert f"\n{line}\n" in (tmp_path / "clinic-b/.env").read_text()
 
 
 def test_a_certificate_that_ends_soon_is_said(tmp_path: Path) -> None:
@@ -231,7 +257,7 @@ GOOD = {"server": {"host": "server.example"}, "sites": [{"name": "clinic-a"}]}
         ({"sites": [{"name": "Server"}]}, "is the name of another folder"),
         ({"sites": [{}]}, "sites[0].name: None is no name"),
         ({"sites": [{"name": "a", "data": "images"}]}, "sites[0].data: images is relative"),
-        ({"sites": [{"name": "a", "data": "/x$HOME"}]}, "has a quote, a $"),
+        ({"sites": [{"name": "a", "data": "/x$HOME"}]}, "has a quote, a #, a $"),
         ({"sites": [{"name": "a", "settings": {"devise": "cpu"}}]}, "did you mean device?"),
         ({"sites": [{"name": "a", "settings": {"accept-public": "yes"}}]}, "yes is not true or false"),
         ({"sites": [{"name": "a", "settings": {"data-dir": "/x"}}]}, "write it as the site's data"),

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -297,6 +298,10 @@ def test_a_run_that_is_over_or_was_killed_waits_for_nobody(
     assert killed.run == Run("today", "stopped", 3, 5)
     assert "stopped in round 3: continue it with resume" in run_line(killed.run)
     assert not any(site.waited_for for site in killed.sites)
+    (run / status_module.PROGRESS).unlink()  # killed before it wrote any
+    early = status_of(seen_by(keys), NOW, registry, run, 60.0).run
+    assert early is not None
+    assert early.status == "stopped"
     monkeypatch.setattr(status_module, "read_summary", lambda folder: {"status": "completed"})
     over = status_of(seen_by(keys), NOW, registry, run, 60.0)
     assert run_line(over.run) == "no run active; the last one, today, completed after 3 rounds"
@@ -346,6 +351,17 @@ def test_the_metrics_are_prometheus_text(registry: Registry, keys: dict[str, byt
     assert "fedmutual_run_round 3" in lines
     assert "fedmutual_superlink_up 1" in lines
     assert "fedmutual_superlink_up 0" in metrics(None)
+
+
+def test_of_two_keys_of_one_name_the_connected_one_counts(
+    registry: Registry, keys: dict[str, bytes], run: Path
+) -> None:
+    status = status_of(seen_by(keys), NOW, registry, run, 60.0)
+    online = next(site for site in status.sites if site.state == "online")
+    old = replace(online, state="not registered", silent=True)
+    lines = metrics(replace(status, sites=[online, old])).splitlines()
+    assert f'fedmutual_site_online{{site="{online.name}"}} 1' in lines
+    assert f'fedmutual_site_silent{{site="{online.name}"}} 0' in lines
 
 
 def test_the_status_command(

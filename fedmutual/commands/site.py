@@ -119,9 +119,14 @@ def _add(arguments: argparse.Namespace, superlink: SuperLink, registry: Registry
         raise SiteError(
             f"{registry.folder} has no public key (NAME.pub): run this where provision put `sites`"
         )
-    for name in names:
-        print(shown(add(superlink, registry, name, arguments.key, arguments.replace)))
-    return 0
+    failed = False
+    for name in names:  # one that is refused keeps no other away
+        try:
+            print(shown(add(superlink, registry, name, arguments.key, arguments.replace)))
+        except SiteError as error:
+            complain(f"fedmutual site: {error}")
+            failed = True
+    return 2 if failed else 0
 
 
 def _remove(arguments: argparse.Namespace, superlink: SuperLink, registry: Registry) -> int:

@@ -114,6 +114,11 @@ def provision(project: Project, output: Path, renew: Collection[str] = ()) -> Ou
             f"the sites execute only apps that {', '.join(project.trusted)} has signed: publish the app and "
             "start that one, not /app (docs/site-owner.md, Pin the app)"
         )
+    if any(site.data for site in project.sites) and not project.data.startswith("/"):
+        outcome.remarks.append(
+            "server.data is not set, and the sites have images: put the server's into "
+            f"{output / SERVER / 'data'} (Docker), or set it (systemd and Kubernetes need that)"
+        )
     writer.close()
     return outcome
 
@@ -173,6 +178,11 @@ class _Writer:
 def _authority(writer: _Writer) -> Authority:
     key, certificate = (writer.read(f"{AUTHORITY}/ca.{end}") for end in ("key", "crt"))
     if key is None and certificate is None:
+        if writer.read(f"{SERVER}/secrets/ca.crt") is not None:
+            raise ProjectError(
+                f"{writer.output / AUTHORITY} is missing, and this project has an authority: put it back for "
+                "as long as this takes"
+            )
         authority = make_authority()
         writer.write(f"{AUTHORITY}/ca.key", authority.key_pem)
         writer.write(f"{AUTHORITY}/ca.crt", authority.certificate_pem)
@@ -237,6 +247,7 @@ def _write_site(
         "image": project.image,
         "trusted": bool(project.trusted),
         "has_key": site.public_key is None,
+        "gpu": str(site.settings.get("device", "")).startswith("cuda"),
         "settings": as_toml(node_configuration(project, site, fingerprints)),
     }
     writer.write(f"{folder}/secrets/ca.crt", authority.certificate_pem)
@@ -288,9 +299,17 @@ def _write_server(writer: _Writer, project: Project, authority: Authority, overr
         "overrides": json.dumps(shlex.join(overrides)),
     }
     superlink = f"superlink:{SUPERLINK_PORT}"
-    docker = {"docker": True, "inner": True, "upstream": "", "port": 8443, "superlink": superlink}
+    docker = {
+        "docker": True,
+        "inner": True,
+        "upstream": "",
+        "port": 8443,
+        "superlink": superlink,
+        "ipv6": False,
+    }
     cluster = docker | {"docker": False, "upstream": superlink, "superlink": "fedmutual_superlink"}
     local = docker | {"docker": False, "inner": False, "port": project.port}
+    local["ipv6"] = any(":" in host for host in project.hosts)
     local["superlink"] = f"127.0.0.1:{SUPERLINK_PORT}"
     writer.render(f"{SERVER}/compose.yaml", "server/compose.yaml", values)
     writer.render(f"{SERVER}/.env", "server/env", values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ _RESERVED = ("server", "authority")
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f$\"'\\{}]")  # of a value in compose files, units and TOML
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f#$\"'\\{}]")  # of a value in compose files, units and TOML
 
 
 class ProjectError(ValueError):
@@ -214,6 +215,8 @@ def _settings(where: str, value: Any) -> dict[str, Any]:
             names = {str: "a text", bool: "true or false", int: "a whole number"}
             what = names.get(wanted, "a number") if isinstance(wanted, type) else "a number"
             raise ProjectError(f"{where}.{key}: {brief(given)} is not {what}")
+        if isinstance(given, float) and not math.isfinite(given):
+            raise ProjectError(f"{where}.{key}: {brief(given)} is not a number")
         if isinstance(given, str):
             _text(f"{where}.{key}", given)
     return settings
@@ -256,7 +259,7 @@ def _hosts(value: Any) -> tuple[str, ...]:
             raise ProjectError(
                 f"server.host: {brief(host)} is no DNS name and no IP address; the port is server.port"
             )
-    return tuple(hosts)
+    return tuple(str(ipaddress.ip_address(host)) if ":" in host else host for host in hosts)
 
 
 def _is_host(text: str) -> bool:
@@ -280,7 +283,7 @@ def _text(where: str, value: Any) -> str:
         raise ProjectError(f"{where}: {brief(value)} is no text")
     if _UNSAFE.search(value):
         raise ProjectError(
-            f"{where}: {brief(value)} has a quote, a $, a brace, a backslash or a control character"
+            f"{where}: {brief(value)} has a quote, a #, a $, a brace, a backslash or a control character"
         )
     return value
 

@@ -83,12 +83,14 @@ def metrics(status: Status | None) -> str:
     lines = [*_metric("fedmutual_superlink_up", "Whether the SuperLink answers.", {"": status is not None})]
     if status is None:
         return "\n".join(lines) + "\n"
+    # of two keys of one name, the connected one counts
+    sites = {site.name: site for site in sorted(status.sites, key=lambda site: site.state == ONLINE)}.values()
     values: dict[str, dict[str, float | None]] = {
-        "fedmutual_site_online": {site.name: site.state == ONLINE for site in status.sites},
-        "fedmutual_site_silent": {site.name: site.silent for site in status.sites},
-        "fedmutual_site_silent_seconds": {site.name: site.silent_seconds for site in status.sites},
-        "fedmutual_site_round": {site.name: site.round for site in status.sites},
-        "fedmutual_site_waited_for": {site.name: site.waited_for for site in status.sites},
+        "fedmutual_site_online": {site.name: site.state == ONLINE for site in sites},
+        "fedmutual_site_silent": {site.name: site.silent for site in sites},
+        "fedmutual_site_silent_seconds": {site.name: site.silent_seconds for site in sites},
+        "fedmutual_site_round": {site.name: site.round for site in sites},
+        "fedmutual_site_waited_for": {site.name: site.waited_for for site in sites},
     }
     for name, help in _SITE_METRICS.items():
         lines += _metric(name, help, values[name])

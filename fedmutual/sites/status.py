@@ -160,9 +160,11 @@ def _read_run(folder: Path, nodes: Sequence[Registered]) -> tuple[Run, dict[str,
             rounds[client] = max(rounds.get(client, 0), line["round"])
     done = max((line["round"] for line in history), default=0)
     now: Present | None = read_progress(folder) if summary is None else None
+    going = summary is None and in_use(folder)
     if now is None:
-        return Run(folder.name, "running" if summary is None else str(summary.get("status")), done), rounds
-    if not in_use(folder):
+        ended = "stopped" if summary is None else str(summary.get("status"))
+        return Run(folder.name, "running" if going else ended, done), rounds
+    if not going:
         return Run(folder.name, "stopped", now.round, now.rounds, now.closing), rounds
     waiting = [names.get(int(node), name or f"node {node}") for node, name in now.waiting.items()]
     waiting.sort(key=natural_key)
