@@ -220,6 +220,13 @@ def test_a_rejected_push_is_that_nodes_error_and_nobody_elses(answer: list[str])
     assert grid.clock.slept == []
 
 
+def test_some_orders_may_take_several_rounds_time() -> None:
+    grid = FakeGrid(Clock(), {1: 25.0})
+    assert said(an_exchange(grid, round_timeout=10.0).send_and_collect(orders(1))) == [None]
+    grid = FakeGrid(Clock(), {1: 25.0})
+    assert said(an_exchange(grid, round_timeout=10.0).send_and_collect(orders(1), rounds=3)) == [1]
+
+
 def test_no_orders_no_replies() -> None:
     assert an_exchange(FakeGrid(Clock(), {})).send_and_collect([]) == []
 

@@ -328,6 +328,18 @@ def test_a_budget_that_is_used_up_draws_nothing(tmp_path: Path) -> None:
     assert ledger.spent().releases == 2
 
 
+def test_of_one_list_of_sites_one_release_is_made_whatever_the_budget(tmp_path: Path) -> None:
+    ledger = BudgetLedger(tmp_path, "a")
+    first = ledger.release(asked(cohort="x"), RECORDS, 9.0, draw, once="cohort")
+    again = ledger.release(asked(cohort="x"), RECORDS, 9.0, draw, once="cohort")
+    np.testing.assert_array_equal(first["gram"], again["gram"])
+    for other, records in ((asked(cohort="x", map="b"), RECORDS), (asked(cohort="x"), RECORDS[1:])):
+        with pytest.raises(BudgetError, match="another release was made for the same cohort"):
+            ledger.release(other, records, 9.0, draw, once="cohort")
+    ledger.release(asked(cohort="y"), RECORDS, 9.0, draw, once="cohort")
+    assert ledger.spent().releases == 2
+
+
 def test_other_images_have_their_own_budget_if_they_can_be_told_apart(tmp_path: Path) -> None:
     ledger = BudgetLedger(tmp_path, "a")
     ledger.release(asked(), RECORDS[:2], 0.5, draw)

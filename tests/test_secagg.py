@@ -31,7 +31,7 @@ from fedmutual.strategies.feddf import FedDF
 from fedmutual.strategies.fedmd import FedMD
 from fedmutual.strategies.mutual import MutualLearning
 from fedmutual.wire.codec import MessageError
-from fedmutual.wire.masks import Cohort, added, masked, new_key, pack, public_key, unpack
+from fedmutual.wire.masks import WIDE_BYTES, Cohort, added, masked, new_key, pack, public_key, unpack
 from fedmutual.wire.orders import Order, order_record, read_order
 from fedmutual.wire.records import REPORT, read_config
 from fedmutual.wire.reports import Expected, Report, read_report, report_record
@@ -385,6 +385,21 @@ def test_a_signature_holds_for_its_run_name_and_key_only(name: str, site_keys: d
     assert proven_by(replace(proof, signature=proof.signature[:-1]), "run", name, b"k" * 32) == ""
     for nonsense in (Proof(), Proof(b"ssh-ed25519 x", b"y"), Proof(b"z" * 5000, b"y" * 5000)):
         assert proven_by(nonsense, "run", name, b"k" * 32) == ""
+
+
+def test_masks_cancel_only_among_those_who_were_told_the_same() -> None:
+    names = ("ana", "ben", "cem")
+
+    def total(*terms: bytes) -> int:
+        nothing = np.zeros(1, np.uint64)
+        parts = [
+            masked(nothing, key(name), name, cohort(*names), "run", 1, WIDE_BYTES, told)
+            for name, told in zip(names, terms, strict=True)
+        ]
+        return int(added(parts, WIDE_BYTES)[0])
+
+    assert total(b"epsilon 0.5", b"epsilon 0.5", b"epsilon 0.5") == 0
+    assert total(b"epsilon 0.5", b"epsilon 32", b"epsilon 32") != 0
 
 
 def test_what_is_no_key_is_refused(tmp_path: Path) -> None:

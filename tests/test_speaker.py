@@ -95,6 +95,26 @@ def test_what_the_speaker_says_has_one_spread_however_small_its_weights_are() ->
     assert (said[0][:, 1] - said[0][:, 0]).std() > 3
 
 
+def test_a_resumed_speaker_keeps_its_map() -> None:
+    from fedmutual.strategies.speaker import Speaker
+
+    rng = np.random.default_rng(3)
+    public = rng.standard_normal((40, 5))
+
+    def started(features: np.ndarray) -> Speaker:
+        chosen = FeatureMap.of_public(features, 3)
+        return Speaker(2, chosen, public, schedule=lambda round: np.arange(40), multiplier=1.0)
+
+    first, resumed = started(public), started(public + 0.1 * rng.standard_normal((40, 5)))
+    first._sums["a"] = np.arange(first.numbers)
+    first._added = 1
+    first._solve()
+    assert resumed.map.digest.tobytes() != first.map.digest.tobytes()
+    resumed.restore_state(*first.state())
+    assert resumed.map.digest.tobytes() == first.map.digest.tobytes()
+    np.testing.assert_allclose(resumed.said(resumed._public), first.said(first._public))
+
+
 # ---------------------------------------------------------------------------------------------------
 # The account
 

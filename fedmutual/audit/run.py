@@ -107,12 +107,13 @@ def _told(truth: RecordedTruth, values: dict[str, Any], note: str) -> tuple[dict
 def _proven(privacy: PrivacySettings) -> list[Finding]:
     """What no attack on a run with differential privacy can exceed; what it does not send tells nothing."""
     assert privacy.epsilon is not None
-    odds = math.exp(privacy.epsilon)
+    epsilon = max(privacy.epsilon, privacy.budget or 0.0)  # a larger budget allows several releases
+    odds = math.exp(epsilon)
     figures = {
         "auc_at_most": min(1.0, odds / (1 + odds) + privacy.delta),
         "tpr_at_most": min(1.0, odds * FPR + privacy.delta),
     }
-    note = f"proven for every attack, epsilon {privacy.epsilon:g}"
+    note = f"proven for every attack, epsilon {epsilon:g}"
     unsent = "not computed: no report has a figure for it; those of a simulation would leave no site"
     others = (("classes", MIX), ("size", SIZE), ("counts", COUNTS))
     return [

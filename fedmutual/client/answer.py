@@ -171,8 +171,8 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
             folder.save(replace(state, ledger=Ledger(received, sent)))
             logger.info("%s: %.1f kB received, %.1f kB sent in this run", name, received / 1e3, sent / 1e3)
             return record
-    logger.warning("%s: round %d is already done; sending its report again", name, order.round)
-    return _packed(state, settings, order, level, masking)
+        logger.warning("%s: round %d is already done; sending its report again", name, order.round)
+        return _packed(state, settings, order, level, masking)
 
 
 def _packed(

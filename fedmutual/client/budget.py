@@ -89,7 +89,12 @@ class BudgetLedger:
         self.path = state_dir / FOLDER / client
 
     def release(
-        self, asked: Asked, records: NDArray[np.uint8], budget: float, draw: Callable[[], Arrays]
+        self,
+        asked: Asked,
+        records: NDArray[np.uint8],
+        budget: float,
+        draw: Callable[[], Arrays],
+        once: str | None = None,
     ) -> Arrays:
         """Return a noisy release: the one that was made before for the same, or a new one.
 
@@ -102,6 +107,8 @@ class BudgetLedger:
             The epsilon that all releases on any of these images may spend.
         draw : callable
             Makes the release; called at most once.
+        once : str or None
+            A key of ``asked.about``: of what has one value of it, only one release is made.
 
         Raises
         ------
@@ -113,6 +120,12 @@ class BudgetLedger:
             if path.exists():
                 logger.info("this release was made before; it is sent as it was, which spends nothing")
                 return _read(path)[1]
+            if once is not None and self.find(**{once: asked.about[once]}) is not None:
+                raise BudgetError(
+                    f"{self.path}: another release was made for the same {once} in this run, and two would "
+                    "tell more than each: start a new run",
+                    f"privacy: this site has made another release for the same {once}: start a new run",
+                )
             before = self._on(asked.kind, records)
             spent = _together([*before, {"multiplier": asked.multiplier, "delta": asked.delta}])
             if spent.epsilon > budget:

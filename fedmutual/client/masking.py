@@ -70,7 +70,7 @@ class Owner:
             Naming the key whose value is wrong.
         """
         text = str(node_config.get(MINIMUM, LEAST_SUMMED))
-        if not text.isdigit() or int(text) < LEAST_SUMMED:
+        if not text.isdecimal() or int(text) < LEAST_SUMMED:
             raise SettingsError(
                 f"{MINIMUM}: a node configuration takes a whole number from {LEAST_SUMMED} on"
             )
@@ -122,9 +122,13 @@ class Masking:
     summed : Summed or None
         How predictions are added up; None: the whole numbers that a report holds are.
     owner : Owner
+    noise : str
+        What the site knows of the noise in what it sends. Its peers' must be the same, or nothing can be
+        read: else a server that tells each site other terms could take noise away from the sum.
     """
 
-    def __init__(self, folder: Path, name: str, summed: Summed | None, owner: Owner) -> None:
+    def __init__(self, folder: Path, name: str, summed: Summed | None, owner: Owner, noise: str = "") -> None:
+        self._noise = noise
         self._file = folder / FILE
         self._name = name
         self._summed = summed
@@ -199,7 +203,8 @@ class Masking:
         else:
             values, width = self._summed.encode(_said(report, order), len(cohort.names)), NUMBER_BYTES
         private = bytes.fromhex(promise.private)
-        data = pack(masked(values, private, self._name, cohort, order.run, order.round, width), width)
+        about = (private, self._name, cohort, order.run, order.round, width, self._terms(order))
+        data = pack(masked(values, *about), width)
         sent = hashlib.sha256(data).hexdigest()
         if promise.sent not in ("", sent):
             raise StateError.to_everyone(
@@ -208,6 +213,14 @@ class Masking:
             )
         self._keep(replace(promise, sent=sent))
         return replace(bare, masked=data)
+
+    def _terms(self, order: Order) -> bytes:
+        """Digest of the noise's terms and of the arrays that the order asks about, such as a feature map."""
+        state = hashlib.sha256(self._noise.encode())
+        for name, array in sorted((order.model or {}).items()):
+            values = array.numpy()
+            state.update(f"\0{name} {values.shape} {values.dtype}\0".encode() + values.tobytes())
+        return state.digest()
 
     def _cohort(self, order: Order) -> Cohort | None:
         """The cohort of an order that this site is a member of."""
@@ -279,7 +292,9 @@ def open_masking(
             f"privacy.secagg with privacy.epsilon: a server that gives false keys would see this site's sums "
             f"with a share of the noise only: list the peers' keys ({PEERS}), or run without privacy.secagg"
         )
-    return Masking(folder, name, settings.strategy.summed(settings), owner)
+    privacy = settings.privacy
+    noise = repr((privacy.epsilon, privacy.delta, privacy.colluding))
+    return Masking(folder, name, settings.strategy.summed(settings), owner, noise)
 
 
 def _said(report: Report, order: Order) -> FloatArray:
@@ -290,7 +305,8 @@ def _said(report: Report, order: Order) -> FloatArray:
 
 def _whole(report: Report) -> WideArray:
     """The whole numbers of a report, modulo 2^64."""
-    assert report.model is not None
+    if report.model is None:
+        raise _refused("the order asks for a sum and has no feature map")
     (values,) = (array.numpy() for array in report.model.values())
     return cast(WideArray, values.astype(np.int64).view(np.uint64))
 

@@ -260,8 +260,9 @@ class Arriving:
         numbers = {n: client.update + client.under_way for n, client in asked.items()}
         orders = {node: replace(order, round=numbers[node], closing=True) for node, order in orders.items()}
         contents = {node: order_record(order) for node, order in orders.items()}
-        timeout = self._patience.seconds
-        replies = exchange.send_and_collect(messages_to(contents, MESSAGE_TYPE, timeout), everyone=True)
+        rounds = self.settings.strategy.closing_rounds
+        messages = messages_to(contents, MESSAGE_TYPE, rounds * self._patience.seconds)
+        replies = exchange.send_and_collect(messages, everyone=True, rounds=rounds)
         self.arrivals += 1
         lines = []
         for reply in sorted(replies, key=lambda reply: natural_key(asked[reply.node_id].name)):

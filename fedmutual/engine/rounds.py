@@ -122,7 +122,11 @@ class Rounds:
         self.roster.identify(exchange)
         self._show(exchange, rounds + 1, closing=True)
         orders = self._orders(rounds + 1, grid, closing=True)
-        self._gather(rounds + 1, exchange.send_and_collect(orders, everyone=True), closing=True)
+        self._gather(
+            rounds + 1,
+            exchange.send_and_collect(orders, True, self.settings.strategy.closing_rounds),
+            closing=True,
+        )
 
     def global_weights(self) -> Arrays | None:
         """The global model's weights at the end of a run; None if the strategy has none."""
@@ -183,7 +187,8 @@ class Rounds:
             nodes = self.roster.taking_part(current, nodes)
         named = {node: self._order(self.roster.name(node), base) for node in nodes}
         orders = {node: order_record(with_frozen(order, self.settings)) for node, order in named.items()}
-        return messages_to(orders, MESSAGE_TYPE, self._patience.seconds)
+        rounds = self.settings.strategy.closing_rounds if closing else 1
+        return messages_to(orders, MESSAGE_TYPE, rounds * self._patience.seconds)
 
     def _order(self, client: str | None, base: Order) -> Order:
         order = self.strategy.order(client, base)

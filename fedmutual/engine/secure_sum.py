@@ -2,7 +2,7 @@
 
 The strategy gets one report a round, of a client that does not exist and says what the mean of all would say;
 so it forms the same consensus from it. A round in which a member of the cohort is missing has no sum. The
-next one has a cohort without that client, and what it is taught until then is nothing.
+next one has a cohort without that client, and until then the clients are taught nothing.
 
 Of whole numbers that have their noise there is one sum in a run. A second one, without a client that has
 stayed away, would be a second release of everybody else's images. So the same cohort is asked again, for the
@@ -235,7 +235,7 @@ class SumOnce(Cohorts):
         self._absent = set(saved["absent"])
 
     def ensemble(self, reports: Mapping[str, Report], floor: float) -> FloatArray | None:
-        """Return None: nothing is sent of listeners."""
+        """Return None: listeners send nothing."""
         return None
 
     def _miss(self, round: int, missing: list[str]) -> None:

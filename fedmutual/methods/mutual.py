@@ -54,7 +54,7 @@ class MutualSettings(Method):
     ramp: int = setting("number of rounds after burn_in over which lambda grows to kl_weight", minimum=0)
     public_epochs: int = setting("phase=mixed: minimum passes per round over the public samples", minimum=1)
     min_steps: int = setting(
-        "phase=mixed: minimum steps per round, also where public and private images are few", minimum=1
+        "phase=mixed: minimum steps of a round with targets, however few the images", minimum=1
     )
     mutual_epochs: int = setting("phase=separate: passes over the public samples", minimum=1)
     closing: str = setting(
@@ -73,6 +73,11 @@ class MutualSettings(Method):
         minimum=0,
     )
     average_weights: bool = setting("ablation: also average all weights every round")
+
+    @property
+    def closing_rounds(self) -> int:
+        """How many rounds' time the closing step may take."""
+        return CLOSING_ROUNDS if self.phase == "mixed" and self.closing == "consolidate" else 1
 
     takes_consensus: ClassVar[bool] = True
     takes_views: ClassVar[bool] = True

@@ -126,7 +126,7 @@ class SpeakerSettings(Method):
         sent: Mapping[str, Tensor] = {}
         if AXES in given:
             sent = _release(learner, given, self)
-        if WEIGHTS in given and _listens(learner, given, self):
+        if self.kl_weight > 0 and WEIGHTS in given and _listens(learner, given, self):
             learner.mixed_training(learner.public(), self.public_epochs)
         else:
             learner.local_training()
@@ -192,7 +192,8 @@ def _release(learner: Learner, given: Mapping[str, Tensor], method: SpeakerSetti
     _warn_of_delta(privacy.delta, len(private), learner.client)
     ledger = _ledger(settings, learner.client)
     budget = privacy.budget or cast(float, privacy.epsilon)
-    released = ledger.release(asked, private.pixel_hashes(), budget, draw)
+    once = None if cohort is None else "cohort"  # else peers' fresh noise could be set off against a replay
+    released = ledger.release(asked, private.pixel_hashes(), budget, draw, once)
     return {SUMS: torch.from_numpy(np.array(released[SUMS]))}
 
 

@@ -490,6 +490,11 @@ class StrategySettings:
     takes_secagg: ClassVar[bool] = False  # whether the sum of all predictions is enough (privacy.secagg)
     takes_dp: ClassVar[bool] = False  # whether only noisy figures leave a client (privacy.epsilon)
 
+    @property
+    def closing_rounds(self) -> int:
+        """How many rounds' time the answer to the closing order may take."""
+        return 1
+
     def misfit(self, settings: Settings) -> str | None:
         """Return the setting that this strategy does not support, key first; None if there is none."""
         return None

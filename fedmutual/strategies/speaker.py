@@ -79,7 +79,6 @@ class Speaker(RoundStrategy):
         super().__init__(num_classes, **flower)
         if not sharpness > 0 or not min(kl_weight, multiplier, ridge) >= 0:
             raise ValueError("kl_weight, multiplier, ridge: at least 0; sharpness: above 0")
-        self.map = feature_map
         self.schedule = schedule
         self.kl_weight = kl_weight
         self.multiplier = multiplier
@@ -87,8 +86,8 @@ class Speaker(RoundStrategy):
         self.colluding = colluding
         self.sharpness = sharpness
         self.weights: Matrix | None = None
-        self._public = feature_map.unit(public)
-        self._unseen = None if unseen is None else (feature_map.unit(unseen[0]), unseen[1])
+        self._features, self._unseen_features = public, unseen
+        self._use(feature_map)
         self._sums: dict[str, np.ndarray[Any, Any]] = {}
         self._added = 0  # clients whose sums these are
 
@@ -148,6 +147,7 @@ class Speaker(RoundStrategy):
     def restore_state(self, meta: Mapping[str, Any], arrays: Arrays) -> None:
         """Continue from what :meth:`state` returned."""
         self._sums, self._added = below(f"{SUMS}.", arrays), meta["added"]
+        self._use(FeatureMap(arrays[CENTRE], arrays[AXES]))  # another machine's has other last bits
         if self._sums:
             self._solve()
 
@@ -156,6 +156,12 @@ class Speaker(RoundStrategy):
         noise = f"noise {self.multiplier:.3g} times the sensitivity" if self.multiplier else "NO NOISE"
         noise += "" if self.colluding is None else ", sums added up under masks"
         return f"Speaker: {len(self.map.axes)} axes, ridge {self.ridge:g}, {noise}"
+
+    def _use(self, feature_map: FeatureMap) -> None:
+        self.map = feature_map
+        self._public = feature_map.unit(self._features)
+        tested = self._unseen_features
+        self._unseen = None if tested is None else (feature_map.unit(tested[0]), tested[1])
 
     def _solve(self) -> None:
         total = np.stack(list(self._sums.values())).sum(axis=0)

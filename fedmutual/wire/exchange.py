@@ -132,7 +132,9 @@ class Exchange:
                 )
             self._sleep(self.settings.poll_interval)
 
-    def send_and_collect(self, messages: list[Message], everyone: bool = False) -> list[Reply]:
+    def send_and_collect(
+        self, messages: list[Message], everyone: bool = False, rounds: int = 1
+    ) -> list[Reply]:
         """Send every message, and wait for the replies or until the round's time is over.
 
         A node that still works on the order of an earlier round gets its order when it has answered that one.
@@ -146,6 +148,8 @@ class Exchange:
             At most one a node.
         everyone : bool
             Wait for all also where ``exchange.enough_clients`` would do.
+        rounds : int
+            How many rounds' time they may take.
 
         Returns
         -------
@@ -154,7 +158,7 @@ class Exchange:
         """
         now, enough = self._clock(), None if everyone else self.settings.enough_clients
         orders = [_Order(message, payload_bytes(message.content), now) for message in messages]
-        timeout = self.patience.seconds
+        timeout = rounds * self.patience.seconds
         deadline, silence, tell = now + timeout, resend_after(timeout), now + FIRST_WORD
         while True:
             waiting = [order for order in orders if order.reply is None]

@@ -93,15 +93,19 @@ def masked(
     run: str,
     round: int,
     width: int = NUMBER_BYTES,
+    terms: bytes = b"",
 ) -> WideArray:
     """Return a client's part with all its masks, modulo ``256^width``.
+
+    They cancel only among clients that have the same ``terms``.
 
     Raises
     ------
     MessageError
         Naming the peer whose key is no key.
     """
-    own, digest = X25519PrivateKey.from_private_bytes(private), cohort.digest(run, round)
+    own = X25519PrivateKey.from_private_bytes(private)
+    digest = hashlib.sha256(cohort.digest(run, round) + terms).digest()
     total = values.astype(np.uint64)
     for peer, key in zip(cohort.names, cohort.keys, strict=True):
         if peer == name:
