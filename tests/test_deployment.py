@@ -108,7 +108,7 @@ def test_killed_client_site_and_server_end_with_the_same_bits(deployment: Loopba
     assert undisturbed.error is None
     sent = {line["client"]: line["downlink_bytes"] for line in read_history(output) if line["round"] == 2}
     once = sent["client-0"]  # an order goes out again, unless its report was under way already
-    assert {sent["client-1"], sent["client-2"]} <= {once, 2 * once, 3 * once}  # a third time where all is slow
+    assert {sent["client-1"], sent["client-2"]} <= {once, 2 * once, 3 * once}  # a slow machine: a third time
     assert figures(read_history(output)) == figures(undisturbed.history)
     for site, name in enumerate(NAMES):
         (found,) = (deployment.folder / f"site-{site}" / "state").glob(f"*/{name}/model.safetensors")
