@@ -278,6 +278,22 @@ def test_a_terminal_gets_the_columns_that_matter_and_they_fit() -> None:
     assert "a_long_name=1" in text
 
 
+def test_all_columns_of_a_study_fit_a_terminal() -> None:
+    names, conditions = ("mutual", "fedavg-equal-passes"), ("dirichlet-0.3", "iid")
+    runs = [
+        planned(variant, condition, seed) for variant in names for condition in conditions for seed in (0, 1)
+    ]
+    rest = {"ensemble": 0.95, "up": 2190, "down": 26e3, "global_model": 0.94, "image_passes": 54_700}
+    outcomes = [Outcome(run, mean=0.9 + 0.001 * i, worst=0.88, **rest) for i, run in enumerate(runs)]
+    out = io.StringIO()
+    for table in tables.terminal_tables(Plan(tuple(runs), names, conditions, "mutual"), outcomes, []):
+        Console(file=out, width=80).print(table)
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    assert "…" not in out.getvalue()
+    for word in ("mutual", "90.2 ± 0.1", "88.0 ± 0.0", " 95.0 ", " 94.0 ", "2.19 kB", "54.7 k"):
+        assert word in out.getvalue(), word
+
+
 def test_latex_has_a_row_a_variant_and_no_raw_character() -> None:
     plan, outcomes = _study()
     text = tables.latex(tables.result_rows(plan, outcomes, []), plan, [])

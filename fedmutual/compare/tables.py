@@ -24,6 +24,7 @@ from fedmutual.results.summary import mean
 
 Row = dict[str, Any]
 ALL = "(all)"
+_ONE = ("ensemble", "global model")  # without their spread on a terminal
 _FIGURES = ("mean", "worst client", "ensemble", "global model", "up", "down", "image passes")
 
 
@@ -166,7 +167,7 @@ def terminal_tables(plan: Plan, outcomes: Sequence[Outcome], thresholds: Sequenc
     """Return the results and the differences from the reference, in the columns that matter most."""
     rows = [_cells(row, thresholds) for row in result_rows(plan, outcomes, thresholds)]
     failed = ["runs"] if any(outcome.failure for outcome in outcomes) else []
-    names = [*_FIGURES, "seconds", *failed]
+    names = [*(name for name in _FIGURES if name != "down"), *failed]
     tables = [_terminal("accuracy on the unseen images in %; ± over the seeds", rows, names, plan)]
     differences = [_difference_cells(row) for row in difference_rows(plan, outcomes)]
     if differences:
@@ -179,20 +180,21 @@ def _terminal(title: str, rows: Sequence[Row], names: Sequence[str], plan: Plan)
     keys = ["condition", "variant"] if len(plan.conditions) > 1 else ["variant"]
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for key in keys:
-        table.add_column(key, overflow="fold")
+        table.add_column(key, overflow="fold", min_width=6)
     figures = [name for name in names if any(row.get(name, "-") != "-" for row in rows)]
     for name in figures:
         table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in rows:
         name = str(row["variant"])
         style = "bold" if name == plan.reference else None
-        cells = [_short(str(row.get(name, "-"))) for name in figures]
+        cells = [_short(str(row.get(name, "-")), spread=name not in _ONE) for name in figures]
         table.add_row(*(escape(shown(row[key])) for key in keys), *cells, style=style)
     return table
 
 
-def _short(cell: str) -> str:
-    """One decimal place fewer, and no lowest run: 93.54 ± 0.47 (92.9) -> 93.5 ± 0.5."""
+def _short(cell: str, spread: bool) -> str:
+    """One decimal place fewer, and no lowest run: 93.54 ± 0.47 (92.9) -> 93.5 ± 0.5, or 93.5 alone."""
+    cell = cell if spread else re.sub(r" ± [\d.]+", "", cell)
     return re.sub(r"(\d+\.\d)\d\b", r"\1", re.sub(r" \([\d.]+\)$", "", cell))
 
 
