@@ -290,7 +290,7 @@ def test_all_columns_of_a_study_fit_a_terminal() -> None:
         Console(file=out, width=80).print(table)
     assert max(map(len, out.getvalue().splitlines())) <= 80
     assert "…" not in out.getvalue()
-    for word in ("mutual", "90.0 ± 0.0", "88.0 ± 0.0", " 95.0 ", " 94.0 ", "2.19 kB", "54.7 k"):
+    for word in ("mutual", "90.0 ± 0.0", "88.0 ± 0.0", " 95.0 ", " 94.0 ", "2.1 kB", "54.7 k"):
         assert word in out.getvalue(), word
 
 
