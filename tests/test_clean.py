@@ -121,10 +121,9 @@ def test_flower_s_local_superlink_is_left_alone_while_it_simulates(
 ) -> None:
     code = Path(tempfile.gettempdir()) / "flower-superlink"
     child = Path(tempfile.gettempdir()) / ("flwr-simulation" if busy else "flower-superexec")
-    child.write_text("import time; time.sleep(300)")
+    child.write_text("import time; print(flush=True); time.sleep(300)")  # it runs now
     code.write_text(
-        f"import subprocess, sys\nc = subprocess.Popen([sys.executable, {str(child)!r}])\n"
-        "print(flush=True)\nc.wait()"
+        f"import subprocess, sys\nc = subprocess.Popen([sys.executable, {str(child)!r}])\nc.wait()"
     )
     environment = {key: value for key, value in os.environ.items() if key != "FLWR_HOME"}
     process = subprocess.Popen([sys.executable, str(code)], env=environment, stdout=subprocess.PIPE)
