@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from fedmutual.provision.keys import make_site_key
 from fedmutual.simulation.superlink import environment, program
 
 APP_DIR = Path(__file__).resolve().parents[1]
@@ -436,22 +437,22 @@ def make_certificates(folder: Path, host: str = "127.0.0.1", hours: float = 24.0
     pem = serialization.Encoding.PEM
     (folder / "ca.crt").write_bytes(ca.public_bytes(pem))
     (folder / "server.crt").write_bytes(leaf.public_bytes(pem))
-    _write_key(folder / "server.key", server, serialization.PrivateFormat.PKCS8)
+    form, bare = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    _write_secret(folder / "server.key", server.private_bytes(pem, form, bare))
 
 
 def make_node_key(folder: Path) -> Path:
     """Write a SuperNode's ``key`` and ``key.pub``; returns the public one."""
     folder.mkdir(parents=True, exist_ok=True)
-    key = ec.generate_private_key(ec.SECP384R1())
-    _write_key(folder / "key", key, serialization.PrivateFormat.OpenSSH)
-    encoding, form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    (folder / "key.pub").write_bytes(key.public_key().public_bytes(encoding, form))
+    private, public = make_site_key(folder.name)
+    _write_secret(folder / "key", private)
+    (folder / "key.pub").write_bytes(public)
     return folder / "key.pub"
 
 
-def _write_key(path: Path, key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> None:
+def _write_secret(path: Path, content: bytes) -> None:
     path.touch(mode=0o600)
-    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    path.write_bytes(content)
 
 
 def _certificate(

@@ -106,10 +106,8 @@ class Learner:
 
     def mixed_training(self, public: Public, public_epochs: int, min_steps: int = 1) -> None:
         """Train on a private and a public batch per step; the larger set gives the number of steps."""
-        private = self._private(public)
         trainer = self._trainer(self.optimizer, step_rate(self.settings, self.order.round))
-        steps = self._mixed_steps(trainer, private, public, public_epochs, min_steps)
-        self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
+        self._mix(trainer, public, public_epochs, min_steps)
 
     def consolidate(
         self, public: Public, public_epochs: int, min_steps: int, rounds: int, weight: float
@@ -126,10 +124,8 @@ class Learner:
             Factor of the mean KL's weight.
         """
         public = replace(public, weight=weight * public.weight)
-        private = self._private(public)
         trainer = self._trainer(new_optimizer(self.settings, self.model), self._settling)
-        steps = rounds * self._mixed_steps(trainer, private, public, public_epochs, min_steps)
-        self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
+        self._mix(trainer, public, public_epochs, min_steps, rounds)
 
     def local_training(self) -> None:
         """Train on the private images only."""
@@ -240,15 +236,17 @@ class Learner:
         self.metrics[TRAINED] = trained + trainer.images
         return loss
 
-    def _mixed_steps(
-        self, trainer: Trainer, private: Private, public: Public, public_epochs: int, min_steps: int
-    ) -> int:
-        """The larger set gives the number of steps."""
-        return max(
+    def _mix(
+        self, trainer: Trainer, public: Public, public_epochs: int, min_steps: int, rounds: int = 1
+    ) -> None:
+        """Take the mixed steps of ``rounds`` rounds; the larger set gives their number."""
+        private = self._private(public)
+        steps = rounds * max(
             min_steps,
             trainer.steps_for(len(private.images), self.settings.train.local_epochs),
             trainer.steps_for(len(public.images), public_epochs),
         )
+        self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
 
     def _settling(self, done: float) -> float:
         return self.settings.optimizer.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)

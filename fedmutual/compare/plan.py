@@ -141,10 +141,17 @@ def _axes(study: Study) -> dict[str, Override]:
 
 def _points(axes: Sequence[Override]) -> list[list[str]]:
     """The product of all sweeps, the last one's values in turn: a list of overrides each."""
-    return [list(point) for point in itertools.product(*(_values(axis) for axis in axes))]
+    return [list(point) for point in itertools.product(*(swept_values(axis) for axis in axes))]
 
 
-def _values(axis: Override) -> list[str]:
+def swept_values(axis: Override) -> list[str]:
+    """Return an axis' values in turn, each as an override.
+
+    Raises
+    ------
+    SettingsError
+        They cannot be listed: those of an interval, or a pattern of names.
+    """
     key = axis.get_key_element()
     if not axis.is_sweep_override():
         return [f"{key}={axis.get_value_element_as_str()}"]

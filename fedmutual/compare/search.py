@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
 from fedmutual.compare.outcome import read_summary
-from fedmutual.compare.plan import SEED, Plan, PlannedRun, make_plan
+from fedmutual.compare.plan import SEED, Plan, PlannedRun, make_plan, swept_values
 from fedmutual.compare.runner import Runner
 from fedmutual.compare.settings import Study, parsed
 from fedmutual.results.summary import mean
@@ -149,13 +149,9 @@ def distribution(override: Override) -> BaseDistribution:
             return IntDistribution(sweep.start, sweep.end, log=log)
         return FloatDistribution(float(sweep.start), float(sweep.end), log=log)
     if isinstance(sweep, ChoiceSweep | RangeSweep):
-        texts = [text.partition("=")[2] for text in _values(override)]
+        texts = [text.partition("=")[2] for text in swept_values(override)]
         return CategoricalDistribution(texts)
     raise SettingsError(f"{override.input_line}: a search takes interval(a,b), range(a,b) or a,b,c")
-
-
-def _values(override: Override) -> list[str]:
-    return [f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()]
 
 
 def _open(folder: Path) -> optuna.Study:

@@ -6,8 +6,6 @@ public ones are needed to read a report again.
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmutual.files.archive import pack, unpack
 from fedmutual.files.atomic import atomic_write
 from fedmutual.learning.agreement import Predictions, agreement, confusion, disagreement
 from fedmutual.results.directory import EVIDENCE, ResultsError
@@ -179,7 +178,6 @@ def save(evidence: Evidence, path: Path) -> None:
         ],
     }
     arrays = {
-        "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
         "confusions": np.array(list(evidence.confusions.values())),
         "ensemble": evidence.ensemble,
         "agreement": evidence.agreement,
@@ -187,9 +185,8 @@ def save(evidence: Evidence, path: Path) -> None:
         "thumbnails": np.array([sample.thumbnail for sample in samples], np.uint8),
         "wrong": np.array([mistake.thumbnail for mistake in evidence.mistakes], np.uint8),
     }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
-    atomic_write(path / EVIDENCE, buffer.getvalue())
+    known = {name: array for name, array in arrays.items() if array is not None}
+    atomic_write(path / EVIDENCE, pack(meta, known))
 
 
 def load(path: Path) -> Evidence | None:
@@ -204,9 +201,7 @@ def load(path: Path) -> Evidence | None:
     if not file.exists():
         return None
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        meta = json.loads(arrays["meta"].tobytes())
+        meta, arrays = unpack(file)
         evidence = Evidence(
             classes=tuple(meta["classes"]),
             confusions=dict(zip(meta["confusions"], arrays["confusions"], strict=True)),
@@ -226,7 +221,7 @@ def load(path: Path) -> Evidence | None:
             ),
         )
         _require_whole(evidence)
-    except Exception as error:  # a damaged archive raises those of zlib, struct and zipfile, too
+    except Exception as error:  # also where parts are missing or of another kind
         reason = " ".join(str(error).split())
         raise ResultsError(
             f"{file} is damaged ({reason}): delete it, the report then says what is missing"

@@ -7,10 +7,7 @@ came last. Where the files of the rounds are more than :data:`MOST_BYTES`, the o
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmutual.files.archive import ArchiveError, Arrays, pack, unpack
 from fedmutual.files.atomic import atomic_write
 from fedmutual.results.errors import ResultsError
 
@@ -27,7 +25,6 @@ CLOSING, WEIGHTS = "closing.npz", "weights"
 MOST_BYTES = 256 * 2**20  # of all rounds; of one client's weights as well
 
 Floats = NDArray[np.float32]
-Arrays = Mapping[str, NDArray[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +96,7 @@ class Recorder:
             return
         values = np.stack([np.asarray(p, np.float32) for p in predictions.values()])
         meta = {"round": round, "view": view or round, "clients": list(predictions)}
-        data = _packed(meta, {"indices": np.asarray(indices, np.int32), "predictions": values})
+        data = pack(meta, {"indices": np.asarray(indices, np.int32), "predictions": values})
         self._make_room(len(data))
         atomic_write(self.folder / f"{round:04d}.npz", data)
 
@@ -107,7 +104,7 @@ class Recorder:
         """Keep the predictions of the unseen set."""
         if unseen:
             values = np.stack([np.asarray(p, np.float32) for p in unseen.values()])
-            atomic_write(self.folder / CLOSING, _packed({"clients": list(unseen)}, {"predictions": values}))
+            atomic_write(self.folder / CLOSING, pack({"clients": list(unseen)}, {"predictions": values}))
 
     def add_weights(self, client: str, weights: Arrays) -> None:
         """Keep a client's weights in place of those before."""
@@ -116,7 +113,7 @@ class Recorder:
             logger.warning("privacy.record: %d bytes of weights are too many to keep", size)
             return
         arrays = {str(number): array for number, array in enumerate(weights.values())}
-        atomic_write(self.folder / WEIGHTS / f"{client}.npz", _packed({"layers": list(weights)}, arrays))
+        atomic_write(self.folder / WEIGHTS / f"{client}.npz", pack({"layers": list(weights)}, arrays))
 
     def _make_room(self, size: int) -> None:
         files = _files(self.folder)
@@ -163,17 +160,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: int(file.stem))
 
 
-def _packed(meta: Mapping[str, Any], arrays: Arrays) -> bytes:
-    buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    np.savez_compressed(buffer, meta=text, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        return dict(json.loads(arrays.pop("meta").tobytes())), arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ResultsError(f"{file} is damaged ({' '.join(str(error).split())}): delete it") from error
+        return unpack(file)
+    except ArchiveError as error:
+        raise ResultsError(f"{file} is damaged ({error}): delete it") from error
