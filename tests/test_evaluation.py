@@ -20,6 +20,7 @@ from fedmutual.learning.evaluation import (
     calibration_error,
     cross_entropy,
     ensemble,
+    is_better,
     macro_f1,
     predict,
     quality,
@@ -36,6 +37,19 @@ def test_accuracy_and_cross_entropy_by_hand() -> None:
     assert accuracy(predictions, labels) == pytest.approx(2 / 3)
     expected = -(math.log(0.8) + math.log(0.6) + math.log(0.4999)) / 3
     assert cross_entropy(predictions, labels) == pytest.approx(expected, rel=1e-6)
+
+
+def test_better_is_more_than_chance_and_not_at_the_cost_of_a_class() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 2)
+    right, wrong = torch.eye(2)[labels], torch.eye(2)[1 - labels]
+    assert is_better(right, wrong, labels)
+    assert not is_better(wrong, right, labels)
+    assert not is_better(right, torch.cat([wrong[:5], right[5:]]), labels)  # 5 of 5: 1 in 32
+    assert is_better(right, torch.cat([wrong[:6], right[6:]]), labels)
+    many = torch.tensor([0] * 60 + [1] * 2)
+    often, fair = torch.eye(2)[many * 0], torch.eye(2)[many].clone()
+    fair[:9] = fair[:9].flip(1)
+    assert not is_better(often, fair, many)  # right on 7 more, but never on the second class
 
 
 def test_two_classes_by_hand() -> None:

@@ -246,6 +246,31 @@ def test_the_closing_step(closing: str, trained: int | None) -> None:
     assert "validation-accuracy" in one.metrics
 
 
+@pytest.mark.parametrize(("wrong", "kept"), [(False, "together"), (True, "alone")])
+def test_a_client_that_its_peers_mislead_ends_with_the_model_it_trained_alone(wrong: bool, kept: str) -> None:
+    targets = peers_targets()[:, ::-1].copy() if wrong else peers_targets()
+    ends = {}
+    for name, alone in (("together", False), ("guarded", True)):
+        chosen = [f"strategy.or_alone={str(alone).lower()}", "optimizer.learning_rate=0.05"]
+        one = learner(*chosen, order=order(targets, round=4, closing=True, kl_weight=9.0))
+        one.settings.strategy.learn(one)
+        ends[name] = weights(one.model)
+        if alone:
+            assert one.metrics["trained-images"] == 15 * 8 + 15 * 4  # what it costs
+            assert one.metrics["validation-accuracy"] == 1.0
+    assert torch.equal(ends["guarded"], ends["together"]) == (kept == "together")
+
+
+def test_a_client_without_an_image_of_a_class_keeps_the_model_of_all() -> None:
+    site = site_data()
+    dark = np.flatnonzero(site.private.labels[PRIVATE:] == 0) + PRIVATE
+    one = learner(
+        order=order(peers_targets(), round=4, closing=True), site=replace(site, held_out_parts=(dark,))
+    )
+    one.alone_if_better(one.weights(), 3)
+    assert "trained-images" not in one.metrics
+
+
 def test_local_training_takes_private_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = Steps(monkeypatch)
     one = learner("train.local_epochs=2", order=order())

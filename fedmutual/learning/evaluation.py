@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from fedmutual.learning.divergence import as_logits
 from fedmutual.learning.placement import to_input
+
+CHANCE = 0.025  # a difference is not one if it is as probable as this without one
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,32 @@ def cross_entropy(log_probabilities: Tensor, labels: Tensor) -> float:
 def accuracy(log_probabilities: Tensor, labels: Tensor) -> float:
     """Return the share of samples whose most probable class is their label."""
     return float((log_probabilities.argmax(dim=1) == labels).float().mean())
+
+
+def is_better(one: Tensor, other: Tensor, labels: Tensor) -> bool:
+    """Whether one model is right on more samples than chance explains, and no worse in balanced accuracy.
+
+    Predictions are [n, C] of the same samples, labels [n]. A sign test over the samples on which only one of
+    the two is right, at :data:`CHANCE`.
+    """
+    first, second = (log_p.argmax(dim=1) == labels for log_p in (one, other))
+    if by_chance(int((first & ~second).sum()), int((second & ~first).sum())) >= CHANCE:
+        return False
+    counts = torch.bincount(labels)
+    leads = torch.bincount(labels[first], minlength=len(counts)) - torch.bincount(
+        labels[second], minlength=len(counts)
+    )
+    return float((leads / counts.clamp(min=1)).sum()) >= 0
+
+
+def by_chance(wins: int, losses: int) -> float:
+    """Return the probability of as many wins or more by tosses of a coin (a sign test).
+
+    >>> by_chance(3, 0), by_chance(2, 2)
+    (0.125, 0.6875)
+    """
+    tosses = wins + losses
+    return float(sum(math.comb(tosses, k) for k in range(wins, tosses + 1)) / 2**tosses)
 
 
 def quality(log_probabilities: Tensor, labels: Tensor, ranked: bool = True) -> dict[str, float | list[float]]:

@@ -63,6 +63,10 @@ class MutualSettings(Method):
         "mixed: those of one round; public: the public samples alone; none: no step",
         choices=("consolidate", "mixed", "public", "none"),
     )
+    or_alone: bool = setting(
+        "closing=consolidate: a client also trains alone from the same weights, and keeps that model if it "
+        "is right on significantly more of its own validation images"
+    )
     probability_floor: float = setting(
         "minimum of shared probabilities; bounds the influence of one peer", above=0, maximum=0.1
     )
@@ -173,7 +177,10 @@ class MutualSettings(Method):
     def _closing_step(self, learner: Learner, public: Public) -> None:
         """Learn from the last round's targets."""
         if self.closing == "consolidate":
+            start = learner.weights() if self.or_alone else None
             learner.consolidate(public, self.public_epochs, self.min_steps, CLOSING_ROUNDS, CLOSING_WEIGHT)
+            if start is not None:
+                learner.alone_if_better(start, CLOSING_ROUNDS)
         elif self.closing == "mixed":
             learner.mixed_training(public, self.public_epochs, self.min_steps)
         elif self.closing == "public":

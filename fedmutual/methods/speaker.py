@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from fedmutual.data.images import ImageSet
     from fedmutual.data.site import SharedData
 
-_CHANCE = 0.025  # a client listens unless its own model's lead over the speaker is less probable by chance
-
 logger = logging.getLogger(__name__)
 
 
@@ -243,6 +241,8 @@ def helps(
 
     A client that lacks a class among them cannot say, and listens. Nothing of the comparison leaves it.
     """
+    from fedmutual.learning.evaluation import CHANCE, by_chance
+
     site, order = learner.site, learner.order
     indices = site.validation_indices(min(order.round, learner.settings.rounds))
     labels = site.private.labels[indices]
@@ -251,7 +251,7 @@ def helps(
     phi = FeatureMap(taken[CENTRE], taken[AXES]).unit(method.features_of(site.private, indices))
     spoken = (phi @ weights).argmax(axis=1) == labels
     own = learner.on_private(indices).argmax(axis=1) == labels
-    better = by_chance(int((own & ~spoken).sum()), int((spoken & ~own).sum())) < _CHANCE
+    better = by_chance(int((own & ~spoken).sum()), int((spoken & ~own).sum())) < CHANCE
     if better:
         logger.info(
             "%s, round %d: does not listen to the speaker, which is right on %.1f %% of its own validation "
@@ -262,16 +262,6 @@ def helps(
             100 * own.mean(),
         )
     return not better
-
-
-def by_chance(wins: int, losses: int) -> float:
-    """Return the probability of as many wins or more by tosses of a coin (a sign test).
-
-    >>> by_chance(3, 0), by_chance(2, 2)
-    (0.125, 0.6875)
-    """
-    tosses = wins + losses
-    return float(sum(math.comb(tosses, k) for k in range(wins, tosses + 1)) / 2**tosses)
 
 
 def _map(given: Mapping[str, Tensor], features: int) -> FeatureMap:
