@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fedmutual.learning.divergence import as_logits, mutual_loss
 from fedmutual.learning.ema import MovingAverage
 from fedmutual.learning.placement import Placed, place, to_input
+from fedmutual.learning.precision import resolve
 
 NORM_BATCHES = 32
 _MOST_PIECES = 4096  # micro-batches of a step, for the numbers of augmented ones
@@ -122,7 +123,8 @@ class Trainer:
         Already on ``device``.
     optimizer : torch.optim.Optimizer
     precision : str
-        ``fp32``, or ``bf16`` / ``fp16`` for autocast (fp16 with loss scaling).
+        ``fp32``, or ``bf16`` / ``fp16`` for autocast (fp16 with loss scaling); ``auto``: see
+        :func:`fedmutual.learning.precision.resolve`.
     batch_size : int
     generator : torch.Generator
         Order of the samples; on the CPU.
@@ -165,6 +167,7 @@ class Trainer:
         self.batch_size = batch_size
         self.generator = generator
         self.device = next(model.parameters()).device
+        precision = resolve(precision, self.device)
         self._dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self._placed: dict[int, Placed] = {}

@@ -564,7 +564,11 @@ class Settings:
     cache_dir: str | None = setting("absolute path of the decoded images; null: in the user's cache folder")
     resume: str | None = setting("absolute path of the results folder of an interrupted run, to continue it")
     device: str = setting("auto, cpu, mps, cuda or cuda:<n>")
-    precision: str = setting("floating-point precision of training", choices=("fp32", "bf16", "fp16"))
+    precision: str = setting(
+        "floating-point precision of training; auto: at each site bf16 where its device has instructions "
+        "for it, else fp32",
+        choices=("fp32", "bf16", "fp16", "auto"),
+    )
     deterministic: bool = setting(
         "deterministic algorithms where torch has them: on one machine, equal seeds give identical bits"
     )
