@@ -33,6 +33,9 @@ from cryptography.x509.oid import NameOID
 
 from fedmutual.provision.keys import make_site_key
 from fedmutual.simulation.superlink import environment, program
+from fedmutual.warm.host import TITLE as HOST_TITLE
+from fedmutual.warm.superexec import client_host
+from fedmutual.watch.supervisor import SUPEREXEC_VARIABLE, started_as
 
 APP_DIR = Path(__file__).resolve().parents[1]
 APP_PARTS = ("server_app.py", "client_app.py", "pyproject.toml", "README.md", "LICENSE", "conf", "fedmutual")
@@ -73,6 +76,8 @@ class Loopback:
         How often each part looks for work, which takes a CPU's time; None: as often as in ``fedmutual run``.
     patience : float or None
         Sites and SuperExec run under ``fedmutual watch`` with this patience, in seconds; None: without it.
+    warm : bool
+        Client processes are forked from a warm one; false: as Flower starts them.
     """
 
     def __init__(
@@ -83,11 +88,13 @@ class Loopback:
         app_dir: Path | None = None,
         poll_seconds: float | None = None,
         patience: float | None = None,
+        warm: bool = False,
     ) -> None:
         self.folder = folder.resolve()
         self.sites = sites
         self._polling = {} if poll_seconds is None else {POLL_INTERVAL: str(poll_seconds)}
         self._patience = patience
+        self._warm = warm
         self.secure = secure
         self.app_dir = app_dir or self.folder / "app"
         self._own_app = app_dir is None
@@ -135,8 +142,11 @@ class Loopback:
         """Start a part and keep it running, like a container that is restarted whenever it ends."""
         command = self._command(part)
         if self._patience is not None and part != "superlink":
-            watch = [sys.executable, "-m", "fedmutual", "watch", "--patience", str(self._patience), "--"]
-            command = [*watch, program(command[0]), *command[1:]]
+            watch = [sys.executable, "-m", "fedmutual", "watch", "--patience", str(self._patience)]
+            watch += [] if self._warm else ["--cold"]
+            command = [*watch, "--", program(command[0]), *command[1:]]
+        elif self._warm and part.startswith("site"):
+            command = started_as(command)
         self._keepers[part] = _Keeper(command, self._environment(part), self.folder / f"{part}.log")
 
     def kill_part(self, part: str) -> None:
@@ -214,13 +224,15 @@ class Loopback:
         return sum(text.count("starting it again") for text in logs)
 
     def client_cpu(self) -> float:
-        """CPU seconds of all client processes that have ended: children of the sites' SuperExecs."""
+        """CPU seconds of all client processes that have ended, and of the hosts that forked them."""
         total = 0.0
         for site in range(self.sites):
-            for process in self.processes(f"site-{site}", "flower-superexec"):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    used = process.cpu_times()
-                    total += used.children_user + used.children_system
+            for name in ("flower-superexec", HOST_TITLE):
+                for process in self.processes(f"site-{site}", name):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        used = process.cpu_times()
+                        total += used.children_user + used.children_system
+                        total += used.user + used.system if name == HOST_TITLE else 0.0
         return total
 
     def close(self) -> None:
@@ -314,6 +326,7 @@ class Loopback:
         return (
             environment(os.environ, home)
             | self._polling
+            | ({SUPEREXEC_VARIABLE: json.dumps(client_host())} if self._warm else {})
             | {
                 MARK: f"{self._id}:{part}",
                 "XDG_CACHE_HOME": str(self.folder),

@@ -1,7 +1,10 @@
-"""``python -m fedmutual``."""
+"""``python -m fedmutual``, or ``python -P`` this file where the package is not installed."""
 
 import os
 import sys
+
+if not __package__:
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import fedmutual
 

@@ -14,6 +14,7 @@ from fedmutual.appfolder import app_folder
 from fedmutual.commands import (
     audit,
     clean,
+    client_host,
     compare,
     completion,
     config,
@@ -95,6 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
         doctor,
         audit,
         watch,
+        client_host,
         provision,
         site,
         status,

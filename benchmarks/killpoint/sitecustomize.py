@@ -46,5 +46,8 @@ def _watch(folder: Path) -> None:
     sys.addaudithook(hook)
 
 
-if "flwr-clientapp" in [os.path.basename(word) for word in sys.orig_argv[:2]]:
+_words = sys.orig_argv[:3]
+if "flwr-clientapp" in [os.path.basename(word) for word in _words[:2]]:
     _watch(Path(os.environ["FEDMUTUAL_KILL_AT"]))
+elif "host.py" in [os.path.basename(word) for word in _words]:  # it forks client processes
+    os.register_at_fork(after_in_child=lambda: _watch(Path(os.environ["FEDMUTUAL_KILL_AT"])))

@@ -4,16 +4,25 @@ Flower's SuperNode and SuperExec repeat a request that failed on the way, but no
 a SuperLink that stands still for a minute ends them, and with a SuperExec its runs. Here those are repeated.
 A connection that cannot be made (a refused certificate, no TLS at the other end) is an error as before.
 
+A SuperNode starts its SuperExec by its name: that start goes to the command in ``$FEDMUTUAL_SUPEREXEC``, a
+JSON list, where there is one.
+
 Run as a script of its own: nothing of fedmutual is imported.
 """
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from typing import Any
 
 import flwr.supercore.retry
 import httpx
 from flwr.supercore.retry import RetryInvoker
+
+OTHER = "FEDMUTUAL_SUPEREXEC"
 
 
 def patient(make: Callable[[], RetryInvoker]) -> Callable[[], RetryInvoker]:
@@ -33,9 +42,20 @@ def patient(make: Callable[[], RetryInvoker]) -> Callable[[], RetryInvoker]:
     return make_patient
 
 
+class OtherPopen(subprocess.Popen[Any]):
+    """Starts another SuperExec than Flower's own, with the same arguments."""
+
+    def __init__(self, args: Any, *rest: Any, **options: Any) -> None:
+        other = os.environ.get(OTHER, "")
+        if other and isinstance(args, list) and args[:1] == ["flower-superexec"]:
+            args = [*json.loads(other), *args[1:]]
+        super().__init__(args, *rest, **options)
+
+
 def main() -> None:
     """Run the program that the first argument names."""
     del sys.argv[0]
+    subprocess.Popen = OtherPopen  # type: ignore[misc]
     flwr.supercore.retry.make_simple_http_retry_invoker = patient(  # before anything imports it
         flwr.supercore.retry.make_simple_http_retry_invoker
     )

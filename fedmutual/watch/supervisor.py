@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0  # between two looks
 PATIENT_PROGRAMS = ("flower-supernode", "flower-superexec")
+SUPEREXEC_VARIABLE = "FEDMUTUAL_SUPEREXEC"  # read by patient.py
 PAUSE_SECONDS = 5.0  # before a restart
 STOP_SECONDS = 8.0  # from SIGTERM to SIGKILL: a SuperNode says goodbye to its SuperLink; Docker gives 10 s
 
@@ -40,6 +42,8 @@ class Supervisor:
         Seconds after which it counts as hung (:class:`fedmutual.watch.health.Health`).
     once : bool
         Never start it again: somebody else does that.
+    superexec : sequence of str
+        What a SuperNode starts in place of ``flower-superexec``; empty: that.
     """
 
     def __init__(
@@ -47,12 +51,14 @@ class Supervisor:
         command: Sequence[str],
         patience: float = PATIENCE,
         once: bool = False,
+        superexec: Sequence[str] = (),
         look_seconds: float = LOOK_SECONDS,
         pause_seconds: float = PAUSE_SECONDS,
     ) -> None:
         self._command = list(command)
         self._patience = patience
         self._once = once
+        self._superexec = list(superexec)
         self._look_seconds = look_seconds
         self._pause_seconds = pause_seconds
         self._stopped = threading.Event()
@@ -83,8 +89,9 @@ class Supervisor:
     def _run_once(self) -> str:
         """Run it until it ends, hangs or is to stop; returns the reason."""
         process = subprocess.Popen(
-            started_as(self._command), env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True, text=True, errors="replace",
+            started_as(self._command), env=environment(self._superexec), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True,
+            errors="replace",
         )  # fmt: skip
         health = Health(self._patience)
         reader = threading.Thread(target=_pass_on, args=(process, health), daemon=True)
@@ -120,10 +127,17 @@ def started_as(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", str(Path(__file__).with_name("patient.py")), name, *command[1:]]
 
 
-def environment() -> dict[str, str]:
-    """The environment of the command: what it does must be in its log."""
+def environment(superexec: Sequence[str] = ()) -> dict[str, str]:
+    """The environment of the command: what it does must be in its log.
+
+    Parameters
+    ----------
+    superexec : sequence of str
+        What a SuperNode starts in place of ``flower-superexec``; empty: that.
+    """
     level = os.environ.get("FLWR_LOG_LEVEL", "INFO").upper()
-    return os.environ | {"FLWR_LOG_LEVEL": level if level == "DEBUG" else "INFO"}
+    other = {SUPEREXEC_VARIABLE: json.dumps(list(superexec))} if superexec else {}
+    return os.environ | {"FLWR_LOG_LEVEL": level if level == "DEBUG" else "INFO"} | other
 
 
 def look(leader: int) -> Look:
