@@ -69,7 +69,7 @@ def test_reports_are_a_function_of_the_release_and_of_public_data(
         drawn.append(len(values))
         return np.arange(len(values)) * 1000
 
-    monkeypatch.setattr("fedmutual.methods.speaker.noisy", same)
+    monkeypatch.setattr("fedmutual.methods.joint_speaker.noisy", same)
     said = []
     for name, partition in (("a", "partition=iid"), ("b", "partition=pathological")):
         played = play(tmp_path / name, *small.split(), *PRIVATE, partition, "privacy.metrics=none")
@@ -132,6 +132,81 @@ def test_a_kill_between_spending_and_sending_sends_the_same_release(small: str, 
     ]
     assert len(sent) == 1
     np.testing.assert_array_equal(sent[0], kept)
+
+
+# ---------------------------------------------------------------------------------------------------
+# A speaker of each site's own, whose predictions leave it
+
+OWN = (*PRIVATE, "privacy.speaker=own", "strategy.features=hog")
+
+
+@pytest.mark.federation
+def test_own_speakers_send_their_predictions_once_and_all_listen(tmp_path: Path) -> None:
+    more = ("rounds=3", "privacy.metrics=none", "model.per_client=[visionnet,'visionnet dropout=0.0']")
+    played = play(tmp_path / "run", *OWN, *more)
+    assert played.error is None
+    assert played.rejections() == []
+    for content in reports(played):
+        first = content[REPORT]["round"] == 1
+        assert content[REPORT]["predictions"] == b""
+        assert dict(content[METRICS]) == {"num-examples": 1}
+        assert set(content.get(MODEL, {})) == ({"said", "counts"} if first else set())
+        if first:
+            said = content[MODEL]["said"].numpy()
+            assert said.shape == (24, 2)
+            np.testing.assert_allclose(np.exp(said).sum(axis=1), 1, rtol=1e-5)
+    assert [order.has_target for (_, round), order in played.orders().items() if round < 4].count(True) in (
+        0,  # every site may have said nothing
+        6,
+    )
+
+
+@pytest.mark.federation
+def test_what_own_speakers_send_is_a_function_of_the_noisy_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has which private images: with the same noisy sums every byte that leaves is the same."""
+    drawn: list[int] = []
+
+    def same(values: np.ndarray, scale: float) -> np.ndarray:
+        drawn.append(len(values))
+        return np.arange(1, 1 + len(values)) * 1000
+
+    monkeypatch.setattr("fedmutual.methods.own_speaker.noisy", same)
+    sent = []
+    for name, partition in (("a", "partition=iid"), ("b", "partition=pathological")):
+        played = play(tmp_path / name, *OWN, partition, "privacy.metrics=none")
+        assert played.error is None
+        sent.append([{k: repr(dict(record)) for k, record in c.items()} for c in reports(played)])
+        assert played.orders()[1000, 2].has_target
+    assert len(drawn) == 2 * 3 * 11
+    assert sent[0] == sent[1]
+
+
+@pytest.mark.federation
+def test_a_repeated_run_says_the_same_and_spends_nothing(tmp_path: Path) -> None:
+    """Another run with the same state, as after a crash or a resume: the release comes from the ledger."""
+    said = []
+    for name in ("first", "again"):
+        played = play(tmp_path / name, *OWN, f"state_dir={tmp_path / 'sites'}")
+        assert played.error is None
+        first = [c for c in reports(played) if c[REPORT]["round"] == 1]
+        said.append({c[REPORT]["client"]: c[MODEL]["said"].numpy() for c in first})
+        assert np.isfinite(played.line(2, "client-0")["validation_accuracy"])
+    for client, values in said[0].items():
+        np.testing.assert_array_equal(values, said[1][client])
+        spent = BudgetLedger(tmp_path / "sites", client).spent()
+        assert spent.releases == 1
+        assert 1.98 < spent.epsilon <= 2
+
+
+@pytest.mark.federation
+def test_without_epsilon_own_speakers_work_without_noise(tmp_path: Path) -> None:
+    played = play(tmp_path / "run", *OWN, "privacy.epsilon=null", "strategy.axes=20")
+    assert played.error is None
+    assert played.orders()[1000, 2].has_target
+    assert played.line(2, "client-0")["speaker_accuracy"] > 0.6
+    assert not (tmp_path / "run" / "clients" / FOLDER).exists()
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -252,7 +327,7 @@ def listens(right: list[bool], speaker: list[bool], labels: list[int]) -> bool:
     """Whether a client with these validation images listens to a speaker; what each is right on is given."""
     from types import SimpleNamespace
 
-    from fedmutual.methods.speaker import helps
+    from fedmutual.methods.listening import helps
 
     truth = np.array(labels)
     own, spoken = (np.where(said, truth, 1 - truth) for said in (right, speaker))
@@ -270,8 +345,7 @@ def listens(right: list[bool], speaker: list[bool], labels: list[int]) -> bool:
     )
     count = len(truth)
     taken = {"centre": np.zeros(count, np.float32), "axes": np.eye(count, dtype=np.float32)}
-    method = compose(["strategy=speaker", "model=pretrained"]).strategy
-    return helps(learner, taken, np.eye(2)[[*spoken, 0]], method)  # type: ignore[arg-type]
+    return helps(learner, taken, np.eye(2)[[*spoken, 0]], "backbone")  # type: ignore[arg-type]
 
 
 def test_a_client_listens_unless_it_surely_knows_better(caplog: pytest.LogCaptureFixture) -> None:
@@ -389,6 +463,10 @@ HEAD = ("model=pretrained", "model.tune=head", "strategy=speaker")
         (
             (*HEAD, "privacy.secagg=true", "num_clients=4", "privacy.colluding=4"),
             "privacy.colluding: 4 of num_clients=4 is everyone",
+        ),
+        (
+            (*HEAD, "privacy.secagg=true", "privacy.speaker=own"),
+            "privacy.speaker: own does not go with privacy.secagg",
         ),
         ((*HEAD, "privacy.secagg=true", "rounds=1"), "rounds: the sums of strategy=speaker take one"),
     ],

@@ -82,7 +82,7 @@ def what_leaves(settings: Settings, node_config: Mapping[str, Any]) -> str:
     """
     level = report_level(settings.privacy, node_config)
     masked = open_masking(Path(), "", settings, node_config) is not None
-    said = ["its name and its model's class", *settings.strategy.sends()]
+    said = ["its name and its model's class", *settings.strategy.sends(settings)]
     if level == RELEASED:
         proven = f"epsilon {settings.privacy.epsilon:g}, delta {settings.privacy.delta:g}"
         said.append(f"nothing else of its images (privacy.epsilon: {proven} for each image)")

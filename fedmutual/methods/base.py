@@ -53,7 +53,7 @@ class Method(StrategySettings):
         """Return what secure aggregation adds up; None if the strategy needs more than a sum."""
         return None
 
-    def sends(self) -> list[str]:
+    def sends(self, settings: Settings) -> list[str]:
         """Return what leaves a site beside its figures, in words."""
         return []
 

@@ -34,7 +34,7 @@ class DigestSettings(Method):
         """Return the sum that the consensus is made of."""
         return Summed(log_odds=self.means_of_scores, floor=self.probability_floor)
 
-    def sends(self) -> list[str]:
+    def sends(self, settings: Settings) -> list[str]:
         """Return predictions."""
         return [PREDICTIONS]
 

@@ -61,10 +61,10 @@ class Fed3RSettings(FedAvgSettings):
         answer = nothing_predicted(learner)
         return answer if learner.order.round > 1 else replace(answer, sent=_statistics(learner))
 
-    def sends(self) -> list[str]:
+    def sends(self, settings: Settings) -> list[str]:
         """Return the sums of the first round, and the fine-tuned head."""
         sums = "sums over its images of products of features and labels, once"
-        return [sums, *(super().sends() if self.fine_tune else [])]
+        return [sums, *(super().sends(settings) if self.fine_tune else [])]
 
     def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the fine-tuned head."""

@@ -65,7 +65,7 @@ class FedAsyncSettings(ArrivalSettings):
             learner.local_training()
         return nothing_predicted(learner)
 
-    def sends(self) -> list[str]:
+    def sends(self, settings: Settings) -> list[str]:
         """Return weights."""
         return [WEIGHTS]
 

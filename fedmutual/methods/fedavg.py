@@ -55,7 +55,7 @@ class FedAvgSettings(PrivateTrainingSettings):
             self.train(learner)
         return nothing_predicted(learner)
 
-    def sends(self) -> list[str]:
+    def sends(self, settings: Settings) -> list[str]:
         """Return weights."""
         return [WEIGHTS]
 

@@ -85,7 +85,7 @@ class LayerwiseSettings(Method):
         learner.measure()
         return nothing_predicted(learner)
 
-    def sends(self) -> list[str]:
+    def sends(self, settings: Settings) -> list[str]:
         """Return the weights of some layers."""
         return ["weights of some layers, every round"]
 

@@ -112,7 +112,7 @@ class MutualSettings(Method):
             without_own=not settings.consensus.include_own,
         )
 
-    def sends(self) -> list[str]:
+    def sends(self, settings: Settings) -> list[str]:
         """Return predictions, and weights for the ablation."""
         return [PREDICTIONS, *([WEIGHTS] if self.average_weights else [])]
 

@@ -1,36 +1,30 @@
-"""``strategy=speaker`` in the image application: private sums make a speaker, the clients listen."""
+"""``strategy=speaker`` in the image application: noisy releases make a speaker, the clients listen."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedmutual.data.partition import Stream
-from fedmutual.learning.gaussian import multiplier_for, multiplier_of_sum, noisy, scale_of
-from fedmutual.learning.hog import CELLS, hog
-from fedmutual.learning.speaker import FeatureMap, entries, sensitivity, sums
+from fedmutual.learning.hog import CELLS
+from fedmutual.learning.speaker import FeatureMap
 from fedmutual.methods.base import Method, nothing_predicted
 from fedmutual.methods.one_architecture import one_architecture
+from fedmutual.methods.release import features_of, ledger_of, noise_multiplier
 from fedmutual.methods.schedule import public_schedule
-from fedmutual.settings import Settings, SettingsError, setting
+from fedmutual.settings import Settings, setting
 from fedmutual.settings.pretrained import tunes_head
-from fedmutual.strategies.speaker import AXES, CENTRE, MAP, SUMS, WEIGHTS, Speaker
+from fedmutual.strategies.listeners import AXES, WEIGHTS, Listeners
+from fedmutual.strategies.own_speakers import OwnSpeakers
+from fedmutual.strategies.speaker import Speaker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedmutual.client.budget import BudgetLedger
     from fedmutual.client.learner import Answer, Learner
-    from fedmutual.data.images import ImageSet
     from fedmutual.data.site import SharedData
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -50,7 +44,7 @@ class SpeakerSettings(Method):
         maximum=512,
     )
     ridge: float = setting(
-        "penalty of the ridge regression without noise, as a share of an axis' mean square", minimum=0
+        "penalty of the regression without noise, as a share of an axis' mean square", minimum=0
     )
     sharpness: float = setting(
         "standard deviation of the speaker's scores (logits) over the public samples; its outputs, which are "
@@ -65,7 +59,7 @@ class SpeakerSettings(Method):
     loads_model: ClassVar[bool] = False
 
     def misfit(self, settings: Settings) -> str | None:
-        """Reject a model that is no head on frozen features, and what would send more than the sums."""
+        """Reject a model that is no head on frozen features, and what would send more than one release."""
         if self.features == "backbone" and not tunes_head(settings.model):
             return (
                 "strategy=speaker adds up frozen features: set model=pretrained model.tune=head, or, for any "
@@ -75,6 +69,11 @@ class SpeakerSettings(Method):
             return f"data.image_size: strategy.features=hog needs images of {2 * CELLS} pixels a side"
         if settings.public.labelled:
             return "public.labelled: strategy=speaker teaches with the speaker's predictions: set it to false"
+        if settings.privacy.secagg and _own(settings):
+            return (
+                "privacy.speaker: own does not go with privacy.secagg, which would save none of its noise: "
+                "each site's speaker needs all of it. Set privacy.speaker=joint"
+            )
         if settings.privacy.secagg and settings.rounds < 2:
             return (
                 "rounds: the sums of strategy=speaker take one, and the listeners need more: set at least 2"
@@ -83,53 +82,61 @@ class SpeakerSettings(Method):
             return "partition: stream gives new images in every round, strategy=speaker sums them once"
         return one_architecture(settings) if self.features == "backbone" else None
 
-    def strategy(self, settings: Settings, shared: SharedData) -> Speaker:
+    def strategy(self, settings: Settings, shared: SharedData) -> Listeners:
         """Return the strategy of these settings."""
-        public, unseen = self.features_of(shared.public.images), shared.unseen
+        public, unseen = features_of(self.features, shared.public.images), shared.unseen
         chosen = self.axes or default_axes(settings.privacy.epsilon)
-        return Speaker(
-            len(shared.classes),
-            FeatureMap.of_public(public, chosen),
-            public,
-            schedule=public_schedule(settings, shared),
-            multiplier=noise_multiplier(settings),
-            colluding=settings.privacy.colluding if settings.privacy.secagg else None,
-            kl_weight=self.kl_weight,
-            ridge=self.ridge,
-            sharpness=self.sharpness,
-            unseen=None if unseen is None else (self.features_of(unseen), unseen.labels),
+        common = (len(shared.classes), FeatureMap.of_public(public, chosen), public)
+        listeners: dict[str, Any] = {
+            "schedule": public_schedule(settings, shared),
+            "multiplier": noise_multiplier(settings),
+            "kl_weight": self.kl_weight,
+            "sharpness": self.sharpness,
+            "unseen": None if unseen is None else (features_of(self.features, unseen), unseen.labels),
+        }
+        if _own(settings):
+            return OwnSpeakers(*common, **listeners)
+        colluding = settings.privacy.colluding if settings.privacy.secagg else None
+        return Speaker(*common, colluding=colluding, ridge=self.ridge, **listeners)
+
+    def sends(self, settings: Settings) -> list[str]:
+        """Return the release of the chosen speaker."""
+        what = (
+            "predictions of the public images by a small model made for it, and class counts"
+            if _own(settings)
+            else "sums of products of image features and labels"
         )
-
-    def features_of(self, images: ImageSet, indices: Any = slice(None)) -> np.ndarray[Any, Any]:
-        """Return the features [n, F] of images: of each from this image alone."""
-        return images.seen[indices] if self.features == "backbone" else hog(images.images[indices])
-
-    def sends(self) -> list[str]:
-        """Return the sums."""
-        return [
-            "sums of products of image features and labels, once; with noise where privacy.epsilon is set"
-        ]
+        return [f"{what}, once; with noise where privacy.epsilon is set"]
 
     def facts(self, settings: Settings, client: str) -> dict[str, Any]:
         """Return what the client's releases have spent, from its ledger."""
-        spent = None if settings.privacy.epsilon is None else _ledger(settings, client).spent()
+        spent = None if settings.privacy.epsilon is None else ledger_of(settings, client).spent()
         return {} if spent is None else {"privacy": vars(spent)}
 
     def learn(self, learner: Learner) -> Answer:
-        """Send the noisy sums if they are asked for; train, with the speaker where it helps."""
+        """Send the release if it is asked for; train, with the speaker where it helps."""
+        from fedmutual.methods.listening import listens
+
         order = learner.order
         if order.closing:
             return learner.close()
         given = {} if order.model is None else order.model.to_torch_state_dict()
-        sent: Mapping[str, Tensor] = {}
-        if AXES in given:
-            sent = _release(learner, given, self)
-        if self.kl_weight > 0 and WEIGHTS in given and _listens(learner, given, self):
+        sent = self._released(learner, given) if AXES in given else {}
+        if self.kl_weight > 0 and WEIGHTS in given and listens(learner, given, self.features):
             learner.mixed_training(learner.public(), self.public_epochs)
         else:
             learner.local_training()
         learner.measure()
         return replace(nothing_predicted(learner), sent=sent)
+
+    def _released(self, learner: Learner, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if _own(learner.settings):
+            from fedmutual.methods.own_speaker import own_speaker_said
+
+            return own_speaker_said(learner, given, self.features, self.ridge)
+        from fedmutual.methods.joint_speaker import released_sums
+
+        return released_sums(learner, given, self.features)
 
 
 def default_axes(epsilon: float | None) -> int:
@@ -143,140 +150,5 @@ def default_axes(epsilon: float | None) -> int:
     return 128 if epsilon is None else round(min(max(45 * math.sqrt(epsilon), 16), 128))
 
 
-def noise_multiplier(settings: Settings) -> float:
-    """Return the noise of a release over its sensitivity; 0 without privacy."""
-    privacy = settings.privacy
-    return 0.0 if privacy.epsilon is None else multiplier_for(privacy.epsilon, privacy.delta)
-
-
-def _release(learner: Learner, given: Mapping[str, Tensor], method: SpeakerSettings) -> Mapping[str, Tensor]:
-    """Return the noisy sums over all of the client's images, from its ledger if they were made before.
-
-    Of all: which are trained on, and which are held out, depends on how many there are, and so on each.
-    """
-    import torch
-
-    from fedmutual.client.budget import Asked
-
-    settings, site, private = learner.settings, learner.site, learner.site.private
-    privacy = settings.privacy
-    cohort = learner.order.cohort
-    if privacy.secagg and (cohort is None or learner.client not in cohort.names):
-        return {}  # nobody's masks would cancel this client's
-    taken = _map(given, method.features_of(site.public.images, slice(1)).shape[1])
-    classes = len(site.classes)
-    gram = privacy.epsilon is None
-
-    def exact() -> np.ndarray[Any, Any]:
-        return sums(taken.unit(method.features_of(private)), private.labels, classes, gram=gram)
-
-    if gram:
-        return {SUMS: torch.from_numpy(exact())}
-    widest, numbers, shares = sensitivity(taken.size, classes), entries(taken.size, classes), _shares(learner)
-    scale = scale_of(noise_multiplier(settings), widest, shares)
-
-    def draw() -> dict[str, np.ndarray[Any, Any]]:
-        return {SUMS: noisy(exact(), scale), **taken.arrays()}
-
-    about = {
-        "map": taken.digest.tobytes().hex(),
-        "classes": list(site.classes),
-        "labels": hashlib.blake2b(private.labels.tobytes(), digest_size=16).hexdigest(),
-    }
-    if cohort is not None:  # two sums with the same noise would differ by what a single site has sent
-        about["cohort"] = cohort.digest(learner.order.run, 0).hex()
-    spends = multiplier_of_sum(scale, widest, shares, numbers)
-    asked = Asked(spends, privacy.delta, f"pixels {private.images.shape[1:]}", about)
-    _warn_of_delta(privacy.delta, len(private), learner.client)
-    ledger = _ledger(settings, learner.client)
-    budget = privacy.budget or cast(float, privacy.epsilon)
-    once = None if cohort is None else "cohort"  # else peers' fresh noise could be set off against a replay
-    released = ledger.release(asked, private.pixel_hashes(), budget, draw, once)
-    return {SUMS: torch.from_numpy(np.array(released[SUMS]))}
-
-
-def _shares(learner: Learner) -> int:
-    """Return how many sites' noise the sum has at least, for one who knows that of the colluding ones.
-
-    Raises
-    ------
-    SettingsError
-        All others of the cohort may collude.
-    """
-    cohort, colluding = learner.order.cohort, learner.settings.privacy.colluding
-    if cohort is None:
-        return 1
-    if len(cohort.names) <= colluding:
-        raise SettingsError(
-            f"privacy.colluding: {colluding} of {len(cohort.names)} sites leave nobody whose noise is secret"
-        )
-    return len(cohort.names) - colluding
-
-
-def _warn_of_delta(delta: float, images: int, client: str) -> None:
-    if delta * images > 1:
-        logger.warning(
-            "%s: privacy.delta=%g is above 1 over the number of its images: it should be below it",
-            client,
-            delta,
-        )
-
-
-def _listens(learner: Learner, given: Mapping[str, Tensor], method: SpeakerSettings) -> bool:
-    """Whether the speaker helps, or cannot be tried: the map is not known that its weights are of."""
-    if learner.settings.privacy.epsilon is None:
-        return True
-    ledger = _ledger(learner.settings, learner.client)
-    found = ledger.find(map=given[MAP].numpy().tobytes().hex())
-    return found is None or helps(learner, found, given[WEIGHTS].numpy(), method)
-
-
-def helps(
-    learner: Learner,
-    taken: Mapping[str, np.ndarray[Any, Any]],
-    weights: np.ndarray[Any, Any],
-    method: SpeakerSettings,
-) -> bool:
-    """Whether the speaker is no worse than this client's own model on its own validation images.
-
-    A client that lacks a class among them cannot say, and listens. Nothing of the comparison leaves it.
-    """
-    from fedmutual.learning.evaluation import CHANCE, by_chance
-
-    site, order = learner.site, learner.order
-    indices = site.validation_indices(min(order.round, learner.settings.rounds))
-    labels = site.private.labels[indices]
-    if len(np.unique(labels)) < len(site.classes):
-        return True
-    phi = FeatureMap(taken[CENTRE], taken[AXES]).unit(method.features_of(site.private, indices))
-    spoken = (phi @ weights).argmax(axis=1) == labels
-    own = learner.on_private(indices).argmax(axis=1) == labels
-    better = by_chance(int((own & ~spoken).sum()), int((spoken & ~own).sum())) < CHANCE
-    if better:
-        logger.info(
-            "%s, round %d: does not listen to the speaker, which is right on %.1f %% of its own validation "
-            "images, its own model on %.1f %%",
-            learner.client,
-            order.round,
-            100 * spoken.mean(),
-            100 * own.mean(),
-        )
-    return not better
-
-
-def _map(given: Mapping[str, Tensor], features: int) -> FeatureMap:
-    """Return the map of an order, after checking that it is one of this client's features."""
-    centre, axes = (given[name].numpy() for name in (CENTRE, AXES))
-    fits = centre.shape == (features,) and axes.ndim == 2 and axes.shape[1] == features
-    if not fits or not 1 <= len(axes) <= 512 or not np.isfinite(axes).all() or not np.isfinite(centre).all():
-        raise SettingsError(
-            f"model: the run's feature map does not fit {features} features: give this site the run's model"
-        )
-    return FeatureMap(centre, axes)
-
-
-def _ledger(settings: Settings, client: str) -> BudgetLedger:
-    from fedmutual.client.budget import BudgetLedger
-    from fedmutual.results.directory import states_dir
-
-    return BudgetLedger(states_dir(settings.state_dir), client)
+def _own(settings: Settings) -> bool:
+    return settings.privacy.speaker == "own"

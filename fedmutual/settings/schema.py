@@ -376,7 +376,10 @@ class PrivacySettings:
         "of epsilon; it should be below 1 over the number of a site's images", above=0, maximum=0.01
     )
     speaker: str = setting(
-        "joint: the sites' noisy sums of products of features make one ridge regression", choices=("joint",)
+        "of strategy=speaker: joint: the sites' noisy sums of products of features make one ridge "
+        "regression; own: each site's noisy logistic regression predicts the public images, and the mean of "
+        "the predictions teaches (not with secagg)",
+        choices=("joint", "own"),
     )
     budget: float | None = setting(
         "the epsilon that all releases on the same images may spend at a site, in all runs; null: as much as "
