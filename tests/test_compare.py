@@ -120,7 +120,11 @@ def results(folder: Path) -> dict[str, object]:
 
 
 def compared(
-    cwd: Path, arguments: Sequence[str], jobs: int, until: Callable[[], bool] | None = None
+    cwd: Path,
+    arguments: Sequence[str],
+    jobs: int | None,
+    until: Callable[[], bool] | None = None,
+    ray_address: str | None = None,
 ) -> tuple[int, str, str]:
     """The command in this process, which starts its runs as others: its status, output and errors.
 
@@ -144,7 +148,7 @@ def compared(
         ):
             if until is not None:
                 watcher.start()
-            status = compare(arguments, "inprocess", jobs, cwd)
+            status = compare(arguments, "inprocess", jobs, cwd, ray_address)
     finally:
         over.set()
         if until is not None:

@@ -29,7 +29,7 @@ def line(round: int, client: str, accuracy: float | None = None, **more: Any) ->
 
 
 def planned(variant: str, condition: str = "", seed: int = 0) -> PlannedRun:
-    return PlannedRun(variant, condition, seed, (), 3, 1, f"{variant}-{condition}-{seed}")
+    return PlannedRun(variant, condition, seed, (), 3, 1, 0.0, f"{variant}-{condition}-{seed}")
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ examples:
   fedmutual compare experiment=smoke                     a study: conf/experiment/smoke.yaml
   fedmutual compare strategy.kl_weight=0,1 seed=0,1,2 partition=iid,pathological
   fedmutual compare experiment=smoke seed=range(5) study.reference=alone --jobs 4
+  fedmutual compare experiment=smoke --ray-address auto  on the cluster that this machine has joined
   fedmutual compare --trials 20 'optimizer.learning_rate=tag(log,interval(1e-4,1e-2))' seed=0,1
 
 Sweeps use Hydra's grammar. Repeating the command does only the missing runs.
@@ -45,6 +46,11 @@ def add_arguments(commands: Any) -> None:
         default="inprocess",
         help="inprocess: one process per run, clients take turns; flwr: as `fedmutual run`, for wall times",
     )
+    parser.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="run on Ray: `local` starts it here, `auto` or HOST:PORT is a cluster (default: no Ray)",
+    )
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -52,8 +58,15 @@ def call(arguments: argparse.Namespace) -> int:
     from fedmutual.compare.command import compare, search
 
     if arguments.trials is not None:
-        return search(arguments.overrides, arguments.trials, arguments.engine, arguments.jobs, Path.cwd())
-    return compare(arguments.overrides, arguments.engine, arguments.jobs, Path.cwd())
+        return search(
+            arguments.overrides,
+            arguments.trials,
+            arguments.engine,
+            arguments.jobs,
+            Path.cwd(),
+            arguments.ray_address,
+        )
+    return compare(arguments.overrides, arguments.engine, arguments.jobs, Path.cwd(), arguments.ray_address)
 
 
 def _at_least_one(text: str) -> int:

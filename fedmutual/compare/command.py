@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedmutual.compare.plan import Plan, make_plan
 from fedmutual.compare.settings import Study, load_study
 from fedmutual.logs import complain
 from fedmutual.settings import SettingsError
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def compare(arguments: Sequence[str], engine: str, jobs: int | None, cwd: Path) -> int:
+    from fedmutual.compare.pool import Workers
+
+
+def compare(
+    arguments: Sequence[str], engine: str, jobs: int | None, cwd: Path, ray_address: str | None = None
+) -> int:
     """Do what is missing of a study and write its tables and plots.
 
     Parameters
@@ -23,7 +32,9 @@ def compare(arguments: Sequence[str], engine: str, jobs: int | None, cwd: Path) 
     engine : str
         "inprocess" or "flwr".
     jobs : int | None
-        Runs at a time; None: as many as fit the cores (flwr: one).
+        Runs at a time; None: as many as fit the cores (flwr: one; Ray: as many as the cluster takes).
+    ray_address : str | None
+        Run on Ray: "local", or the address of a cluster; None: in processes of this machine.
 
     Returns
     -------
@@ -33,18 +44,25 @@ def compare(arguments: Sequence[str], engine: str, jobs: int | None, cwd: Path) 
     try:
         study = load_study(arguments)
         plan = make_plan(study, cwd)
-        return _compare(study, plan, _folder(study, cwd), arguments, engine, jobs)
+        return _compare(study, plan, _folder(study, cwd), arguments, engine, jobs, ray_address)
     except SettingsError as error:
         complain(f"fedmutual: {error}")
         return 2
 
 
-def search(arguments: Sequence[str], trials: int, engine: str, jobs: int | None, cwd: Path) -> int:
+def search(
+    arguments: Sequence[str],
+    trials: int,
+    engine: str,
+    jobs: int | None,
+    cwd: Path,
+    ray_address: str | None = None,
+) -> int:
     """Search the swept settings by the clients' validation accuracy, and print the best trials.
 
     Parameters
     ----------
-    arguments, engine, jobs
+    arguments, engine, jobs, ray_address
         As for :func:`compare`.
     trials : int
         In all, those of an earlier command in the same folder included.
@@ -65,9 +83,13 @@ def search(arguments: Sequence[str], trials: int, engine: str, jobs: int | None,
     try:
         study = load_study(arguments)
         folder = _folder(study, cwd)
-        with alone(folder), Interrupts() as interrupts:
+        with (
+            alone(folder),
+            Interrupts() as interrupts,
+            _workers(engine, ray_address, console) as workers,
+        ):
             found = Search(study, folder, cwd)
-            runner = Runner(folder, engine, jobs or (1 if engine == "flwr" else available_cores()), console)
+            runner = Runner(folder, workers, jobs or (1 if engine == "flwr" else available_cores()), console)
             try:
                 found.run(trials, runner, interrupts)
             except Interrupted as interruption:
@@ -91,8 +113,35 @@ def _folder(study: Study, cwd: Path) -> Path:
     return cwd / "outputs" / "compare" / (study.name or given)
 
 
+@contextmanager
+def _workers(engine: str, ray_address: str | None, console: Console) -> Iterator[Workers]:
+    """What starts the runs: the pool of this machine, or Ray."""
+    from fedmutual.compare.cluster import RayCluster
+    from fedmutual.compare.pool import Pool
+
+    workers: Workers = Pool(engine)
+    if ray_address is not None:
+        if engine == "flwr":
+            raise SettingsError(
+                "--ray-address: --engine flwr starts a Ray of its own for every run: leave one out"
+            )
+        workers = RayCluster(
+            ray_address, lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+        )
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
 def _compare(
-    study: Study, plan: Plan, folder: Path, arguments: Sequence[str], engine: str, jobs: int | None
+    study: Study,
+    plan: Plan,
+    folder: Path,
+    arguments: Sequence[str],
+    engine: str,
+    jobs: int | None,
+    ray_address: str | None,
 ) -> int:
     from rich.console import Console
 
@@ -105,9 +154,11 @@ def _compare(
 
     console = Console()
     cpus = max(run.cpus for run in plan.runs)
+    if ray_address is not None:  # what does not fit waits in Ray's queue
+        jobs = jobs or len(plan.runs)
     jobs = jobs or (1 if engine == "flwr" else max(1, available_cores() // cpus))
-    with alone(folder), Interrupts() as interrupts:
-        runner = Runner(folder, engine, jobs, console)
+    with alone(folder), Interrupts() as interrupts, _workers(engine, ray_address, console) as workers:
+        runner = Runner(folder, workers, jobs, console)
         try:
             runner.run(plan.runs, interrupts)
         except Interrupted as interruption:

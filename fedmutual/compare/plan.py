@@ -41,6 +41,8 @@ class PlannedRun:
     rounds : int
     cpus : int
         Threads that it trains with.
+    gpus : float
+        Share of a GPU that a client has.
     digest : str
         Of its resolved settings.
     """
@@ -51,6 +53,7 @@ class PlannedRun:
     overrides: tuple[str, ...]
     rounds: int
     cpus: int
+    gpus: float
     digest: str
 
     @property
@@ -205,6 +208,7 @@ def _planned(
             overrides=(*shared, f"{SEED}={seed}"),
             rounds=settings.rounds,
             cpus=settings.simulation.client_cpus,
+            gpus=settings.simulation.client_gpus,
             digest=digest(as_container(replace(settings, seed=seed))),
         )
         for seed in seeds or [settings.seed]
