@@ -152,13 +152,9 @@ def test_own_speakers_send_their_predictions_once_and_all_listen(tmp_path: Path)
         assert dict(content[METRICS]) == {"num-examples": 1}
         assert set(content.get(MODEL, {})) == ({"said", "counts"} if first else set())
         if first:
-            said = content[MODEL]["said"].numpy()
-            assert said.shape == (24, 2)
-            np.testing.assert_allclose(np.exp(said).sum(axis=1), 1, rtol=1e-5)
-    assert [order.has_target for (_, round), order in played.orders().items() if round < 4].count(True) in (
-        0,  # every site may have said nothing
-        6,
-    )
+            assert content[MODEL]["said"].numpy().shape == (24, 2)
+            assert (content[MODEL]["counts"].numpy() >= 0).all()
+    assert {order.has_target for (_, round), order in played.orders().items() if round == 1} == {False}
 
 
 @pytest.mark.federation
@@ -170,7 +166,7 @@ def test_what_own_speakers_send_is_a_function_of_the_noisy_sums(
 
     def same(values: np.ndarray, scale: float) -> np.ndarray:
         drawn.append(len(values))
-        return np.arange(1, 1 + len(values)) * 1000
+        return np.arange(1, 1 + len(values)) * 10**7  # some images of each class
 
     monkeypatch.setattr("fedmutual.methods.own_speaker.noisy", same)
     sent = []
@@ -179,7 +175,7 @@ def test_what_own_speakers_send_is_a_function_of_the_noisy_sums(
         assert played.error is None
         sent.append([{k: repr(dict(record)) for k, record in c.items()} for c in reports(played)])
         assert played.orders()[1000, 2].has_target
-    assert len(drawn) == 2 * 3 * 11
+    assert len(drawn) == 2 * 3
     assert sent[0] == sent[1]
 
 

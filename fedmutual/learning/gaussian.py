@@ -67,18 +67,6 @@ def epsilon_of(multipliers: Sequence[float], delta: float) -> float:
     return found
 
 
-def multiplier_of_several(multipliers: Sequence[float]) -> float:
-    """Return the noise of one release that spends as much as several on the same records.
-
-    As :func:`epsilon_of` counts it: their rho of zero-concentrated privacy, ``1 / (2 multiplier^2)``, add up;
-    also where one depends on the outcome of those before.
-
-    >>> round(multiplier_of_several([2.0, 2.0, 2.0, 2.0]), 6)
-    1.0
-    """
-    return 1 / math.sqrt(math.fsum(1 / multiplier**2 for multiplier in multipliers))
-
-
 def noisy(values: NDArray[np.int64], scale: float) -> NDArray[np.int64]:
     """Return whole numbers [n] with discrete Gaussian noise of the standard deviation ``scale``.
 

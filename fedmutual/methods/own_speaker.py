@@ -1,4 +1,4 @@
-"""``privacy.speaker=own`` at a site: a noisy regression on its own images predicts the public ones."""
+"""``privacy.speaker=own`` at a site: a noisy model of its own images scores the public ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmutual.learning.gaussian import noisy
-from fedmutual.learning.own_speaker import STEPS, Noises, fit, log_said
+from fedmutual.learning.gaussian import noisy, scale_of
+from fedmutual.learning.own_speaker import class_sums, sensitivity, solve_own
+from fedmutual.learning.speaker import GRID
 from fedmutual.methods.release import asked_of, features_of, ledger_of, map_of, noise_multiplier
-from fedmutual.strategies.listeners import WEIGHTS
 from fedmutual.strategies.own_speakers import COUNTS, SAID
+from fedmutual.strategies.speaker import SUMS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 def own_speaker_said(
     learner: Learner, given: Mapping[str, Tensor], features: str, ridge: float
 ) -> Mapping[str, Tensor]:
-    """Return the predictions of all public images by the client's own speaker, and its noisy counts.
+    """Return the scores of all public images by the client's own speaker, and its noisy counts.
 
-    The speaker comes from the client's ledger if it was made before.
+    The noisy sums that it is made of come from the client's ledger if they were made before.
     """
     import torch
 
@@ -32,30 +33,26 @@ def own_speaker_said(
     public = features_of(features, site.public.images)
     taken = map_of(given, public.shape[1])
     shown, classes = taken.unit(public), len(site.classes)
-    noises = Noises.of(noise_multiplier(settings), taken.size, classes)
+    widest = sensitivity(taken.size)
 
-    def draw() -> dict[str, np.ndarray[Any, Any]]:
-        weights, counts = fit(
-            taken.unit(features_of(features, private)),
-            private.labels,
-            shown.T @ shown / len(shown),
-            noises,
-            noisy,
-            num_classes=classes,
-            share=ridge,
-        )
-        return {WEIGHTS: weights, COUNTS: counts, **taken.arrays()}
+    def exact() -> np.ndarray[Any, Any]:
+        return class_sums(taken.unit(features_of(features, private)), private.labels, classes)
 
+    scale = 0.0
     if settings.privacy.epsilon is None:
-        released: Mapping[str, np.ndarray[Any, Any]] = draw()
+        sums = exact()
     else:
-        multiplier = noises.together(taken.size, classes)
-        asked = asked_of(learner, taken, multiplier, speaker="own", steps=STEPS, ridge=ridge)
+        scale = scale_of(noise_multiplier(settings), widest)
+        asked = asked_of(learner, taken, scale / widest, speaker="own")
         budget = settings.privacy.budget or settings.privacy.epsilon
+
+        def draw() -> dict[str, np.ndarray[Any, Any]]:
+            return {SUMS: noisy(exact(), scale), **taken.arrays()}
+
         ledger = ledger_of(settings, learner.client)
-        released = ledger.release(asked, private.pixel_hashes(), budget, draw)
-    counts = released[COUNTS].astype(np.float32)
+        sums = ledger.release(asked, private.pixel_hashes(), budget, draw)[SUMS]
+    weights, counts = solve_own(sums, classes, shown, scale / GRID, ridge)
     return {
-        SAID: torch.from_numpy(log_said(shown, released[WEIGHTS])),
-        COUNTS: torch.from_numpy(counts),
+        SAID: torch.from_numpy((shown @ weights).astype(np.float32)),
+        COUNTS: torch.from_numpy(counts.astype(np.float32)),
     }

@@ -72,7 +72,7 @@ class SpeakerSettings(Method):
         if settings.privacy.secagg and _own(settings):
             return (
                 "privacy.speaker: own does not go with privacy.secagg, which would save none of its noise: "
-                "each site's speaker needs all of it. Set privacy.speaker=joint"
+                "what each site's speaker says needs all of it. Set privacy.speaker=joint"
             )
         if settings.privacy.secagg and settings.rounds < 2:
             return (
@@ -102,7 +102,7 @@ class SpeakerSettings(Method):
     def sends(self, settings: Settings) -> list[str]:
         """Return the release of the chosen speaker."""
         what = (
-            "predictions of the public images by a small model made for it, and class counts"
+            "scores of the public images by a small model made for it, and class counts"
             if _own(settings)
             else "sums of products of image features and labels"
         )

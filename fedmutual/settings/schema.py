@@ -377,8 +377,8 @@ class PrivacySettings:
     )
     speaker: str = setting(
         "of strategy=speaker: joint: the sites' noisy sums of products of features make one ridge "
-        "regression; own: each site's noisy logistic regression predicts the public images, and the mean of "
-        "the predictions teaches (not with secagg)",
+        "regression; own: each site makes a noisy speaker of its own, and the mean of what these say of the "
+        "public images teaches (not with secagg)",
         choices=("joint", "own"),
     )
     budget: float | None = setting(
