@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +12,8 @@ from omegaconf import OmegaConf
 from fedmutual.cli import main
 from fedmutual.compare.plan import Plan, make_plan
 from fedmutual.compare.settings import StudySettings, is_study, load_study
+from fedmutual.settings import compose as settings_compose
+from fedmutual.settings import hydra_conf
 from fedmutual.settings.compose import CONF_DIR
 
 STUDIES = sorted(path.stem for path in CONF_DIR.glob("experiment/*.yaml") if is_study(path.stem))
@@ -138,6 +141,32 @@ def test_every_study_expands_to_a_checked_plan(study: str, photographs: Path) ->
     assert made.reference == content.reference
     compared = {strategy_of(run.overrides) for run in made.runs}
     assert {"mutual"} < compared or study in ("ablations", "closing", "hostile", "late")
+
+
+def test_hundreds_of_runs_are_all_checked_and_hydra_composes_a_few(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[Any] = []
+    checked: list[Any] = []
+    by_hydra, check = hydra_conf.by_hydra, settings_compose.checked
+
+    def composing(*arguments: Any) -> Any:
+        composed.append(arguments)
+        return by_hydra(*arguments)
+
+    def checking(config: Any) -> Any:
+        checked.append(config)
+        return check(config)
+
+    monkeypatch.setattr(hydra_conf, "by_hydra", composing)
+    monkeypatch.setattr(settings_compose, "checked", checking)
+    hydra_conf._conf.cache_clear()
+    settings_compose._compose.cache_clear()
+    made = plan("experiment=digits", f"data.root={photographs}")
+    seeds = len({run.seed for run in made.runs})
+    assert len(made.runs) > 400
+    assert len(checked) == 2 * len(made.runs) / seeds  # as it is typed, and with its paths
+    assert len(composed) <= 10  # 0.2 to 0.4 CPU seconds each
 
 
 def strategy_of(overrides: tuple[str, ...]) -> str:

@@ -18,7 +18,6 @@ PRELOAD = [
     "fedmutual.engine.server",
     "fedmutual.client.answer",
     "fedmutual.models.build",
-    "torch._dynamo",  # torch imports it with the first optimiser
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
 ]
