@@ -68,6 +68,25 @@ for name, (overrides, _) in json.load(sys.stdin).items():
 """
 
 
+HELP = """
+import contextlib, io, json, sys, time
+from fedmutual.cli import main
+
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main(["--help"])
+heavy = [name for name in ("numpy", "hydra", "omegaconf", "flwr", "rich", "psutil") if name in sys.modules]
+print(json.dumps([time.process_time(), heavy]))
+"""
+
+
+def test_help_is_there_at_once() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", HELP], env=environment, capture_output=True, timeout=120)
+    seconds, heavy = json.loads(done.stdout)
+    assert heavy == []
+    assert seconds < 0.3  # of CPU time, the interpreter's own start included: 0.1
+
+
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, float, list[str]]]:
     """What a fresh process makes of each: exit code, stderr, CPU seconds, and what is heavy and imported."""
