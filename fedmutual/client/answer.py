@@ -20,7 +20,13 @@ from flwr.common.constant import ErrorCode
 from torch import nn
 
 from fedmutual.backbones.intake import intake_of
-from fedmutual.client.disclosure import RELEASED, disclosed, overlap_rule, report_level
+from fedmutual.client.disclosure import (
+    RELEASED,
+    disclosed,
+    overlap_rule,
+    report_level,
+    require_sound_noise,
+)
 from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
 from fedmutual.client.masking import Masking, open_masking, peers_only
 from fedmutual.client.refusal import error_reason
@@ -151,6 +157,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     name = client_name(context.node_config)
     settings = client_settings(context.run_config, context.node_config)
     level = report_level(settings.privacy, context.node_config)
+    require_sound_noise(settings, context.node_config)
     order = read_order(content)
     if not order.run:
         raise MessageError("run: the order has no run name; this app only accepts orders of its own server")

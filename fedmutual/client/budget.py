@@ -49,12 +49,18 @@ class Asked:
         Of the images: hashes of two kinds cannot be compared, and count as of the same images.
     about : Mapping[str, Any]
         JSON values that tell this release from others of the same images.
+    sample_rate : float
+        Probability of an image to be in a step of it (DP-SGD).
+    steps : int
+        How many steps it has, each with this noise.
     """
 
     multiplier: float
     delta: float
     kind: str
     about: Mapping[str, Any]
+    sample_rate: float = 1.0
+    steps: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -127,7 +133,7 @@ class BudgetLedger:
                     f"privacy: this site has made another release for the same {once}: start a new run",
                 )
             before = self._on(asked.kind, records)
-            spent = _together([*before, {"multiplier": asked.multiplier, "delta": asked.delta}])
+            spent = _together([*before, asked.as_dict()])
             if spent.epsilon > budget:
                 raise BudgetError(
                     f"{self.path}: a release would bring what these images have spent to epsilon "
@@ -145,6 +151,19 @@ class BudgetLedger:
                 spent.delta,
             )
             return arrays
+
+    def rounds(self, asked: Asked, records: NDArray[np.uint8], budget: float) -> NoisyRounds:
+        """Charge a training of several rounds, once and before its first; return what it has left so far.
+
+        Raises
+        ------
+        BudgetError
+            See :meth:`release`.
+        """
+        key = _key(asked, records)
+        if not (self.path / f"{key}.safetensors").exists():
+            self.release(asked, records, budget, dict)
+        return NoisyRounds(self.path / key)
 
     def spent(self) -> Spent:
         """Return what all releases have spent together, as if all were of the same images.
@@ -183,6 +202,51 @@ class BudgetLedger:
             yield
 
 
+class NoisyRounds:
+    """The weights that a training with noise has left, by round.
+
+    Those of the last two rounds are kept: a server that goes on from an older state cannot have an earlier
+    round trained once more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def find(self, number: int) -> Arrays | None:
+        """Return the weights of a round; None: it was not trained yet.
+
+        Raises
+        ------
+        BudgetError
+            It was, but its weights are gone.
+        """
+        file = self._file(number)
+        if file.exists():
+            logger.info("round %d was trained before; its weights are sent as they were", number)
+            return _read(file)[1]
+        if max(self._numbers(), default=0) > number:
+            raise BudgetError(
+                f"{self.path}: round {number} was trained before, and a second training is not accounted "
+                "for: start a new run",
+                "privacy: this site has trained this round before: start a new run",
+            )
+        return None
+
+    def keep(self, number: int, weights: Arrays) -> None:
+        """Write a round's weights to the disk, before they are sent."""
+        make_private(self.path)
+        save_checkpoint(self._file(number), {"round": number}, weights)
+        for old in self._numbers():
+            if old < number - 1:
+                self._file(old).unlink()
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"{number:06d}.safetensors"
+
+    def _numbers(self) -> list[int]:
+        return [int(file.stem) for file in self.path.glob("*.safetensors") if file.stem.isdigit()]
+
+
 def _key(asked: Asked, records: NDArray[np.uint8]) -> str:
     state = hashlib.blake2b(digest_size=16)
     text = json.dumps(asked.as_dict(), sort_keys=True)
@@ -192,6 +256,11 @@ def _key(asked: Asked, records: NDArray[np.uint8]) -> str:
 
 def _together(entries: list[dict[str, Any]]) -> Spent:
     delta = min((entry["delta"] for entry in entries), default=0.0)
+    spent = [(entry["multiplier"], entry["sample_rate"], entry["steps"]) for entry in entries]
+    if any(rate < 1 or steps > 1 for _, rate, steps in spent):
+        from fedmutual.learning import dpsgd
+
+        return Spent(dpsgd.epsilon_of(spent, delta), delta, len(entries))
     return Spent(epsilon_of([entry["multiplier"] for entry in entries], delta), delta, len(entries))
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedmutual.settings import PrivacySettings, SettingsError
+from fedmutual.settings import PrivacySettings, Settings, SettingsError
 from fedmutual.settings.at_site import trusts_run
 from fedmutual.settings.schema import OVERLAP
 from fedmutual.wire.metrics import EXAMPLES
@@ -93,6 +93,24 @@ def report_level(privacy: PrivacySettings, node_config: Mapping[str, Any]) -> st
     level = metrics_level(privacy.metrics, node_config)
     measured = level == "full" and trusts_run(node_config)
     return level if privacy.epsilon is None or measured else RELEASED
+
+
+def require_sound_noise(settings: Settings, node_config: Mapping[str, Any]) -> None:
+    """Refuse noise that no proof covers in floating-point numbers, unless the owner trusts the run.
+
+    Raises
+    ------
+    SettingsError
+        The strategy's noise is Opacus', and the owner has not said ``trust-run``.
+    """
+    if settings.privacy.epsilon is None or settings.strategy.dp_library != "opacus":
+        return
+    if not trusts_run(node_config):
+        raise SettingsError(
+            f"privacy.epsilon: the noise of strategy={settings.strategy.name} is floating-point numbers, "
+            "against which attacks are known, and no promise for a real site: set strategy=speaker, or let "
+            "the site's owner set trust-run=true"
+        )
 
 
 def disclosed(metrics: Metrics, level: str) -> Metrics:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import logging
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from fedmutual.client.transforms import transform_of
 from fedmutual.data.images import ImageSet
 from fedmutual.data.site import SharedData, SiteData
 from fedmutual.data.views import mixed_views
-from fedmutual.learning import evaluation
+from fedmutual.learning import dpsgd, evaluation
 from fedmutual.learning.augmentation import Augmentation
 from fedmutual.learning.divergence import mutual_loss
 from fedmutual.learning.ema import MovingAverage
@@ -179,6 +180,23 @@ class Learner:
         steps = trainer.steps_for(len(private.images), self.settings.train.local_epochs)
         self.metrics["train-loss"] = self._train(trainer, steps, private, None)
 
+    def noisy_training(self, noise: dpsgd.NoisySteps, steps: int) -> None:
+        """Train on all private images by DP-SGD; the views, samples and noise have no seed.
+
+        On all, without prior and class weights: these, and which images are held out, depend on all of them.
+        """
+        private = self.site.private
+        gamma = self.settings.train.focal_gamma
+        images = self._viewed(np.arange(len(private)), secrets.randbits(63))
+        own = Private(images, torch.from_numpy(private.labels).to(self._device), focal_gamma=gamma)
+        rate = step_rate(self.settings, self.order.round)
+        augment = self._augmentation(secrets.randbits(63))
+        self._known.clear()
+        with _timed(self.metrics, "train-seconds"):
+            loss, taken = dpsgd.train(self.model, self.optimizer, own, steps, noise, rate, augment)
+        self.metrics["train-loss"] = loss
+        self.metrics[TRAINED] = taken
+
     def report(self) -> Answer:
         """Predict the order's public samples in evaluation mode, and evaluate as the order asks."""
         predictions = self.predictions()
@@ -327,14 +345,14 @@ class Learner:
         gamma = self.settings.train.focal_gamma
         return Private(self._viewed(indices), labels.to(self._device), prior, weights, gamma)
 
-    def _viewed(self, indices: np.ndarray) -> Tensor:
+    def _viewed(self, indices: np.ndarray, seed: int | None = None) -> Tensor:
         """Return the private images; where they have augmented views, one of each, new in every round."""
         private = self.site.private
         images = _images(private, indices)
         if private.augmented is None:
             return images
         views = private.augmented.array
-        rng = np.random.default_rng(self._seed("views"))
+        rng = np.random.default_rng(self._seed("views") if seed is None else seed)
         chosen = rng.integers(0, 1 + views.shape[1], len(indices))  # 0: the plain one
         other = np.flatnonzero(chosen)
         images[torch.from_numpy(other)] = _tensor(views[indices[other], chosen[other] - 1])
@@ -364,11 +382,11 @@ class Learner:
         own = (self._generator, self.average, rate, clip, self._augmentation())
         return Trainer(self.model, optimizer, precision, size, *own)
 
-    def _augmentation(self) -> Augmentation | None:
+    def _augmentation(self, seed: int | None = None) -> Augmentation | None:
         if self.settings.augment.name == "none":
             return None
         transform = transform_of(self.settings.augment, self.site.private.seen.shape[1])
-        return Augmentation(transform, self._seed("augmentation"))
+        return Augmentation(transform, self._seed("augmentation") if seed is None else seed)
 
     def _predict(self, images: ImageSet, indices: np.ndarray) -> Tensor:
         """Return log-probabilities [n, C], cached while the model is unchanged."""

@@ -14,7 +14,7 @@ import psutil
 
 from fedmutual.backbones.intake import intake_of
 from fedmutual.backbones.weights import find_backbone
-from fedmutual.client.disclosure import RELEASED, report_level
+from fedmutual.client.disclosure import RELEASED, report_level, require_sound_noise
 from fedmutual.client.masking import open_masking
 from fedmutual.client.sent import FOLDER, states_of
 from fedmutual.data.cache import cache_folder
@@ -81,6 +81,7 @@ def what_leaves(settings: Settings, node_config: Mapping[str, Any]) -> str:
         The owner's word is none, or the owner takes no part in such a run.
     """
     level = report_level(settings.privacy, node_config)
+    require_sound_noise(settings, node_config)
     masked = open_masking(Path(), "", settings, node_config) is not None
     said = ["its name and its model's class", *settings.strategy.sends(settings)]
     if level == RELEASED:

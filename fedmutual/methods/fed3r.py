@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fedmutual.engine.server_model import ServerModel
 from fedmutual.methods.base import nothing_predicted
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class Fed3RSettings(FedAvgSettings):
     """Settings of ``strategy=fed3r``; those of FedAvg hold for its fine-tuning."""
+
+    takes_dp: ClassVar[bool] = False  # its sums have no noise: strategy=speaker
 
     ridge: float = setting(
         "lambda of the ridge regression, as a share of the features' mean square", minimum=0

@@ -35,8 +35,15 @@ PREPROCESSING = (
 )
 _PRIVACY = (
     "## Privacy\n\nWhat has left the site of its images is differentially private: epsilon {epsilon:.3g}, "
-    "delta {delta:g} for each image, over {releases} release(s). That is said of what has left, not of this "
-    "model, which has learnt from the images without noise: keep it at the site."
+    "delta {delta:g} for each image, over {releases} release(s). "
+)
+_LISTENER = (
+    "That is said of what has left, not of this model, which has learnt from the images without noise: keep "
+    "it at the site."
+)
+_NOISY = (
+    "This model was averaged of what has left. The noise is floating-point numbers (Opacus), against which "
+    "attacks are known: take it as a baseline."
 )
 _MEASURES = {
     "validation_accuracy": "accuracy, own validation images",
@@ -146,7 +153,7 @@ def card_page(card: Mapping[str, Any]) -> str:
             if "backbone" in card
             else []
         ),
-        *([_PRIVACY.format(**card["privacy"])] if "privacy" in card else []),
+        *([_privacy(card["privacy"])] if "privacy" in card else []),
         "## Data",
         _table(("images", "number"), _sizes(card)),
         "## Metrics",
@@ -160,6 +167,10 @@ def card_page(card: Mapping[str, Any]) -> str:
         "as carefully as you would share statistics about them.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _privacy(told: Mapping[str, Any]) -> str:
+    return _PRIVACY.format(**told) + (_NOISY if told.get("noisy_model") else _LISTENER)
 
 
 _PROJECT = "https://arxiv.org/abs/2503.05803"

@@ -363,7 +363,8 @@ class PrivacySettings:
     )
     epsilon: float | None = setting(
         "differential privacy: all that leaves a site in the run is (epsilon, delta)-differentially private "
-        "for each of its images (strategy=speaker); null: nothing is proven",
+        "for each of its images (strategy=speaker; strategy=fedavg and fedprox by DP-SGD, a baseline, in "
+        "simulation); null: nothing is proven",
         above=0,
         maximum=32,
     )
@@ -386,7 +387,17 @@ class PrivacySettings:
         "this run asks for. The owner's privacy-budget goes before it",
         above=0,
     )
-
+    max_grad_norm: float = setting(
+        "epsilon with averaged weights: the gradient of each image is scaled to at most this norm "
+        "(arXiv:1607.00133)",
+        above=0,
+    )
+    sample_rate: float = setting(
+        "epsilon with averaged weights: probability of each image to be in a step. A round has "
+        "train.local_epochs / sample_rate steps, whose sums are divided by train.batch_size",
+        above=0,
+        maximum=1,
+    )
     record: bool = setting(
         "the server keeps what it receives, for `fedmutual audit`: every prediction (with secagg their sum), "
         "and the last weights"
@@ -403,8 +414,12 @@ class PrivacySettings:
             return f"privacy.epsilon: strategy={settings.strategy.name} has no noise: set strategy=speaker"
         if self.budget is not None and self.budget < self.epsilon:
             return f"privacy.epsilon: {self.epsilon:g} is above privacy.budget={self.budget:g}"
-        if importlib.util.find_spec("opendp") is None:
-            return "privacy.epsilon: OpenDP makes the noise and its account: pip install 'fedmutual[privacy]'"
+        library = settings.strategy.dp_library
+        if importlib.util.find_spec(library) is None:
+            return (
+                f"privacy.epsilon: {library} makes the noise and its account: pip install "
+                "'fedmutual[privacy]'"
+            )
         return None
 
     def _not_summed(self, settings: Settings) -> str | None:
@@ -492,6 +507,7 @@ class StrategySettings:
     needs_peers: ClassVar[bool] = True  # whether one client alone learns nothing from it
     takes_secagg: ClassVar[bool] = False  # whether the sum of all predictions is enough (privacy.secagg)
     takes_dp: ClassVar[bool] = False  # whether only noisy figures leave a client (privacy.epsilon)
+    dp_library: ClassVar[str] = "opendp"  # makes the noise and its account
 
     @property
     def closing_rounds(self) -> int:

@@ -61,13 +61,22 @@ class FedAvg(GlobalStrategy):
     ----------
     labelled : callable or None
         The labelled public samples that clients also train on in a round; None: none.
+    equal : bool
+        All clients count the same; their numbers of examples are not used.
     """
 
     def __init__(
-        self, num_classes: int, weights: Arrays, *, labelled: Schedule | None = None, **options: Any
+        self,
+        num_classes: int,
+        weights: Arrays,
+        *,
+        labelled: Schedule | None = None,
+        equal: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(num_classes, weights, **options)
         self.labelled = labelled
+        self.equal = equal
 
     def order(self, client: str | None, base: Order) -> Order:
         """The global model."""
@@ -83,18 +92,18 @@ class FedAvg(GlobalStrategy):
 
     def take(self, round: int, reports: Mapping[str, Report]) -> Figures:
         """Average the weights; report the averaged model's figures for every client."""
-        averaged = average_by_examples(reports)
+        averaged = average_by_examples(reports, self.equal)
         self.weights = {name: averaged[name].numpy().astype(old.dtype) for name, old in self.weights.items()}
         return self.measure(round, self.weights)
 
 
-def average_by_examples(reports: Mapping[str, Report]) -> ArrayRecord:
-    """Flower's weighted average of the reported weights, in the order of the reports."""
+def average_by_examples(reports: Mapping[str, Report], equal: bool = False) -> ArrayRecord:
+    """Flower's average of the reported weights by numbers of examples, or all equal."""
     records = [
         RecordDict(
             {
                 MODEL: report.model or ArrayRecord(),
-                METRICS: MetricRecord({EXAMPLES: report.metrics[EXAMPLES]}),
+                METRICS: MetricRecord({EXAMPLES: 1 if equal else report.metrics[EXAMPLES]}),
             }
         )
         for report in reports.values()
