@@ -246,6 +246,14 @@ def test_a_round_that_is_asked_for_again_sends_the_same_weights(
             np.testing.assert_array_equal(array.numpy(), first[name].numpy())
 
 
+@pytest.mark.federation
+def test_batch_normalisation_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    played = play(tmp_path / "run", *PRIVATE, "model=resnet8")
+    assert isinstance(played.error, SettingsError)
+    assert "(BatchNorm2d) has no gradients of single images" in str(played.error)
+    assert not any(trains(order) for order in played.grid.orders)
+
+
 def test_settings_that_do_not_go_with_it_are_refused() -> None:
     for override, message in (
         ("train.class_weights=balanced", "train.class_weights: balanced tells private class counts"),
