@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedmutual.learning.hog import BINS, CELLS, hog
+from fedmutual.learning.hog import BINS, CELLS, hog, mirrored_hog
 
 
 def parts(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +38,14 @@ def test_an_image_has_the_same_features_in_any_company() -> None:
     images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3)).astype(np.uint8)
     np.testing.assert_array_equal(hog(images)[[7, 290]], hog(images[[7, 290]]))
     assert hog(images[:0]).shape == (0, 1008)
+
+
+def test_a_mirror_image_has_the_same_mirrored_features() -> None:
+    images = np.random.default_rng(1).integers(0, 256, (3, 17, 16, 3)).astype(np.uint8)
+    other = np.ascontiguousarray(images[:, :, ::-1])
+    assert not np.allclose(hog(images), hog(other), atol=0.01)
+    np.testing.assert_array_equal(mirrored_hog(images), mirrored_hog(other))
+    np.testing.assert_array_equal(mirrored_hog(images[1:2])[0], mirrored_hog(images)[1])
 
 
 def test_tiny_images_are_refused() -> None:

@@ -47,6 +47,15 @@ def hog(pixels: NDArray[np.uint8]) -> Values:
     return np.concatenate(parts) if parts else _features(pixels)
 
 
+def mirrored_hog(pixels: NDArray[np.uint8]) -> Values:
+    """Return the mean of :func:`hog` of images [n, H, W, 3] and of their mirror images.
+
+    For tasks in which a mirrored image has the same class: half of the features' directions are left, and so
+    as many axes tell more.
+    """
+    return (hog(pixels) + hog(pixels[:, :, ::-1])) / 2
+
+
 def _features(pixels: NDArray[np.uint8]) -> Values:
     image = pixels.astype(np.float32) / 255
     down, across = np.zeros_like(image), np.zeros_like(image)

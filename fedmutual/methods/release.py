@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedmutual.learning.gaussian import multiplier_for
-from fedmutual.learning.hog import hog
+from fedmutual.learning.hog import hog, mirrored_hog
 from fedmutual.learning.speaker import FeatureMap
 from fedmutual.settings import Settings, SettingsError
 from fedmutual.strategies.listeners import AXES, CENTRE
@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 def features_of(kind: str, images: ImageSet, indices: Any = slice(None)) -> np.ndarray[Any, Any]:
     """Return the features [n, F] of images (``strategy.features``): of each from this image alone."""
-    return images.seen[indices] if kind == "backbone" else hog(images.images[indices])
+    if kind == "backbone":
+        return images.seen[indices]
+    return {"hog": hog, "hog_mirrored": mirrored_hog}[kind](images.images[indices])
 
 
 def noise_multiplier(settings: Settings) -> float:

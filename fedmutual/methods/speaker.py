@@ -34,8 +34,9 @@ class SpeakerSettings(Method):
     features: str = setting(
         "what the speaker sees of an image: backbone: the features of model=pretrained model.tune=head, the "
         "same at all sites; hog: histograms of gradients and colours of the pixels, for which the sites' "
-        "models may be any, each another one",
-        choices=("backbone", "hog"),
+        "models may be any, each another one; hog_mirrored: their mean over an image and its mirror image, "
+        "for tasks in which both are of one class",
+        choices=("backbone", "hog", "hog_mirrored"),
     )
     axes: int | None = setting(
         "number of principal axes of the public images that the speaker sees; null: 45 times the square root "
@@ -65,8 +66,8 @@ class SpeakerSettings(Method):
                 "strategy=speaker adds up frozen features: set model=pretrained model.tune=head, or, for any "
                 "model, strategy.features=hog"
             )
-        if self.features == "hog" and getattr(settings.data, "image_size", 2 * CELLS) < 2 * CELLS:
-            return f"data.image_size: strategy.features=hog needs images of {2 * CELLS} pixels a side"
+        if self.features != "backbone" and getattr(settings.data, "image_size", 2 * CELLS) < 2 * CELLS:
+            return f"data.image_size: strategy.features={self.features} needs images of {2 * CELLS} pixels a side"
         if settings.public.labelled:
             return "public.labelled: strategy=speaker teaches with the speaker's predictions: set it to false"
         if settings.privacy.secagg and _own(settings):
