@@ -29,7 +29,7 @@ def features_of(kind: str, images: ImageSet, indices: Any = slice(None)) -> np.n
     """Return the features [n, F] of images (``strategy.features``): of each from this image alone."""
     if kind == "backbone":
         return images.seen[indices]
-    return {"hog": hog, "hog_mirrored": mirrored_hog}[kind](images.images[indices])
+    return hog(images.images[indices]) if kind == "hog" else mirrored_hog(images.images[indices])
 
 
 def noise_multiplier(settings: Settings) -> float:

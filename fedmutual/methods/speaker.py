@@ -67,7 +67,8 @@ class SpeakerSettings(Method):
                 "model, strategy.features=hog"
             )
         if self.features != "backbone" and getattr(settings.data, "image_size", 2 * CELLS) < 2 * CELLS:
-            return f"data.image_size: strategy.features={self.features} needs images of {2 * CELLS} pixels a side"
+            least = 2 * CELLS
+            return f"data.image_size: strategy.features={self.features} needs images of {least} pixels a side"
         if settings.public.labelled:
             return "public.labelled: strategy=speaker teaches with the speaker's predictions: set it to false"
         if settings.privacy.secagg and _own(settings):
