@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 def features_of(kind: str, images: ImageSet, indices: Any = slice(None)) -> np.ndarray[Any, Any]:
     """Return the features [n, F] of images (``strategy.features``): of each from this image alone."""
     if kind == "backbone":
-        return images.seen[indices]
+        found: np.ndarray[Any, Any] = images.seen[indices]
+        return found
     return hog(images.images[indices]) if kind == "hog" else mirrored_hog(images.images[indices])
 
 
