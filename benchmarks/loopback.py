@@ -233,7 +233,16 @@ class Loopback:
                         used = process.cpu_times()
                         total += used.children_user + used.children_system
                         total += used.user + used.system if name == HOST_TITLE else 0.0
+                        for child in process.children():  # Flower waits for a child when it starts the next
+                            if child.status() == psutil.STATUS_ZOMBIE:
+                                left = child.cpu_times()
+                                total += left.user + left.system
         return total
+
+    def messages(self) -> int:
+        """Number of messages that the sites have got."""
+        logs = [self.folder / f"site-{site}.log" for site in range(self.sites)]
+        return sum(log.read_text().count("Received successfully") for log in logs)
 
     def close(self) -> None:
         """End everything."""
@@ -323,8 +332,9 @@ class Loopback:
     def _environment(self, part: str) -> dict[str, str]:
         home = self.folder / part / "flwr"
         home.mkdir(parents=True, exist_ok=True)
+        surroundings = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         return (
-            environment(os.environ, home)
+            environment(surroundings, home)
             | self._polling
             | ({SUPEREXEC_VARIABLE: json.dumps(client_host())} if self._warm else {})
             | {

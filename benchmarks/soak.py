@@ -299,6 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--busy", type=int, default=0, help="busy loops beside it, and no kills")
     parser.add_argument("--minutes", type=float, default=20.0, help="how long they last")
     parser.add_argument("--patience", type=float, default=120.0, help="of the sites' watch, with either")
+    parser.add_argument("--cold", action="store_true", help="client processes start as Flower starts them")
     parser.add_argument("--every", type=int, default=10, help="rounds between two kills")
     parser.add_argument("--seed", type=int, default=0, help="what is killed, and where")
     parser.add_argument("--json", type=Path, default=None, help="write all figures there")
@@ -312,7 +313,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         trial = bool(arguments.worst or arguments.busy)
         rounds = arguments.rounds or (-(-arguments.worst // arguments.sites) + 1 if arguments.worst else 100)
         every = rounds if arguments.busy else arguments.every
-        with Loopback(folder, arguments.sites, patience=arguments.patience if trial else None) as deployment:
+        patience = arguments.patience if trial else None
+        with Loopback(folder, arguments.sites, patience=patience, warm=not arguments.cold) as deployment:
             soak = Soak(deployment, rounds, every, arguments.seed, console, arguments.worst)
             with busy_loops(arguments.busy, arguments.minutes):
                 status = soak.run()

@@ -5,14 +5,17 @@ benchmarks/loopback.py starts the parts; what they learn is compared with a run 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from deployment import write_bare_app
 from local_grid import TINY, play
 from loopback import Loopback, make_node_key, wait_for
 from safetensors.torch import load_file
@@ -20,6 +23,7 @@ from safetensors.torch import load_file
 from fedmutual.doctor.finding import CheckError
 from fedmutual.doctor.link import Link
 from fedmutual.results.directory import RunDirectory, read_history
+from fedmutual.warm.host import TITLE
 
 pytestmark = pytest.mark.slow
 
@@ -116,3 +120,75 @@ def test_killed_client_site_and_server_end_with_the_same_bits(deployment: Loopba
         assert weights.keys() == expected.keys()
         for key, value in expected.items():
             assert torch.equal(weights[key], value), (name, key)
+
+
+SAYS = """\
+import os, sys
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from bare_version import VERSION
+
+app = ClientApp()
+
+
+@app.train()
+def train(message, context):
+    print(f"this is {VERSION}, its program {os.path.basename(sys.argv[0])}", flush=True)
+    warm = "torch" in sys.modules
+    return Message(RecordDict({"report": ConfigRecord({"version": VERSION, "warm": warm})}), reply_to=message)
+"""
+ASKS = """\
+import json, time
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    while len(nodes := list(grid.get_node_ids())) < 3:
+        time.sleep(0.2)
+    content = [RecordDict({"order": ConfigRecord({"x": 1})}) for _ in nodes]
+    messages = [Message(record, node, "train") for record, node in zip(content, nodes)]
+    replies = list(grid.send_and_receive(messages))
+    with open(context.run_config["out"], "w") as file:
+        json.dump([dict(reply.content["report"]) for reply in replies], file)
+"""
+
+
+def replies_of(deployment: Loopback, app: Path, out: Path) -> list[dict[str, Any]]:
+    run = deployment.submit(app_dir=app, out=str(out), rounds="1")
+    wait_for(out.exists, ROUND_SECONDS, "no replies")
+    wait_for(
+        lambda: deployment.status(run).startswith("finished"), ROUND_SECONDS, "the run does not end", 1.0
+    )
+    replies: list[dict[str, Any]] = json.loads(out.read_text())
+    return replies
+
+
+def hosts(deployment: Loopback) -> list[psutil.Process]:
+    return [p for site in range(deployment.sites) for p in deployment.processes(f"site-{site}", TITLE)]
+
+
+def test_killed_hosts_are_replaced_and_each_run_has_its_own_code(
+    deployment: Loopback, tmp_path: Path
+) -> None:
+    app = write_bare_app(tmp_path / "bare")
+    (app / "client_app.py").write_text(SAYS)
+    (app / "server_app.py").write_text(ASKS)
+    (app / "bare_version.py").write_text("VERSION = 'the first'")
+    assert len(hosts(deployment)) == deployment.sites
+    first = replies_of(deployment, app, tmp_path / "first.json")
+    assert first == [{"version": "the first", "warm": True}] * 3
+    for host in hosts(deployment):
+        host.kill()
+    (app / "bare_version.py").write_text("VERSION = 'the second'")
+    second = replies_of(deployment, app, tmp_path / "second.json")
+    assert [reply["version"] for reply in second] == ["the second"] * 3
+    wait_for(lambda: len(hosts(deployment)) == deployment.sites, ROUND_SECONDS, "no new hosts")
+    for site in range(deployment.sites):
+        log = (deployment.folder / f"site-{site}.log").read_text()
+        assert "it ended with exit code -9; until there is another, client processes start cold" in log
+        assert "this is the first, its program flwr-clientapp" in log
+        assert "this is the second, its program flwr-clientapp" in log

@@ -408,3 +408,14 @@ def test_a_real_child_is_a_client_process(caplog: pytest.LogCaptureFixture) -> N
     time.sleep(0.1)
     assert child.is_running()  # its work goes on
     child.kill()
+
+
+@pytest.mark.slow
+def test_a_real_child_that_takes_too_much_memory_is_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    host = ClientHost(limit=MIB)
+    host.start()
+    pid = host.launch(ORDER)
+    assert pid is not None
+    until(lambda: not psutil.pid_exists(pid))
+    assert f"client process {pid} uses " in capfd.readouterr().err
+    assert host.launch(ORDER) not in (None, pid)  # the next one has its chance

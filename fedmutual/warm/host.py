@@ -20,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -174,6 +175,8 @@ def prepare() -> set[str]:
             importlib.import_module(name)
         except ImportError:
             continue
+    with contextlib.suppress(Exception):  # nothing depends on it
+        _compose_something()
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise UnfitError(f"{threads} threads run after the imports")
@@ -184,6 +187,21 @@ def prepare() -> set[str]:
     gc.freeze()  # collections in children skip, and so do not copy, what is shared
     _try_fork()
     return _packages() - before
+
+
+def _compose_something() -> None:
+    """Have Hydra compose a config: it finds its plugins, and its parser its tables, only once."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "group").mkdir()
+        Path(folder, "group", "one.yaml").write_text("value: 1\ntext: a\nflag: true\nlist: [1, 2.5, x]\n")
+        Path(folder, "config.yaml").write_text("defaults: [{group: one}, _self_]\nrate: 0.1\nname: null\n")
+        overrides = ["group=one", "rate=1e-3", "name=/a/b-c_d.e", "group.flag=false", "group.list=[a,b,1]"]
+        with initialize_config_dir(version_base="1.3", config_dir=folder):
+            compose(config_name="config", overrides=overrides)
+    GlobalHydra.instance().clear()
 
 
 def _packages() -> set[str]:
