@@ -198,6 +198,14 @@ def test_data_of_the_command_s_disk_is_named_with_the_machine_that_lacks_it(
     assert re.match(rf"data\.root: {photographs} is not there on .* \(10\.0\.0\.2\): copy it", beat.problem)
 
 
+def test_what_a_killed_task_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node.tempfile, "gettempdir", lambda: str(tmp_path))
+    for owner in (2**30, os.getpid()):
+        (tmp_path / f"fedmutual-run-{owner}-x" / "run").mkdir(parents=True)
+    node._remove_left()
+    assert [path.name for path in tmp_path.iterdir()] == [f"fedmutual-run-{os.getpid()}-x"]
+
+
 def test_another_version_is_named_with_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node, "_address", lambda: "10.0.0.2")
     (beat,) = carry_out(Order("a", (), {}, {**node.versions(), "torch": "0.1"}, None))

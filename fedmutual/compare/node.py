@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import shutil
 import socket
 import tempfile
 import time
@@ -29,6 +30,7 @@ from fedmutual.simulation.progress import HistoryTail
 BEAT_SECONDS = 1.0
 FOLDER_SECONDS = 30.0  # between two copies of a run's folder: what a lost machine loses of a run
 STOPPING_SECONDS = 5.0
+_PREFIX = "fedmutual-run-"
 PACKAGES = ("torch", "torchvision", "numpy", "flwr")
 
 
@@ -97,7 +99,8 @@ def carry_out(order: Order) -> Iterator[Beat]:
         yield Beat(node, problem=problem)
         return
     yield Beat(node)
-    with tempfile.TemporaryDirectory(prefix="fedmutual-run-") as temporary:
+    _remove_left()
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as temporary:
         path = Path(temporary) / order.folder
         if order.begun is not None:
             path.parent.mkdir(parents=True)
@@ -156,6 +159,14 @@ def _stopped(process: BaseProcess) -> Iterator[None]:
         yield
     finally:
         child.resume()
+
+
+def _remove_left() -> None:
+    """Remove the folders of tasks that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _missing(order: Order, node: str) -> str:
