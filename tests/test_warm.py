@@ -391,8 +391,12 @@ def test_the_command_runs_from_its_file_and_hands_over_to_flower() -> None:
 
 
 @pytest.mark.slow
-def test_a_real_child_is_a_client_process(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_real_child_is_a_client_process(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "4")  # which start at the import
     host = ClientHost(0)
     host.start()
     assert "is ready" in caplog.text

@@ -177,15 +177,15 @@ def prepare() -> set[str]:
             continue
     with contextlib.suppress(Exception):  # nothing depends on it
         _compose_something()
-    threads = len(os.listdir("/proc/self/task"))
-    if threads > 1:
-        raise UnfitError(f"{threads} threads run after the imports")
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise UnfitError("an import has initialised CUDA")
     gc.collect()
     gc.freeze()  # collections in children skip, and so do not copy, what is shared
     _try_fork()
+    threads = len(os.listdir("/proc/self/task"))  # OpenBLAS ends its own before a fork
+    if threads > 1:
+        raise UnfitError(f"{threads} threads run after the imports")
     return _packages() - before
 
 
