@@ -406,6 +406,40 @@ def test_silence_has_an_end() -> None:
     assert len(grid.pushed) <= 1 + 3
 
 
+class BatchGrid(LosingGrid):
+    """Notes the size of every request, and refuses those of more than ``most`` messages as a whole."""
+
+    def __init__(self, *arguments: Any, most: int = 1000, **more: Any) -> None:
+        super().__init__(*arguments, lost=set(), **more)
+        self.most, self.requests = most, []
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        batch = list(messages)
+        self.requests.append(len(batch))
+        return [] if len(batch) > self.most else super().push_messages(batch)
+
+
+def test_orders_go_in_batches_and_a_rejected_one_keeps_its_place() -> None:
+    grid = BatchGrid(Clock(), dict.fromkeys(range(1, 151), 0.0), rejected={70: [""]})
+    replies = an_exchange(grid).send_and_collect(orders(*range(1, 151)))
+    assert grid.requests == [64, 64, 22]
+    assert said(replies) == [None if node == 70 else node for node in range(1, 151)]
+
+
+def test_a_batch_that_is_refused_as_too_large_goes_one_at_a_time() -> None:
+    grid = BatchGrid(Clock(), dict.fromkeys((1, 2, 3), 0.0), most=1, rejected={2: [""]})
+    assert said(an_exchange(grid).send_and_collect(orders(1, 2, 3))) == [1, None, 3]
+    assert grid.requests == [3, 1, 1, 1]
+
+
+def test_batches_have_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = orders(1, 2, 3)
+    monkeypatch.setattr("fedmutual.wire.exchange.BATCH_BYTES", 2 * payload_bytes(sent[0].content))
+    grid = BatchGrid(Clock(), dict.fromkeys((1, 2, 3), 0.0))
+    assert said(an_exchange(grid).send_and_collect(sent)) == [1, 2, 3]
+    assert grid.requests == [2, 1]
+
+
 def test_in_simulation_nothing_is_sent_twice() -> None:
     grid = FakeGrid(Clock(), {1: 0.0, 2: 19.0})  # there, two messages to one node run at once
     assert said(an_exchange(grid).send_and_collect(orders(1, 2))) == [1, 2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -22,6 +22,7 @@ FIRST_WORD, NEXT_WORD = 15.0, 60.0  # seconds after which the log says for whom 
 logger = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 1.0  # clients that connect within this time of each other are all waited for
+BATCH, BATCH_BYTES = 64, 4 * 2**20  # orders of one request to a SuperLink, and their content at most
 CLOCK_SKEW = 300.0  # seconds; Flower itself refuses a node with a key whose clock is further behind
 
 MEANING = {
@@ -189,10 +190,9 @@ class Exchange:
         busy = {late.node for late in self._late.values() if late.busy}
         lost = [order for order in orders if order.lost_at is not None]
         online = self._online() if lost else set()
-        for order in orders:
-            if order.node in busy or (order.lost_at is not None and order.node not in online):
-                continue
-            if self._send(order):
+        ready = [o for o in orders if o.node not in busy and (o.lost_at is None or o.node in online)]
+        for order, sent in self._send_all(ready):
+            if sent:
                 if order.lost_at is not None:
                     logger.info("node %d is there: its order was sent again", order.node)
             elif order.lost_at is None:
@@ -208,13 +208,31 @@ class Exchange:
             if order.node in online and self._send(order):
                 logger.warning("node %d has not answered: its order was sent again", order.node)
 
+    def _send_all(self, orders: list[_Order]) -> Iterator[tuple[_Order, bool]]:
+        """Send orders, and say of each whether it was taken.
+
+        A deployment's Grid keeps the place of a rejected message, so that orders go in batches. It refuses a
+        request that is too large as a whole: those orders then go one at a time, as in simulation, where a
+        rejected message is left out of the answer.
+        """
+        for batch in batches(orders) if self._may_lose else ([order] for order in orders):
+            ids = list(self.grid.push_messages([order.message() for order in batch]))
+            if not ids and len(batch) > 1:
+                yield from ((order, self._send(order)) for order in batch)
+            else:
+                named = [*ids, *[""] * (len(batch) - len(ids))]
+                yield from ((o, self._note(o, name)) for o, name in zip(batch, named, strict=True))
+
     def _send(self, order: _Order) -> bool:
-        # one at a time: a rejected message is an empty id in deployment, but is left out in simulation
         ids = list(self.grid.push_messages([order.message()]))
-        if not (ids and ids[0]):
+        return self._note(order, ids[0] if ids else "")
+
+    def _note(self, order: _Order, name: str | None) -> bool:
+        """Note the id under which an order is under way; False where it was rejected."""
+        if not name:
             return False
         now = self._clock()
-        order.names[ids[0]], order.attempts = now, order.attempts + 1
+        order.names[name], order.attempts = now, order.attempts + 1
         order.sent_at = now if order.attempts == 1 else order.sent_at
         return True
 
@@ -324,6 +342,18 @@ class _Order:
     def message(self) -> Message:
         """The message itself, and later a copy of it: one that was pushed has its id for good."""
         return self.original if self.attempts == 0 else resent(self.original)
+
+
+def batches(orders: Sequence[_Order]) -> Iterator[list[_Order]]:
+    """Yield orders in batches of at most ``BATCH``; of ``BATCH_BYTES``, unless one alone has more."""
+    batch: list[_Order] = []
+    for order in orders:
+        if batch and (len(batch) == BATCH or sum(o.size for o in batch) + order.size > BATCH_BYTES):
+            yield batch
+            batch = []
+        batch.append(order)
+    if batch:
+        yield batch
 
 
 def messages_to(orders: Mapping[int, RecordDict], message_type: str, timeout: float) -> list[Message]:
