@@ -278,8 +278,7 @@ def lesson_for(
 ) -> Lesson | None:
     """The mean over all the others, written out; None while lambda is 0."""
     strategy = settings.strategy
-    since = current - strategy.burn_in
-    weight = strategy.kl_weight * min(1.0, since / (strategy.ramp + 1)) if since > 0 else 0.0
+    weight = strategy.kl_weight if current > strategy.burn_in else 0.0
     peers = [p for number, p in enumerate(predictions) if number != own]
     if weight == 0 or not peers:
         return None
@@ -425,7 +424,6 @@ def _refuse_unsupported(settings: Settings) -> None:
         "consensus": settings.consensus != compose().consensus,
         "participation": not settings.participation.is_full,
         "strategy.wire_dtype": strategy.wire_dtype == "int8",
-        "strategy.average_weights": strategy.average_weights,
         "model": not settings.model.target.endswith(".VisionNet"),
         "model.per_client": bool(settings.model.per_client),
         "precision": settings.precision != "fp32",

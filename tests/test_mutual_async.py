@@ -199,7 +199,6 @@ def test_killed_and_resumed_equals_undisturbed(
     [
         (["public=kfold"], "public.schedule: kfold, but strategy=mutual_async"),
         (["public=sample"], "public.schedule: sample, but strategy=mutual_async"),
-        (["strategy.average_weights=true"], "strategy.average_weights: true"),
         (["strategy.staleness_limit=0"], "strategy.staleness_limit: 0 is below 1"),
         (["emulation.speeds=[]"], "emulation.speeds: "),
         (["strategy.divergence=published_code", "strategy.temperature=2"], "strategy.temperature: 2"),

@@ -151,10 +151,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     "overrides",
     [
         (*MIXED, "public=sample", "optimizer=sgd"),
-        (*MIXED, "strategy.average_weights=true"),
         (*SEPARATE, "strategy.divergence=peer_own", "public=kfold", "strategy.wire_dtype=int8"),
     ],
-    ids=["sample-sgd", "average-weights", "kfold-int8"],
+    ids=["sample-sgd", "kfold-int8"],
 )
 def test_resumed_variants(
     tmp_path: Path,

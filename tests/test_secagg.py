@@ -342,7 +342,6 @@ def test_a_share_of_the_noise_is_enough_only_behind_keys_that_the_owner_knows(tm
             for name in ("validation", "confidence", "median", "trimmed_mean", "reputation")
         ],
         (["strategy.divergence=published_code"], "strategy.divergence"),
-        (["strategy.average_weights=true"], "strategy.average_weights"),
         (["participation.fraction=0.5"], "participation"),
         (["exchange.enough_clients=3"], "exchange.enough_clients"),
         (["num_clients=2"], "num_clients=2"),

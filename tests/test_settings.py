@@ -136,7 +136,6 @@ def test_the_defaults() -> None:
     assert settings.train.common_start
     assert settings.strategy.phase == "mixed"
     assert not settings.public.labelled
-    assert not settings.strategy.average_weights
 
 
 def test_experiment_paper_is_method_section_3() -> None:
@@ -183,16 +182,14 @@ def test_experiment_paper_is_method_section_3() -> None:
         "strategy.temperature": 1.0,
         "strategy.kl_weight": 1.0,
         "strategy.burn_in": 0,
-        "strategy.ramp": 0,
         "strategy.probability_floor": 1e-7,
-        "strategy.average_weights": False,
     }
     container = OmegaConf.create(as_container(settings))
     for key, value in expected.items():
         found = OmegaConf.select(container, key)
         assert (OmegaConf.to_container(found) if OmegaConf.is_config(found) else found) == value, key
     mutual = settings.strategy
-    loss = MutualLoss(mutual.divergence, mutual.temperature, mutual.kl_weight, mutual.burn_in, mutual.ramp)
+    loss = MutualLoss(mutual.divergence, mutual.temperature, mutual.kl_weight, mutual.burn_in)
     assert [loss.weight(round) for round in (1, 12)] == [1.0, 1.0]
 
 

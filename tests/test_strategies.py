@@ -109,9 +109,9 @@ def test_predictions_of_other_samples_teach_nobody() -> None:
     np.testing.assert_allclose(orders(strategy, 3, 1, 2)[1].targets, B, atol=WIRE)
 
 
-def test_lambda_waits_and_grows() -> None:
-    loss = MutualLoss("peer_own", 1.0, kl_weight=3.0, burn_in=2, ramp=2)
-    assert [loss.weight(round) for round in range(6)] == [0, 0, 0, 1, 2, 3]
+def test_lambda_waits_for_the_burn_in() -> None:
+    loss = MutualLoss("peer_own", 1.0, kl_weight=3.0, burn_in=2)
+    assert [loss.weight(round) for round in range(6)] == [0, 0, 0, 3, 3, 3]
     strategy = mutual(burn_in=1)
     play(strategy, 1, {1: A, 2: B})
     assert not orders(strategy, 2, 1, 2)[1].has_target

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedmutual.learning import DIVERGENCES
 from fedmutual.learning.ring import Summed
-from fedmutual.methods.base import PREDICTIONS, WEIGHTS, Method
+from fedmutual.methods.base import PREDICTIONS, Method
 from fedmutual.methods.schedule import predictions
 from fedmutual.settings import Settings, setting
 from fedmutual.settings.pretrained import tunes_head
 from fedmutual.strategies.mutual import MutualLearning
 from fedmutual.wire.codec import WIRE_DTYPES
-from fedmutual.wire.orders import Order
-from fedmutual.wire.reports import Report
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fedmutual.client.learner import Answer, Learner
     from fedmutual.data.site import SharedData
     from fedmutual.learning.training import Public
@@ -51,7 +46,6 @@ class MutualSettings(Method):
     )
     kl_weight: float = setting("lambda, weight of the mean KL; 0: no mutual learning", minimum=0)
     burn_in: int = setting("number of first rounds without a mutual step", minimum=0)
-    ramp: int = setting("number of rounds after burn_in over which lambda grows to kl_weight", minimum=0)
     public_epochs: int = setting("phase=mixed: minimum passes per round over the public samples", minimum=1)
     min_steps: int = setting(
         "phase=mixed: minimum steps of a round with targets, however few the images", minimum=1
@@ -76,7 +70,6 @@ class MutualSettings(Method):
         "public.views=plain; otherwise they refer to other images and are discarded); null: no limit",
         minimum=0,
     )
-    average_weights: bool = setting("ablation: also average all weights every round")
 
     @property
     def closing_rounds(self) -> int:
@@ -95,10 +88,6 @@ class MutualSettings(Method):
 
     def misfit(self, settings: Settings) -> str | None:
         """Reject what needs more than the sum of the predictions where only that is known."""
-        if settings.privacy.secagg and self.average_weights:
-            return (
-                "strategy.average_weights: privacy.secagg adds up predictions, and weights would go unmasked"
-            )
         if settings.privacy.secagg and self.divergence == "published_code":
             return "strategy.divergence: published_code needs more than privacy.secagg adds up"
         return super().misfit(settings)
@@ -113,8 +102,8 @@ class MutualSettings(Method):
         )
 
     def sends(self, settings: Settings) -> list[str]:
-        """Return predictions, and weights for the ablation."""
-        return [PREDICTIONS, *([WEIGHTS] if self.average_weights else [])]
+        """Return predictions."""
+        return [PREDICTIONS]
 
     def strategy(self, settings: Settings, shared: SharedData) -> MutualLearning:
         """Return the strategy of these settings."""
@@ -122,7 +111,6 @@ class MutualSettings(Method):
             **self.options(settings),
             **predictions(settings, shared),
             same_views=settings.public.views == "plain",
-            average_weights=self.average_weights,
         )
 
     def divergence_for(self, settings: Settings) -> str:
@@ -149,7 +137,6 @@ class MutualSettings(Method):
             "temperature": self.temperature,
             "kl_weight": self.kl_weight,
             "burn_in": self.burn_in,
-            "ramp": self.ramp,
             "staleness_limit": self.staleness_limit,
             "labelled": settings.public.labelled,
             "wire_dtype": self.wire_dtype,
@@ -185,7 +172,3 @@ class MutualSettings(Method):
             learner.mixed_training(public, self.public_epochs, self.min_steps)
         elif self.closing == "public":
             learner.separate_mutual_step(public, self.public_epochs)
-
-    def weights(self, order: Order, report: Report, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return all weights for the ablation, else none."""
-        return weights if self.average_weights else {}

@@ -28,8 +28,6 @@ class MutualAsyncSettings(ArrivalSettings, MutualSettings):
 
     def check(self) -> str | None:
         """No weights."""
-        if self.average_weights:
-            return "average_weights: true, but strategy=mutual_async never exchanges weights: see fedasync"
         return super().check()
 
     def misfit(self, settings: Settings) -> str | None:

@@ -12,12 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
 
 from fedmutual.learning import DIVERGENCES
 from fedmutual.learning.competence import validated
 from fedmutual.learning.consensus import Consensus, Gathered, log_softmax
-from fedmutual.strategies.averaging import average
 from fedmutual.strategies.base import Arrays, Figures, at_least, below, one_of
 from fedmutual.strategies.consensus import Rule, rule_of
 from fedmutual.strategies.predictions import PredictionStrategy
@@ -44,8 +42,8 @@ class MutualLearning(PredictionStrategy):
         Softens every distribution in the mutual loss.
     kl_weight : float
         Lambda, the weight of the mean KL; 0: no mutual learning.
-    burn_in, ramp : int
-        First rounds without the mutual loss; rounds over which lambda then grows to ``kl_weight``.
+    burn_in : int
+        First rounds without the mutual loss.
     staleness_limit : int or None
         A peer that did not report keeps teaching with its newest predictions for so many rounds
         (``schedule="static"`` only, else they are of other samples); None: forever.
@@ -53,8 +51,6 @@ class MutualLearning(PredictionStrategy):
         Clients know the public labels, so that an order names its samples also without a target.
     same_views : bool
         The public samples look the same in every round, so that old predictions still hold.
-    average_weights : bool
-        Ablation: clients also send their weights, and get the average.
     **options
         ``schedule``, ``per_round``, ``wire_dtype``, ``probability_floor``, see
         :class:`fedmutual.strategies.predictions.PredictionStrategy`, and Flower's, see
@@ -76,15 +72,13 @@ class MutualLearning(PredictionStrategy):
         temperature: float = 1.0,
         kl_weight: float = 1.0,
         burn_in: int = 0,
-        ramp: int = 0,
         staleness_limit: int | None = 16,
         labelled: bool = False,
         same_views: bool = True,
-        average_weights: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(num_samples, num_classes, **options)
-        self.loss = MutualLoss(divergence, temperature, kl_weight, burn_in, ramp)
+        self.loss = MutualLoss(divergence, temperature, kl_weight, burn_in)
         self.loss.check(num_classes)
         if staleness_limit is not None:
             at_least("staleness_limit", staleness_limit, 0)
@@ -92,11 +86,9 @@ class MutualLearning(PredictionStrategy):
         self.staleness_limit = staleness_limit
         self.labelled = labelled
         self.same_views = same_views
-        self.average_weights = average_weights
         self._predictions: dict[str, FloatArray] = {}
         self._predicted: IndexArray = NO_SAMPLES
         self._validated: dict[str, float | None] = {}  # balanced accuracies, of those that predicted
-        self._model: ArrayRecord | None = None
         self._spoken: dict[str, int] = {}  # round of each client's predictions
         self._suspicion: dict[str, float] = {}
         self._consensus: Consensus | None = None
@@ -125,7 +117,6 @@ class MutualLearning(PredictionStrategy):
             log_targets=target.log_probabilities if target else None,
             target_entropies=target.entropies if target else None,
             kl_weight=weight,
-            model=self._model,
         )
 
     def take(self, round: int, reports: Mapping[str, Report]) -> Figures:
@@ -142,7 +133,6 @@ class MutualLearning(PredictionStrategy):
         measured = {name: validated(report.metrics) for name, report in reports.items()}
         self._validated = {name: self._validated[name] for name in kept} | measured
         self._suspicion = self.rule.remember(self._suspicion, self._predictions)
-        self._model = average(reports) if self.average_weights else None
         return {}
 
     def consensus_of_all(self) -> FloatArray | None:
@@ -162,8 +152,6 @@ class MutualLearning(PredictionStrategy):
             f"predictions.{k}": v for k, v in self._predictions.items()
         }
         arrays["predicted"] = self._predicted
-        if self._model is not None:
-            arrays |= {f"model.{k}": v.numpy() for k, v in self._model.items()}
         return {
             "validated": self._validated,
             "spoken": self._spoken,
@@ -176,8 +164,6 @@ class MutualLearning(PredictionStrategy):
         self._suspicion = dict(meta["suspicion"])
         self._predicted = arrays["predicted"]
         self._predictions = below("predictions.", arrays)
-        model = {name: Array(values) for name, values in below("model.", arrays).items()}
-        self._model = ArrayRecord(model) if model else None
 
     def describe(self) -> str:
         """The strategy and its settings in one line."""
@@ -193,7 +179,7 @@ class MutualLoss:
 
     Parameters
     ----------
-    divergence, temperature, kl_weight, burn_in, ramp
+    divergence, temperature, kl_weight, burn_in
         See :class:`MutualLearning`.
     """
 
@@ -201,7 +187,6 @@ class MutualLoss:
     temperature: float
     kl_weight: float
     burn_in: int
-    ramp: int
 
     def check(self, num_classes: int) -> None:
         """Refuse what is no loss.
@@ -217,16 +202,14 @@ class MutualLoss:
         if not self.kl_weight >= 0:
             raise ValueError(f"kl_weight: {self.kl_weight} is below 0")
         at_least("burn_in", self.burn_in, 0)
-        at_least("ramp", self.ramp, 0)
         if self.divergence == "published_code" and num_classes != 2:
             raise ValueError("divergence: published_code is defined for two classes only")
         if self.divergence == "published_code" and self.temperature != 1:
             raise ValueError("temperature: published_code is defined at 1 only")
 
     def weight(self, round: int) -> float:
-        """Lambda of the targets of a round: 0 during the burn-in, then a linear ramp."""
-        since = round - self.burn_in
-        return 0.0 if since <= 0 else self.kl_weight * min(1.0, since / (self.ramp + 1))
+        """Lambda of the targets of a round: 0 during the burn-in."""
+        return self.kl_weight if round > self.burn_in else 0.0
 
     def described(self, order: Order) -> Order:
         """The order with this loss."""

@@ -32,7 +32,7 @@ class MutualAsync(ArrivalStrategy):
     num_samples, num_classes : int
     staleness_limit : int or None
         A peer's predictions teach a client for so many of that client's own reports; None: forever.
-    consensus, divergence, temperature, kl_weight, burn_in, ramp, labelled
+    consensus, divergence, temperature, kl_weight, burn_in, labelled
         See :class:`fedmutual.strategies.mutual.MutualLearning`; rounds are a client's own updates.
     wire_dtype, probability_floor
         See :class:`fedmutual.strategies.predictions.PredictionStrategy`.
@@ -48,13 +48,12 @@ class MutualAsync(ArrivalStrategy):
         temperature: float = 1.0,
         kl_weight: float = 1.0,
         burn_in: int = 0,
-        ramp: int = 0,
         staleness_limit: int | None = None,
         labelled: bool = False,
         wire_dtype: str = "float16",
         probability_floor: float = FLOOR,
     ) -> None:
-        self.loss = MutualLoss(divergence, temperature, kl_weight, burn_in, ramp)
+        self.loss = MutualLoss(divergence, temperature, kl_weight, burn_in)
         self.loss.check(num_classes)
         self.rule = rule_of(consensus, divergence)
         self.staleness_limit = staleness_limit
