@@ -421,6 +421,7 @@ def _refuse_unsupported(settings: Settings) -> None:
     unsupported = {
         "strategy": strategy.name != "mutual",
         "strategy.divergence": strategy.divergence == "published_code",
+        "strategy.public_epochs": strategy.public_epochs == "auto",
         "consensus": settings.consensus != compose().consensus,
         "participation": not settings.participation.is_full,
         "strategy.wire_dtype": strategy.wire_dtype == "int8",

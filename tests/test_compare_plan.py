@@ -140,7 +140,7 @@ def test_every_study_expands_to_a_checked_plan(study: str, photographs: Path) ->
     )  # every combination, and none twice
     assert made.reference == content.reference
     compared = {strategy_of(run.overrides) for run in made.runs}
-    assert {"mutual"} < compared or study in ("ablations", "closing", "hostile", "late")
+    assert {"mutual"} < compared or study in ("ablations", "closing", "hostile", "late", "public_work")
 
 
 def test_hundreds_of_runs_are_all_checked_and_hydra_composes_a_few(

@@ -70,6 +70,10 @@ def site_data(parts: int = 1, warm: bool = False) -> SiteData:
     )
 
 
+def small_site(private: int) -> SiteData:
+    return replace(site_data(), train_parts=(np.arange(private),))
+
+
 def order(targets: np.ndarray | None = None, **changes: Any) -> Order:
     values: dict[str, Any] = {
         "run": "run",
@@ -217,6 +221,36 @@ def test_mixed_training_takes_as_many_steps_as_the_larger_part_needs(
     assert steps.parts == [(4, 4)] * expected
     assert set(steps.optimizers) == {one.optimizer}
     assert one.metrics["num-examples"] == PRIVATE
+
+
+@pytest.mark.parametrize(
+    ("private", "overrides", "expected"),
+    [
+        (PRIVATE, [], [(4, 4)] * 5),  # the public set of 12 does not count
+        (PRIVATE, ["strategy.min_steps=7"], [(4, 4)] * 7),
+        (3, ["strategy.min_steps=4"], [(3, 3)] * 4),
+        (6, ["train.local_epochs=2"], [(4, 3), (2, 3)] * 2),  # 3: the mean of 4 and 2
+        (1, ["strategy.min_steps=3"], [(1, 2)] * 3),
+    ],
+)
+def test_auto_takes_as_many_public_images_as_private_ones(
+    private: int, overrides: list[str], expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(monkeypatch)
+    mine = order(peers_targets())
+    one = learner("strategy.public_epochs=auto", *overrides, order=mine, site=small_site(private))
+    one.settings.strategy.learn(one)
+    assert steps.parts == expected
+    assert one.metrics["trained-images"] == sum(map(sum, expected))
+
+
+def test_auto_holds_in_the_closing_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch)
+    mine = order(peers_targets(), round=4, closing=True)
+    chosen = ["strategy.public_epochs=auto", "strategy.min_steps=5"]
+    one = learner(*chosen, order=mine, site=small_site(3))
+    one.settings.strategy.learn(one)
+    assert steps.parts == [(3, 3)] * 15  # of three rounds
 
 
 def test_consolidation_has_a_fresh_optimiser_whose_rate_decays(monkeypatch: pytest.MonkeyPatch) -> None:

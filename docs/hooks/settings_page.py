@@ -181,7 +181,8 @@ def _takes(schema: Any, entry: Field[Any]) -> str:
     nullable = isinstance(kind, types.UnionType) and types.NoneType in typing.get_args(kind)
     if nullable:
         (kind,) = [option for option in typing.get_args(kind) if option is not types.NoneType]
-    words = [", ".join(f"`{choice}`" for choice in rules["choices"]) or _kind(kind)]
+    numbers = [_kind(int)] if int in typing.get_args(kind) else []  # beside a word
+    words = [", ".join([*(f"`{choice}`" for choice in rules["choices"]), *numbers]) or _kind(kind)]
     for rule, said in (("minimum", "at least"), ("above", "above"), ("maximum", "at most")):
         words += [f"{said} {rules[rule]:g}"] if rules[rule] is not None else []
     return ", ".join([*words, *(["or `null`"] if nullable else [])])

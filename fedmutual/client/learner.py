@@ -111,13 +111,23 @@ class Learner:
         steps = trainer.steps_for(len(public.images), epochs)
         self._measured_mutual(trainer, steps, None, public)
 
-    def mixed_training(self, public: Public, public_epochs: int, min_steps: int = 1) -> None:
-        """Train on a private and a public batch per step; the larger set gives the number of steps."""
+    def mixed_training(self, public: Public, public_epochs: int | None, min_steps: int = 1) -> None:
+        """Train on a private and a public batch per step; the larger set gives the number of steps.
+
+        Parameters
+        ----------
+        public : Public
+        public_epochs : int or None
+            Minimum passes over the public samples; None: as many public images a step as private ones, and
+            no more steps for them.
+        min_steps : int
+            Minimum steps.
+        """
         trainer = self._trainer(self.optimizer, step_rate(self.settings, self.order.round))
         self._mix(trainer, public, public_epochs, min_steps)
 
     def consolidate(
-        self, public: Public, public_epochs: int, min_steps: int, rounds: int, weight: float
+        self, public: Public, public_epochs: int | None, min_steps: int, rounds: int, weight: float
     ) -> None:
         """Train as in ``rounds`` rounds, with a new optimiser whose step size decays to a hundredth.
 
@@ -125,7 +135,8 @@ class Learner:
         ----------
         public : Public
         public_epochs, min_steps : int
-            Minimum passes over the public samples and minimum steps in each of the rounds.
+            Minimum passes over the public samples and minimum steps in each of the rounds; see
+            :meth:`mixed_training`.
         rounds : int
         weight : float
             Factor of the mean KL's weight.
@@ -300,15 +311,17 @@ class Learner:
         return loss
 
     def _mix(
-        self, trainer: Trainer, public: Public, public_epochs: int, min_steps: int, rounds: int = 1
+        self, trainer: Trainer, public: Public, public_epochs: int | None, min_steps: int, rounds: int = 1
     ) -> None:
         """Take the mixed steps of ``rounds`` rounds; the larger set gives their number."""
         private = self._private(public)
-        steps = rounds * max(
-            min_steps,
-            trainer.steps_for(len(private.images), self.settings.train.local_epochs),
-            trainer.steps_for(len(public.images), public_epochs),
-        )
+        count = len(private.images)
+        steps = max(min_steps, trainer.steps_for(count, self.settings.train.local_epochs))
+        if public_epochs is None:
+            public = replace(public, batch_size=trainer.mean_batch(count))
+        else:
+            steps = max(steps, trainer.steps_for(len(public.images), public_epochs))
+        steps *= rounds
         self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
 
     def _load(self, weights: Weights) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -73,6 +74,8 @@ class Public:
         The true labels, if known and used.
     weight : float
         Lambda, the weight of the mean KL.
+    batch_size : int or None
+        Images a step; None: the trainer's.
     """
 
     images: Tensor
@@ -82,6 +85,7 @@ class Public:
     divergence: str
     temperature: float
     weight: float
+    batch_size: int | None = None
 
     def sharpened(self, power: float) -> Public:
         """Return it with each target as ``q ** power / sum(q ** power)``, whose entropy is lower above 1."""
@@ -218,7 +222,8 @@ class Trainer:
         mixed = torch.Generator().manual_seed(0)  # any order works except one sorted by class
         parts = [part.images for part in (private, public) if part is not None]
         orders = [torch.randperm(len(images), generator=mixed) for images in parts]
-        batches = [torch.split(order, self.batch_size) for order in orders]
+        sizes = [self._batch_size(part) for part in (private, public) if part is not None]
+        batches = [torch.split(order, size) for order, size in zip(orders, sizes, strict=True)]
         for step in range(min(max(map(len, batches)), NORM_BATCHES)):
             chosen = [own[step % len(own)] for own in batches]
             images = torch.cat([part[index] for part, index in zip(parts, chosen, strict=True)])
@@ -230,7 +235,7 @@ class Trainer:
 
     def _refuse_single_images(self, private: Private | None, public: Public | None) -> None:
         parts = [part for part in (private, public) if part is not None and len(part.images)]
-        smallest = sum(min(b - a for a, b in _cuts(len(part.images), self.batch_size)) for part in parts)
+        smallest = sum(min(b - a for a, b in _cuts(len(part.images), self._batch_size(part))) for part in parts)
         if smallest == 1 and _norms(self.model):
             raise ValueError(
                 "batch normalisation cannot train on one image at a time: raise train.batch_size, give this "
@@ -240,6 +245,15 @@ class Trainer:
     def steps_for(self, samples: int, epochs: int) -> int:
         """Return the number of steps in ``epochs`` passes over ``samples`` images."""
         return epochs * len(_cuts(samples, self.batch_size))
+
+    def mean_batch(self, samples: int) -> int:
+        """Return the mean size of a batch of ``samples`` images, rounded up; at least 2, as batch norm needs."""
+        batches = len(_cuts(samples, self.batch_size))
+        return min(max(math.ceil(samples / max(batches, 1)), 2), self.batch_size)
+
+    def _batch_size(self, part: Private | Public) -> int:
+        own = part.batch_size if isinstance(part, Public) else None
+        return own or self.batch_size
 
     def _step(
         self, private: Private | None, private_index: Tensor, public: Public | None, public_index: Tensor
@@ -324,7 +338,7 @@ class Trainer:
             raise ValueError(f"no {type(part).__name__.lower()} images to train on")
         while True:
             order = torch.randperm(len(part.images), generator=self.generator)
-            for start, stop in _cuts(len(order), self.batch_size):
+            for start, stop in _cuts(len(order), self._batch_size(part)):
                 yield order[start:stop]
 
 

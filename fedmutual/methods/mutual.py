@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedmutual.data.site import SharedData
     from fedmutual.learning.training import Public
 
+AUTO = "auto"
 HEAD_SHARPENING = 1.25
 CLOSING_ROUNDS, CLOSING_WEIGHT = 3, 3.0
 
@@ -46,7 +47,12 @@ class MutualSettings(Method):
     )
     kl_weight: float = setting("lambda, weight of the mean KL; 0: no mutual learning", minimum=0)
     burn_in: int = setting("number of first rounds without a mutual step", minimum=0)
-    public_epochs: int = setting("phase=mixed: minimum passes per round over the public samples", minimum=1)
+    public_epochs: int | str = setting(
+        "phase=mixed: minimum passes per round over the public samples; auto: as many public images a step as "
+        "private ones, and steps by the private images and min_steps alone",
+        choices=(AUTO,),
+        minimum=1,
+    )
     min_steps: int = setting(
         "phase=mixed: minimum steps of a round with targets, however few the images", minimum=1
     )
@@ -81,10 +87,22 @@ class MutualSettings(Method):
     takes_secagg: ClassVar[bool] = True
 
     def check(self) -> str | None:
-        """Reject a temperature for the published code's expression, which has none."""
+        """Reject a temperature for the published code's expression, and auto where there is no mixed step."""
         if self.divergence == "published_code" and self.temperature != 1:
             return f"temperature: {self.temperature:g}, but divergence=published_code is only defined for 1"
+        if self.public_epochs == AUTO and self.phase == "separate":
+            return "public_epochs: auto is for phase=mixed; phase=separate takes strategy.mutual_epochs passes"
+        if self.public_epochs == AUTO and self.closing == "public":
+            return (
+                "public_epochs: auto counts the private images of a step, and closing=public has none: set a "
+                "number, or another closing step"
+            )
         return None
+
+    @property
+    def passes(self) -> int | None:
+        """The minimum of passes over the public samples in a round; None: in proportion."""
+        return None if isinstance(self.public_epochs, str) else self.public_epochs
 
     def misfit(self, settings: Settings) -> str | None:
         """Reject what needs more than the sum of the predictions where only that is known."""
@@ -156,7 +174,7 @@ class MutualSettings(Method):
         if order.closing:
             return learner.close()
         if public and self.phase == "mixed":
-            learner.mixed_training(public, self.public_epochs, self.min_steps)
+            learner.mixed_training(public, self.passes, self.min_steps)
         else:
             learner.local_training()
         return learner.report()
@@ -165,10 +183,10 @@ class MutualSettings(Method):
         """Learn from the last round's targets."""
         if self.closing == "consolidate":
             start = learner.weights() if self.or_alone else None
-            learner.consolidate(public, self.public_epochs, self.min_steps, CLOSING_ROUNDS, CLOSING_WEIGHT)
+            learner.consolidate(public, self.passes, self.min_steps, CLOSING_ROUNDS, CLOSING_WEIGHT)
             if start is not None:
                 learner.alone_if_better(start, CLOSING_ROUNDS)
         elif self.closing == "mixed":
-            learner.mixed_training(public, self.public_epochs, self.min_steps)
-        elif self.closing == "public":
-            learner.separate_mutual_step(public, self.public_epochs)
+            learner.mixed_training(public, self.passes, self.min_steps)
+        elif self.closing == "public" and self.passes is not None:
+            learner.separate_mutual_step(public, self.passes)

@@ -333,10 +333,14 @@ def _check_range(key: str, value: Any, entry: Field[Any]) -> None:
     )
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"{key}: {value} is no finite number")
-    if choices and value not in choices:
+    word = isinstance(value, str) or minimum is None  # with a minimum: a number, or one of the words
+    if choices and word and value not in choices:
         near = get_close_matches(str(value), choices, 1, 0.6)
         meant = f": did you mean {near[0]}?" if near else ""
-        raise SettingsError(f"{key}: {value!r} is none of {', '.join(choices)}{meant}")
+        other = "" if minimum is None else f", nor a number of at least {minimum}"
+        raise SettingsError(f"{key}: {value!r} is none of {', '.join(choices)}{other}{meant}")
+    if isinstance(value, str):
+        return
     if minimum is not None and value < minimum:
         raise SettingsError(f"{key}: {value} is below {minimum}")
     if maximum is not None and value > maximum:

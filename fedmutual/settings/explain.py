@@ -71,6 +71,9 @@ def wrong_type(text: str) -> str:
         wanted = _TYPES.get(value[3], value[3])
         remedy = "; write lists as 'key=[a,b]'" if value[3] not in _TYPES else ""
         return f"{value[1]!r} is no {wanted}{remedy}"
+    either = re.match(r"(?:Value|Cannot assign container) '(.*?)' .*Union\[int, str\]", text)
+    if either:
+        return f"{either[1]!r} is neither a whole number nor a word"
     truth = re.match(r"Value '(.*)' is not a valid bool", text)
     return f"{truth[1]!r} is neither true nor false" if truth else ""
 
