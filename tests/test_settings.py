@@ -282,7 +282,7 @@ def test_an_override_wins_over_an_experiment() -> None:
             "strategy.divergence=published_code strategy.temperature=2",
             "strategy.temperature: 2, but divergence=published_code",
         ),
-        ("strategy.public_epochs=three", "public_epochs: 'three' is none of auto, nor a number of at least 1"),
+        ("strategy.public_epochs=three", "public_epochs: 'three' is none of auto, nor a number"),
         ("strategy.public_epochs=0", "strategy.public_epochs: 0 is below 1"),
         ("strategy.public_epochs=1.5", "strategy.public_epochs: '1.5' is neither a whole number nor a word"),
         ("strategy.public_epochs=[1]", r"strategy.public_epochs: '\[1\]' is neither a whole number"),

@@ -235,7 +235,9 @@ class Trainer:
 
     def _refuse_single_images(self, private: Private | None, public: Public | None) -> None:
         parts = [part for part in (private, public) if part is not None and len(part.images)]
-        smallest = sum(min(b - a for a, b in _cuts(len(part.images), self._batch_size(part))) for part in parts)
+        smallest = sum(
+            min(b - a for a, b in _cuts(len(part.images), self._batch_size(part))) for part in parts
+        )
         if smallest == 1 and _norms(self.model):
             raise ValueError(
                 "batch normalisation cannot train on one image at a time: raise train.batch_size, give this "
@@ -247,7 +249,7 @@ class Trainer:
         return epochs * len(_cuts(samples, self.batch_size))
 
     def mean_batch(self, samples: int) -> int:
-        """Return the mean size of a batch of ``samples`` images, rounded up; at least 2, as batch norm needs."""
+        """Return the mean size of a batch of ``samples`` images, rounded up; at least 2 for batch norm."""
         batches = len(_cuts(samples, self.batch_size))
         return min(max(math.ceil(samples / max(batches, 1)), 2), self.batch_size)
 

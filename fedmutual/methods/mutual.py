@@ -48,8 +48,8 @@ class MutualSettings(Method):
     kl_weight: float = setting("lambda, weight of the mean KL; 0: no mutual learning", minimum=0)
     burn_in: int = setting("number of first rounds without a mutual step", minimum=0)
     public_epochs: int | str = setting(
-        "phase=mixed: minimum passes per round over the public samples; auto: as many public images a step as "
-        "private ones, and steps by the private images and min_steps alone",
+        "phase=mixed: minimum passes per round over the public samples; auto: as many public images a step "
+        "as private ones, and steps by the private images and min_steps alone",
         choices=(AUTO,),
         minimum=1,
     )
@@ -91,7 +91,9 @@ class MutualSettings(Method):
         if self.divergence == "published_code" and self.temperature != 1:
             return f"temperature: {self.temperature:g}, but divergence=published_code is only defined for 1"
         if self.public_epochs == AUTO and self.phase == "separate":
-            return "public_epochs: auto is for phase=mixed; phase=separate takes strategy.mutual_epochs passes"
+            return (
+                "public_epochs: auto is for phase=mixed; phase=separate takes strategy.mutual_epochs passes"
+            )
         if self.public_epochs == AUTO and self.closing == "public":
             return (
                 "public_epochs: auto counts the private images of a step, and closing=public has none: set a "
