@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedmutual.client.disclosure import (
     metrics_level,
     multiples,
     power_of_two,
+    require_owners_limits,
 )
 from fedmutual.client.state import ClientState
 from fedmutual.learning.competence import odds_weights, validated
@@ -179,6 +181,41 @@ def test_a_run_cannot_make_a_site_say_more_than_its_owner_allows(
 def test_a_misspelt_word_of_the_owner_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"privacy-metrics: .* none, coarse, full"):
         metrics_level("auto", {NODE_KEY: "some"})
+
+
+PROMISED = {"epsilon": 1.0, "delta": 1e-3, "secagg": True, "colluding": 1}
+
+
+@pytest.mark.parametrize(
+    ("owner", "said"),
+    [
+        ({"privacy-delta": 1e-4}, r"privacy.delta: 0.001 is above .* set privacy.delta=0.0001, .* raise"),
+        ({"privacy-delta": "1e-4"}, r"privacy.delta: 0.001 is above this site's privacy-delta=0.0001"),
+        ({"privacy-colluding": 2}, r"privacy.colluding: 1 is below .* set privacy.colluding=2, .* lower"),
+        ({"privacy-delta": 0}, r"privacy-delta: a node configuration takes a number above 0"),
+        ({"privacy-delta": "nan"}, r"privacy-delta: a node configuration takes a number above 0"),
+        ({"privacy-delta": "small"}, r"privacy-delta: a node configuration takes a number above 0"),
+        ({"privacy-colluding": -1}, r"privacy-colluding: a node configuration takes a whole number"),
+    ],
+)
+def test_a_promise_below_the_owners_is_refused(owner: dict[str, Any], said: str) -> None:
+    privacy = replace(compose().privacy, **PROMISED)
+    with pytest.raises(SettingsError, match=said):
+        require_owners_limits(privacy, owner)
+
+
+@pytest.mark.parametrize(
+    ("run", "owner"),
+    [
+        ({}, {}),
+        ({}, {"privacy-delta": 1e-3, "privacy-colluding": 1}),
+        ({"delta": 1e-5, "colluding": 3}, {"privacy-delta": "1e-4", "privacy-colluding": "2"}),
+        ({"secagg": False}, {"privacy-colluding": 2}),  # each site has all of the noise
+        ({"epsilon": None}, {"privacy-delta": 1e-4, "privacy-colluding": 2}),  # nothing is promised
+    ],
+)
+def test_a_promise_that_is_enough_is_not(run: dict[str, Any], owner: dict[str, Any]) -> None:
+    require_owners_limits(replace(compose().privacy, **{**PROMISED, **run}), owner)
 
 
 def test_the_setting() -> None:

@@ -110,6 +110,7 @@ def test_the_images_are_shown_as_the_network_sees_them(
             "is no model that this site builds",
         ),
         (["--node-config", f'{NODE} device="cuda:99"'], "device", "torch sees"),
+        (["--node-config", f'{NODE} privacy-delta="0"'], "sends", "privacy-delta: a node configuration"),
         (["--node-config", f'client-name="a" {OWN}'], "data", "needs its own public"),
         (["--node-config", NODE, "--public-digest", "0123"], "public set", "the server has 0123"),
         (["--node-config", f'{NODE} state-dir="/proc/nowhere"'], "disk", "cannot be written"),

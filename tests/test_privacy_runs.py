@@ -205,6 +205,20 @@ def test_without_epsilon_own_speakers_work_without_noise(tmp_path: Path) -> None
     assert not (tmp_path / "run" / "clients" / FOLDER).exists()
 
 
+@pytest.mark.federation
+def test_a_site_whose_owner_asks_for_more_releases_nothing(tmp_path: Path) -> None:
+    def node(number: int) -> dict[str, Any]:
+        own: dict[str, Any] = {"privacy-delta": 1e-4} if number == 1 else {}
+        return {"partition-id": number, "num-partitions": 3, "trust-run": True, **own}
+
+    played = play(tmp_path / "run", *OWN, "exchange.min_clients=2", node_config=node)
+    assert played.error is None
+    ledger = tmp_path / "run" / "clients" / FOLDER
+    assert sorted(path.name for path in ledger.iterdir()) == ["client-0", "client-2"]
+    (refused, *_) = [reply.error for reply in played.grid.replies if reply.has_error()]
+    assert "privacy.delta: 0.001 is above this site's privacy-delta=0.0001" in str(refused.reason)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Together with secure aggregation: each site has its share of the noise, and the server gets the sum
 

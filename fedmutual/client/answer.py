@@ -25,6 +25,7 @@ from fedmutual.client.disclosure import (
     disclosed,
     overlap_rule,
     report_level,
+    require_owners_limits,
     require_sound_noise,
 )
 from fedmutual.client.learner import Answer, Learner, derived_seed, learning_rate, new_optimizer, warm_start
@@ -158,6 +159,7 @@ def answer(content: RecordDict, context: Context) -> RecordDict:
     settings = client_settings(context.run_config, context.node_config)
     level = report_level(settings.privacy, context.node_config)
     require_sound_noise(settings, context.node_config)
+    require_owners_limits(settings.privacy, context.node_config)
     order = read_order(content)
     if not order.run:
         raise MessageError("run: the order has no run name; this app only accepts orders of its own server")

@@ -23,6 +23,7 @@ RELEASED = "released"  # differential privacy: nothing but the noisy release
 LEVELS = ("none", "coarse", "full")  # each says more than the one before
 NODE_KEY = "privacy-metrics"
 OVERLAP_KEY = "privacy-overlap"
+DELTA_KEY, COLLUDING_KEY = "privacy-delta", "privacy-colluding"
 VALIDATED = "num-validation"  # images that the validation figures are of; never sent
 FINEST = 128  # multiples of an accuracy, at most
 LOSS_STEPS = 16  # a nat
@@ -111,6 +112,55 @@ def require_sound_noise(settings: Settings, node_config: Mapping[str, Any]) -> N
             "against which attacks are known, and no promise for a real site: set strategy=speaker, or let "
             "the site's owner set trust-run=true"
         )
+
+
+def require_owners_limits(privacy: PrivacySettings, node_config: Mapping[str, Any]) -> None:
+    """Refuse a run that promises less than the owner asks for, before anything is released.
+
+    Parameters
+    ----------
+    privacy : PrivacySettings
+        Of the run, which chooses ``delta`` and ``colluding``.
+    node_config : Mapping[str, Any]
+        ``privacy-delta`` is the largest delta that the owner takes, ``privacy-colluding`` the least number of
+        colluding sites, with secure aggregation. Without them the run's choice holds.
+
+    Raises
+    ------
+    SettingsError
+        The run's delta is larger, or it has fewer colluding sites; or the owner's word is no such number.
+    """
+    delta, colluding = _owners_delta(node_config), _owners_colluding(node_config)
+    if privacy.epsilon is None:
+        return
+    if privacy.delta > delta:
+        raise SettingsError(
+            f"privacy.delta: {privacy.delta:g} is above this site's {DELTA_KEY}={delta:g}: set "
+            f"privacy.delta={delta:g}, or let the site's owner raise {DELTA_KEY} in the node configuration"
+        )
+    if privacy.secagg and privacy.colluding < colluding:
+        raise SettingsError(
+            f"privacy.colluding: {privacy.colluding} is below this site's {COLLUDING_KEY}={colluding}: set "
+            f"privacy.colluding={colluding}, or let the site's owner lower {COLLUDING_KEY} in the node "
+            "configuration"
+        )
+
+
+def _owners_delta(node_config: Mapping[str, Any]) -> float:
+    try:
+        delta = float(node_config.get(DELTA_KEY, 1))
+    except ValueError:
+        delta = math.nan
+    if not 0 < delta <= 1:
+        raise SettingsError(f"{DELTA_KEY}: a node configuration takes a number above 0, and at most 1")
+    return delta
+
+
+def _owners_colluding(node_config: Mapping[str, Any]) -> int:
+    text = str(node_config.get(COLLUDING_KEY, 0))
+    if not text.isdecimal():
+        raise SettingsError(f"{COLLUDING_KEY}: a node configuration takes a whole number from 0 on")
+    return int(text)
 
 
 def disclosed(metrics: Metrics, level: str) -> Metrics:

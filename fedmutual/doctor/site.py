@@ -14,7 +14,12 @@ import psutil
 
 from fedmutual.backbones.intake import intake_of
 from fedmutual.backbones.weights import find_backbone
-from fedmutual.client.disclosure import RELEASED, report_level, require_sound_noise
+from fedmutual.client.disclosure import (
+    RELEASED,
+    report_level,
+    require_owners_limits,
+    require_sound_noise,
+)
 from fedmutual.client.masking import open_masking
 from fedmutual.client.sent import FOLDER, states_of
 from fedmutual.data.cache import cache_folder
@@ -82,10 +87,13 @@ def what_leaves(settings: Settings, node_config: Mapping[str, Any]) -> str:
     """
     level = report_level(settings.privacy, node_config)
     require_sound_noise(settings, node_config)
+    require_owners_limits(settings.privacy, node_config)
     masked = open_masking(Path(), "", settings, node_config) is not None
     said = ["its name and its model's class", *settings.strategy.sends(settings)]
     if level == RELEASED:
         proven = f"epsilon {settings.privacy.epsilon:g}, delta {settings.privacy.delta:g}"
+        if masked:
+            proven += f", {settings.privacy.colluding} colluding"
         said.append(f"nothing else of its images (privacy.epsilon: {proven} for each image)")
         return f"{'; '.join(said)}. Record: {states_of(node_config) / FOLDER}"
     if masked:

@@ -54,6 +54,8 @@ OWNER_KEYS: Mapping[str, type | tuple[type, ...]] = {
     "secagg-min-clients": int,
     "secagg-peers": str,
     "privacy-budget": (int, float),
+    "privacy-delta": (int, float),
+    "privacy-colluding": int,
     "trust-run": bool,
     "partition-id": int,
     "num-partitions": int,

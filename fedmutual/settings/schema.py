@@ -370,11 +370,14 @@ class PrivacySettings:
     )
     colluding: int = setting(
         "with secagg and epsilon: sites that may tell the server their share of the noise; what the others "
-        "add is enough without them",
+        "add is enough without them. The owner's privacy-colluding is the least that a site takes",
         minimum=0,
     )
     delta: float = setting(
-        "of epsilon; it should be below 1 over the number of a site's images", above=0, maximum=0.01
+        "of epsilon; it should be below 1 over the number of a site's images. The owner's privacy-delta is "
+        "the most that a site takes",
+        above=0,
+        maximum=0.01,
     )
     speaker: str = setting(
         "of strategy=speaker: joint: the sites' noisy sums of products of features make one ridge "
