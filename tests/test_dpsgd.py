@@ -18,6 +18,7 @@ pytest.importorskip("opacus", reason="needs the extra fedmutual[privacy]")
 from fedmutual.client.budget import Asked, BudgetError, BudgetLedger
 from fedmutual.client.disclosure import require_sound_noise
 from fedmutual.learning.dpsgd import NoisySteps, epsilon_of, misfit, multiplier_for, train
+from fedmutual.learning.proximal import proximal
 from fedmutual.learning.training import Private
 from fedmutual.settings import SettingsError
 from fedmutual.settings.compose import compose
@@ -51,11 +52,13 @@ def linear(features: int = 3) -> nn.Linear:
     return layer
 
 
-def stepped(images: torch.Tensor, noise: NoisySteps, steps: int = 1) -> np.ndarray:
-    """What training with a step size of 1 moves the weights by, from 0."""
+def stepped(images: torch.Tensor, noise: NoisySteps, steps: int = 1, mu: float = 0.0) -> np.ndarray:
+    """What training with a step size of 1 moves the weights by, from 0; ``mu`` is FedProx'."""
     layer = linear(images.shape[1])
     private = Private(images, torch.zeros(len(images), dtype=torch.int64))
-    train(layer, torch.optim.SGD(layer.parameters(), lr=1.0), private, steps, noise)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    with proximal(optimizer, mu):
+        train(layer, optimizer, private, steps, noise)
     return layer.weight.detach().numpy().copy()
 
 
@@ -75,6 +78,35 @@ def test_the_noise_has_its_deviation_and_no_seed() -> None:
     first, second = stepped(nobody, noise), stepped(nobody, noise)
     assert first.std() == pytest.approx(3.0 * 0.5 / 10, rel=0.05)
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.1
+
+
+def test_the_proximal_term_is_added_after_clipping_and_once_a_step() -> None:
+    """It depends on noisy weights only, so it is neither clipped nor counted."""
+    quiet = NoisySteps(0.0, 0.01, 1.0, 100)
+    images = torch.tensor([[1.0, 0.0, 0.0]]).repeat(100, 1)  # in two pieces; all gradients are clipped
+    step = stepped(images, quiet)
+    assert np.linalg.norm(step) == pytest.approx(0.01, rel=1e-3)
+    np.testing.assert_allclose(stepped(images, quiet, steps=2, mu=0.5), 1.5 * step, rtol=1e-3)
+
+
+def test_the_proximal_term_keeps_noisy_weights_near_the_start() -> None:
+    noise = NoisySteps(1.0, 1.0, 1.0, 10)
+    nobody = torch.zeros((1, 4000))  # 40 steps of noise add up; a pull of a half leaves 1 / (1 - 0.5 ** 2)
+    deviation = stepped(nobody, noise, steps=40, mu=0.5).std()
+    assert deviation == pytest.approx(0.1 * math.sqrt(4 / 3), rel=0.05)
+
+
+def test_training_with_the_proximal_term_learns() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(600, 3)
+    labels = (images[:, 0] < 0).long()
+    layer = linear()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    steps = 40
+    with proximal(optimizer, 0.01):
+        noise = NoisySteps(multiplier_for(2.0, DELTA, 0.2, steps), 1.0, 0.2, 120)
+        train(layer, optimizer, Private(images, labels), steps, noise)
+    assert (layer(images).argmax(dim=1) == labels).float().mean() > 0.9
 
 
 def test_images_are_sampled_with_their_probability() -> None:
@@ -217,6 +249,26 @@ def test_the_ledger_has_all_rounds_and_the_card_says_so(run: Played) -> None:
     (page,) = (run.path / "clients").glob("run-*/client-0/README.md")
     assert "epsilon 4, delta 0.001 for each image" in page.read_text()
     assert "This model was averaged of what has left" in page.read_text()
+
+
+@pytest.mark.federation
+def test_fedprox_spends_what_fedavg_does(run: Played, tmp_path: Path) -> None:
+    from fedmutual.wire.records import MODEL
+
+    prox = [*PRIVATE[1:], "privacy.metrics=none", "strategy.proximal=0.1"]
+    played = play(tmp_path / "run", "strategy=fedprox", *prox)
+    assert played.error is None
+    assert played.rejections() == []
+    sent = [reply.content[MODEL] for reply in played.grid.replies if trains(reply) and MODEL in reply.content]
+    first, second = ({name: a.numpy() for name, a in sent[i].items()} for i in (0, 3))
+    assert all(np.abs(second[name] - first[name]).max() > 0 for name in first if first[name].ndim > 1)
+    for client in ("client-0", "client-1", "client-2"):
+        ledgers = [BudgetLedger(p.path / "clients", client) for p in (run, played)]
+        averaged, proximal = (next(iter(ledger._entries()))[0] for ledger in ledgers)
+        account = ("multiplier", "delta", "sample_rate", "steps")
+        assert [proximal[key] for key in account] == [averaged[key] for key in account]
+        assert ledgers[0].spent() == ledgers[1].spent()
+        assert ledgers[1].spent().epsilon <= 4
 
 
 @pytest.mark.federation
