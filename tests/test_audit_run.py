@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,16 +112,31 @@ def test_how_easy_the_images_of_a_group_are_is_no_leak() -> None:
     assert centred(scores, np.array([0, 0, 0, 1, 1, 1])).tolist() == [-1, 0, 1, -1, 0, 1]
 
 
-def recorded(leak: float, rounds: int = 4) -> RecordedTruth:
-    """Three clients, each with 20 of the 100 public images; ``leak``: how much surer it is of these."""
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def mirrored(pixels: np.ndarray) -> np.ndarray:
+    return pixels[:, :, ::-1]
+
+
+def paler(pixels: np.ndarray) -> np.ndarray:
+    return pixels // 2 + 90
+
+
+def recorded(leak: float, rounds: int = 4, change: Sequence[Change] = ()) -> RecordedTruth:
+    """Three clients, each with 20 of the 100 public images; ``leak``: how much surer it is of these.
+
+    ``change``: what each client's own copies of these are like.
+    """
     rng = np.random.default_rng(1)
     public = image_set([0, 1] * 50, seed=9)
     sites, received, easy = {}, [], rng.normal(0, 2, 100)
     for number in range(3):
         own = np.arange(20 * number, 20 * number + 20)
         other = image_set([0, 1] * 20, seed=number)
+        copies = change[number](public.images[own]) if change else public.images[own]
         private = ImageSet(
-            np.concatenate([public.images[own], other.images]),
+            np.concatenate([copies, other.images]),
             np.concatenate([public.labels[own], other.labels]),
             None,
             tuple(f"{number}.{i}" for i in range(60)),
@@ -169,6 +185,40 @@ def test_without_a_leak_there_is_none() -> None:
     low, high = figures["auc_interval"]
     assert low < 0.5 < high
     assert abs(figures["auc"] - 0.5) < 0.12
+
+
+@pytest.mark.parametrize("change", [mirrored, paler])
+def test_a_known_leak_of_changed_copies_is_found(change: Change) -> None:
+    truth = recorded(2.0, change=[change] * 3)
+    figures, _ = attacks.public_copies(truth, truth.received.rounds, changed=True)
+    assert figures["auc"] > 0.98
+    assert (figures["members"], figures["others"]) == (60, 120)
+    with pytest.raises(ValueError, match="no public image is private as well"):
+        public_copies(truth)
+
+
+def test_without_a_leak_changed_copies_tell_nothing() -> None:
+    truth = recorded(0.0, change=[paler] * 3)
+    figures, _ = attacks.public_copies(truth, truth.received.rounds, changed=True)
+    assert abs(figures["auc"] - 0.5) < 0.12
+
+
+def test_exact_copies_are_no_changed_ones_and_no_strangers() -> None:
+    truth = recorded(2.0, change=[lambda pixels: pixels, paler, mirrored])
+    figures, _ = attacks.public_copies(truth, truth.received.rounds, changed=True)
+    assert (figures["members"], figures["others"]) == (40, 120)  # of 60 that are private somewhere
+    exact = recorded(2.0)
+    with pytest.raises(ValueError, match="no public image is a changed copy of a private one"):
+        attacks.public_copies(exact, exact.received.rounds, changed=True)
+
+
+def test_changed_copies_of_held_out_images_are_no_members() -> None:
+    truth, last = recorded(2.0, change=[paler] * 3), np.arange(60)
+    sites = {
+        n: replace(s, train_parts=(last[10:],), held_out_parts=(last[:10],)) for n, s in truth.sites.items()
+    }
+    figures, _ = attacks.public_copies(replace(truth, sites=sites), truth.received.rounds, changed=True)
+    assert (figures["members"], figures["others"]) == (30, 120)
 
 
 def test_why_there_is_no_figure_is_said() -> None:
@@ -293,7 +343,7 @@ def test_a_study_is_audited_run_by_run(tmp_path: Path) -> None:
     cells = list(study_table(audits).columns)
     assert list(cells[0].cells) == ["local", "mutual-iid"]
     assert list(cells[1].cells) == ["1", "2"]
-    assert list(cells[3].cells) == ["0.500", "0.650 [0.600, 0.700]"]
+    assert list(cells[4].cells) == ["0.500", "0.650 [0.600, 0.700]"]
     assert list(cells[2].cells) == ["-", "-"]
 
 

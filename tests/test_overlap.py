@@ -95,7 +95,7 @@ def test_the_result_is_kept_and_another_set_has_its_own(
     private, public = image_set(scenes(9, 1)), image_set(scenes(9, 1)[4:])
     assert overlapping(private, public, tmp_path).tolist() == [4, 5, 6, 7, 8]
     with monkeypatch.context() as patch:
-        patch.setattr(overlap, "_near", lambda *_: pytest.fail("computed again"))
+        patch.setattr(overlap, "near_pairs", lambda *_: pytest.fail("computed again"))
         assert overlapping(private, public, tmp_path).tolist() == [4, 5, 6, 7, 8]
     assert overlapping(private, image_set(scenes(9, 1)[5:]), tmp_path).tolist() == [5, 6, 7, 8]
 

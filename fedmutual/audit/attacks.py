@@ -15,6 +15,7 @@ from fedmutual.audit.counts import TooMany, fitting
 from fedmutual.audit.leak import Leak, centred, measured
 from fedmutual.audit.membership import against_others, on_public
 from fedmutual.audit.truth import RecordedTruth
+from fedmutual.data.overlap import near_pairs
 from fedmutual.results.received import Heard
 from fedmutual.results.summary import natural_key
 from fedmutual.strategies.consensus import Mean
@@ -23,6 +24,7 @@ MOST_PEERS = 4
 SLACK = 1.5  # what an attacker allows for the number of validation images
 
 Scores = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 Odds = Mapping[str, Mapping[str, Scores]]
 
 
@@ -62,7 +64,9 @@ def leaked(leak: Leak) -> dict[str, Any]:
     return asdict(leak)
 
 
-def public_copies(truth: RecordedTruth, rounds: Sequence[Heard], seed: int = 0) -> tuple[dict[str, Any], str]:
+def public_copies(
+    truth: RecordedTruth, rounds: Sequence[Heard], seed: int = 0, *, changed: bool = False
+) -> tuple[dict[str, Any], str]:
     """Tell which public images a client has among its training images, from its predictions.
 
     Those that it left out because they are public count as well, as they are what an attacker is after. The
@@ -72,6 +76,9 @@ def public_copies(truth: RecordedTruth, rounds: Sequence[Heard], seed: int = 0) 
     ----------
     rounds : sequence of Heard
         Predictions of public images.
+    changed : bool
+        Of public images that are changed copies (brighter, mirrored, another JPEG) of training images; the
+        others are those of which no client has a copy, changed or not. False: of exact copies.
 
     Raises
     ------
@@ -83,20 +90,18 @@ def public_copies(truth: RecordedTruth, rounds: Sequence[Heard], seed: int = 0) 
         raise ValueError("the predictions are of mixed images (public.views)")
     if not rounds:
         raise ValueError("no predictions of public images were received")
-    hashes = [row.tobytes() for row in public.pixel_hashes()]
-    owned = {name: _hashes(truth, name, held_out=False) for name in truth.sites}
-    anywhere = set().union(*(_hashes(truth, name, held_out=True) for name in truth.sites))
-    nobodys = np.array([own not in anywhere for own in hashes])
-    if nobodys.all():
-        raise ValueError("no public image is private as well")
+    owned, anywhere = (_changed_copies if changed else _exact_copies)(truth)
+    anyones: Mask = np.logical_or.reduce(list(owned.values()))
+    if not anyones.any():
+        what = "a changed copy of a private one" if changed else "private as well"
+        raise ValueError(f"no public image is {what}")
     if (public.labels < 0).any():
         raise ValueError("the public images have no labels, which this attack needs")
     scores, member, images, groups = [], [], [], []
     heard = on_public(rounds, public.labels)
     for number, (client, values) in enumerate(heard.items()):
-        own = owned.get(client, set().union(*owned.values()))
-        mine = np.array([text in own for text in hashes])
-        chosen = np.flatnonzero((mine | nobodys) & ~np.isnan(values))
+        mine = owned.get(client, anyones)
+        chosen = np.flatnonzero((mine | ~anywhere) & ~np.isnan(values))
         scores.append(values[chosen])
         member.append(mine[chosen])
         images.append(chosen)
@@ -106,13 +111,35 @@ def public_copies(truth: RecordedTruth, rounds: Sequence[Heard], seed: int = 0) 
     return leaked(leak), _left_out(truth)
 
 
-def _hashes(truth: RecordedTruth, client: str, *, held_out: bool) -> set[bytes]:
-    """Return the hashes of a client's private images, with or without those held out for validation."""
-    private = truth.sites[client].private
-    chosen = np.arange(len(private))
-    if not held_out:
-        chosen = np.setdiff1d(chosen, truth.held_out(client))
-    return {row.tobytes() for row in private.pixel_hashes()[chosen]}
+def _exact_copies(truth: RecordedTruth) -> tuple[dict[str, Mask], Mask]:
+    """Say of each public image whether a client trained on it, by client, and whether any client has it."""
+    hashes = [row.tobytes() for row in truth.shared.public.images.pixel_hashes()]
+    owned, anywhere = {}, np.zeros(len(hashes), np.bool_)
+    for client, site in truth.sites.items():
+        own = [row.tobytes() for row in site.private.pixel_hashes()]
+        known, trained = set(own), {own[i] for i in _trained_or_left_out(truth, client)}
+        owned[client] = np.array([text in trained for text in hashes])
+        anywhere |= np.array([text in known for text in hashes])
+    return owned, anywhere
+
+
+def _changed_copies(truth: RecordedTruth) -> tuple[dict[str, Mask], Mask]:
+    """Say the same of changed copies; without those of which a client has the very pixels."""
+    public = truth.shared.public.images
+    _, exact = _exact_copies(truth)
+    owned, anywhere = {}, np.zeros(len(public), np.bool_)
+    for client, site in truth.sites.items():
+        pairs = near_pairs(site.private, public)
+        pairs = pairs[~exact[pairs[:, 1]]]
+        trained = pairs[np.isin(pairs[:, 0], _trained_or_left_out(truth, client)), 1]
+        owned[client] = np.isin(np.arange(len(public)), trained)
+        anywhere[pairs[:, 1]] = True
+    return owned, anywhere | exact
+
+
+def _trained_or_left_out(truth: RecordedTruth, client: str) -> NDArray[np.int64]:
+    """Return the positions of a client's private images but those held out for validation."""
+    return np.setdiff1d(np.arange(len(truth.sites[client].private)), truth.held_out(client))
 
 
 def _left_out(truth: RecordedTruth) -> str:

@@ -20,6 +20,7 @@ from fedmutual.results.directory import AUDIT, json_safe
 from fedmutual.settings import PrivacySettings
 
 PUBLIC = "an image of a client is public"
+CHANGED = "a changed copy of a client's image is public"
 PRIVATE = "an image was trained on"
 MIX = "a client's class shares"
 SIZE = "a client's number of images"
@@ -77,7 +78,10 @@ def _membership(truth: RecordedTruth, shadows: int) -> list[Finding]:
 
     models, what = models_of(truth)
     rounds = truth.received.rounds or (heard_from(truth, models) if what == "weights" else ())
-    found = [attempt("public", PUBLIC, lambda: attacks.public_copies(truth, rounds))]
+    found = [
+        attempt("public", PUBLIC, lambda: attacks.public_copies(truth, rounds)),
+        attempt("changed", CHANGED, lambda: attacks.public_copies(truth, rounds, changed=True)),
+    ]
     if not models:
         return [*found, Finding("private", PRIVATE, note="not computed: what was received makes no model")]
     odds = odds_on(truth, models)

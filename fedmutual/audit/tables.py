@@ -15,6 +15,7 @@ from fedmutual.report.leaks import leak_rows
 
 _COLUMNS = (  # head, attack, figure, digits
     ("public copy, AUC", "public", "auc", 3),
+    ("changed copy, AUC", "changed", "auc", 3),
     ("trained on, AUC", "private", "auc", 3),
     ("by anyone, AUC", "anyone", "auc", 3),
     ("LiRA, AUC", "lira", "auc", 3),

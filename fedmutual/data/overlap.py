@@ -47,7 +47,8 @@ def overlapping(private: ImageSet, public: ImageSet, cache_dir: Path) -> Positio
     path = cache_dir / "overlap" / f"{found.hexdigest()}.npy"
     if path.exists():
         return np.asarray(np.load(path), np.int64)
-    positions = np.union1d(_same(private, public), _near(private, public)).astype(np.int64)
+    near = near_pairs(private, public)[:, 0]
+    positions = np.union1d(_same(private, public), near).astype(np.int64)
     data = io.BytesIO()
     np.save(data, positions)
     atomic_write(path, data.getvalue())
@@ -59,11 +60,18 @@ def _same(private: ImageSet, public: ImageSet) -> Positions:
     return np.array([i for i, row in enumerate(private.pixel_hashes()) if row.tobytes() in known], np.int64)
 
 
-def _near(private: ImageSet, public: ImageSet) -> Positions:
+def near_pairs(private: ImageSet, public: ImageSet) -> NDArray[np.int64]:
+    """Return the pairs of a private and a public image that are copies, the same pixels too.
+
+    Returns
+    -------
+    int64 array [p, 2]
+        Positions of the private and the public image.
+    """
     own, others = _grey(signatures(private)), _grey(signatures(public))
     first, second = _with_contrast(own), _with_contrast(others)
     plain, mirrored = _centred(others[second]), _centred(others[second][:, :, ::-1])
-    found: set[int] = set()
+    found: set[tuple[int, int]] = set()
     for start in range(0, len(first), _CHUNK):
         chosen = first[start : start + _CHUNK]
         blocks = _centred(own[chosen])
@@ -73,8 +81,8 @@ def _near(private: ImageSet, public: ImageSet) -> Positions:
             for row, column in np.argwhere(near >= NEAR_BLOCKS):
                 i, j = int(chosen[row]), int(second[column])
                 if _correlation(private.images[i], public.images[j], flip) >= least[row]:
-                    found.add(i)
-    return np.array(sorted(found), np.int64)
+                    found.add((i, j))
+    return np.array(sorted(found), np.int64).reshape(-1, 2)
 
 
 def _distance(correlations: Floats) -> Floats:
