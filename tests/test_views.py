@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from local_grid import FIRST_NODE, Played, play
 from test_learner import PUBLIC, learner, order, peers_targets
 
 from fedmutual.data.images import ImageSet
-from fedmutual.data.views import mixed_views
+from fedmutual.data.site import load_shared, load_site
+from fedmutual.data.views import affine_views, mixed_views
 from fedmutual.learning.evaluation import predict
 from fedmutual.learning.training import Trainer
 from fedmutual.settings import SettingsError
@@ -110,3 +112,76 @@ def test_an_absent_peers_predictions_are_of_other_pictures(tmp_path: Path) -> No
 def test_what_mixed_views_do_not_go_with_is_refused(overrides: list[str], key: str) -> None:
     with pytest.raises(SettingsError, match=key):
         compose([MIXED, *overrides])
+
+
+# ---------------------------------------------------------------------------------------------------
+# public.fill: a small public set is filled up with views
+
+
+def squares(count: int, side: int = 16) -> ImageSet:
+    """Dark images, each with a bright square in the middle; labels count up."""
+    pixels = np.full((count, side, side, 3), 20, np.uint8)
+    pixels[:, side // 4 : -side // 4, side // 4 : -side // 4] = 220
+    return ImageSet(pixels, np.arange(count), None, tuple(map(str, range(count))))
+
+
+def test_affine_views_are_the_same_on_every_machine() -> None:
+    views = affine_views(squares(3), 7, seed=1)
+    assert hashlib.sha256(views.images.tobytes()).hexdigest()[:16] == "5fbb4c29afbd05b1"
+    assert not np.array_equal(views.images, affine_views(squares(3), 7, seed=2).images)
+
+
+def test_affine_views_show_each_image_in_turn_moved_a_little() -> None:
+    images = squares(3)
+    views = affine_views(images, 60, seed=0)
+    assert views.labels.tolist() == [0, 1, 2] * 20
+    assert views.names == ("0", "1", "2") * 20
+    shown, whole = views.images[..., 0].astype(float), images.images[0, ..., 0].astype(float)
+    assert shown.min() >= 20
+    assert shown.max() <= 220
+    area = (shown - 20).sum(axis=(1, 2)) / (whole - 20).sum()
+    assert 0.7 < area.min() < 0.95 < 1.05 < area.max() < 1.35  # scaled by 12 % both ways
+    centre = ((shown - 20) * np.arange(16)).sum(axis=(1, 2)) / (shown - 20).sum(axis=(1, 2))
+    assert 1 < abs(centre - 7.5).max() < 2.2  # moved by up to a tenth of the side
+    assert len({view.tobytes() for view in views.images}) == 60
+
+
+def test_a_view_of_one_colour_is_that_colour() -> None:
+    white = ImageSet(np.full((2, 5, 7, 3), 255, np.uint8), np.zeros(2, np.int64), None, ("x",) * 2)
+    assert (affine_views(white, 20, seed=0).images == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "views"),
+    [
+        ((), 14),
+        (("public.fill=0",), 0),
+        (("public.fill=5",), 0),
+        (("strategy=dsfl",), 14),
+        (("strategy=mutual_async",), 14),
+        (("strategy=fedavg",), 0),
+        (("strategy=local",), 0),
+        (("public=kfold", "public.size=6", "public.fill=0"), 0),
+    ],
+)
+def test_a_small_public_set_is_filled_with_views(overrides: tuple[str, ...], views: int) -> None:
+    settings = compose(["data.image_size=16", "public.size=6", "public.fill=20", *overrides])
+    shared, site = load_shared(settings, 5), load_site(settings, (0, 5))
+    assert (len(shared.public), shared.public.views, len(shared.public.plain)) == (6 + views, views, 6)
+    assert np.array_equal(shared.public.images.images, site.public.images.images)
+    plain = load_shared(compose(["data.image_size=16", "public.size=6", "public.fill=0"]), 5).public
+    assert shared.public.digest == site.public.digest == plain.digest
+    assert np.array_equal(shared.public.plain.images, plain.images.images)
+
+
+def test_clients_predict_and_learn_from_the_views_too(tmp_path: Path) -> None:
+    run = play(tmp_path, "rounds=2", "public.size=6", "public.fill=20", clients=2)
+    assert run.summary["status"] == "completed"
+    orders = run.orders()
+    assert len(orders[FIRST_NODE, 1].indices) == 20
+    assert len(orders[FIRST_NODE, 2].target_indices) == 20
+
+
+def test_views_fill_only_a_static_public_set() -> None:
+    with pytest.raises(SettingsError, match=r"public\.fill: 600, but schedule=sample"):
+        compose(["public.schedule=sample"])

@@ -134,6 +134,21 @@ class ImageSet:
         return pixel_hashes(self.images) if self.hashes is None else self.hashes
 
 
+def joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Return the images of both, without groups, facts and augmented views."""
+    inputs = None
+    if first.inputs is not None and second.inputs is not None:
+        parts = first.inputs, second.inputs
+        inputs = Inputs(lambda: np.concatenate([part.array for part in parts]))
+    return ImageSet(
+        images=np.concatenate([first.images, second.images]),
+        labels=np.concatenate([first.labels, second.labels]),
+        groups=None,
+        names=first.names + second.names,
+        inputs=inputs,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """The image sets of a data source.

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmutual.data.images import DataError, ImageData, ImageSet
+from fedmutual.data.images import DataError, ImageData, ImageSet, joined
+from fedmutual.data.intake import Intake
 from fedmutual.data.partition import Stream
 from fedmutual.data.stratify import Positions, generator, stratified_folds, stratified_sample
 from fedmutual.data.stream import StreamFolds, stream_folds
+from fedmutual.data.views import affine_views
 from fedmutual.settings import PublicSettings, Settings
+from fedmutual.settings.pretrained import tunes_head
 
 DEFAULT_SHARE = 0.15  # of the pool
 DIGEST_FORMAT = 1
@@ -32,16 +36,24 @@ class PublicSet:
     folds : tuple of int32 arrays | None
         One fold per round, where the partition defines them (partition=stream only).
     digest : str
-        Hex digest of the content, see :func:`digest`.
+        Hex digest of the content without ``views``, see :func:`digest`.
+    views : int
+        How many of the last images are views of the others (``public.fill``).
     """
 
     images: ImageSet
     warm_start: ImageSet | None
     folds: tuple[NDArray[np.int32], ...] | None
     digest: str
+    views: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def plain(self) -> ImageSet:
+        """The images without the views."""
+        return self.images.subset(np.arange(len(self) - self.views)) if self.views else self.images
 
     def indices(self, settings: PublicSettings, seed: int, round: int, rounds: int) -> NDArray[np.int32]:
         """Return the sorted positions of the public images of a round.
@@ -98,6 +110,21 @@ def public_and_private(
         public = _public_set(data.classes, images, settings.public.labelled)
     _check(public, settings.public)
     return public, private
+
+
+def filled(public: PublicSet, settings: Settings, intake: Intake, cache_dir: Path) -> PublicSet:
+    """Fill a small public set up to ``public.fill`` with views of its images, the same at every client."""
+    missing = settings.public.fill - len(public)
+    if missing <= 0 or not settings.strategy.fills_public or len(public) == 0:
+        return public
+    if isinstance(settings.partition, Stream) or tunes_head(settings.model):
+        return public
+    views = affine_views(public.images, missing, settings.seed)
+    return replace(
+        public,
+        images=joined(public.images, intake.of_received(views, settings, cache_dir)),
+        views=missing,
+    )
 
 
 def _from_stream(

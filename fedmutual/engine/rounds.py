@@ -258,12 +258,13 @@ class Rounds:
         logger.info("round %d: %d clients reported%s", current, self.roster.good, validation)
 
     def _log_start(self) -> None:
-        public = self.settings.public
+        public, shown = self.settings.public, self.shared.public
+        views = f" and {shown.views} views of them" if shown.views else ""
         logger.info(
-            "%s: %d clients, %d rounds; public set: %d images, %s, %s, digest %s",
+            "%s: %d clients, %d rounds; public set: %d images%s, %s, %s, digest %s",
             self.settings.strategy.name, self.roster.expected, self.settings.rounds,
-            len(self.shared.public), public.schedule, "labelled" if public.labelled else "unlabelled",
-            self.shared.public.digest,
+            len(shown.plain), views, public.schedule, "labelled" if public.labelled else "unlabelled",
+            shown.digest,
         )  # fmt: skip
         self.strategy.summary()
 

@@ -27,6 +27,7 @@ class DigestSettings(Method):
     wire_dtype: str = setting("number format of predictions in messages", choices=WIRE_DTYPES)
 
     takes_secagg: ClassVar[bool] = True
+    fills_public: ClassVar[bool] = True
     means_of_scores: ClassVar[bool] = True  # the consensus is made of mean scores; false: mean probabilities
     revisits_last: ClassVar[bool] = False  # true: a round ends with local training; false: with the consensus
 

@@ -84,6 +84,7 @@ class MutualSettings(Method):
 
     takes_consensus: ClassVar[bool] = True
     takes_views: ClassVar[bool] = True
+    fills_public: ClassVar[bool] = True
     takes_secagg: ClassVar[bool] = True
 
     def check(self) -> str | None:

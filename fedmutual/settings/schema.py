@@ -169,6 +169,12 @@ class PublicSettings:
         "image, identical at all clients (strategy=mutual)",
         choices=("plain", "mixed"),
     )
+    fill: int = setting(
+        "schedule=static: where there are fewer public images, views of them (turned, scaled, shifted, "
+        "sheared) fill the set up to so many; every site makes the same ones. 0: never. Not for heads on "
+        "frozen features, nor for partition=stream",
+        minimum=0,
+    )
     labelled: bool = setting("the public labels are known and used for training")
     distribute: bool = setting("the server sends the public images once to sites that lack them")
 
@@ -176,6 +182,8 @@ class PublicSettings:
         """Reject ``per_round`` without schedule=sample, and labels of mixed images."""
         if self.per_round is not None and self.schedule != "sample":
             return f"per_round: {self.per_round}, but schedule={self.schedule}: use public=sample"
+        if self.fill and self.schedule != "static":
+            return f"fill: {self.fill}, but schedule={self.schedule}: set public.fill=0, or use public=static"
         if self.views == "mixed" and self.labelled:
             return "views: mixed images have no label: set public.views=plain or public.labelled=false"
         return None
@@ -507,6 +515,7 @@ class StrategySettings:
     name: str = setting("name in results and plots")
     takes_consensus: ClassVar[bool] = False  # whether the settings group `consensus` is used
     takes_views: ClassVar[bool] = False  # whether public.views is used
+    fills_public: ClassVar[bool] = False  # whether public.fill is used
     needs_peers: ClassVar[bool] = True  # whether one client alone learns nothing from it
     takes_secagg: ClassVar[bool] = False  # whether the sum of all predictions is enough (privacy.secagg)
     takes_dp: ClassVar[bool] = False  # whether only noisy figures leave a client (privacy.epsilon)

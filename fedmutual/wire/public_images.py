@@ -103,8 +103,8 @@ class Distributor:
         if not nodes:
             return 0
         public = self._shared.public
-        labels = public.images.labels if self._labelled else None
-        part = Part(public.digest, number, count, self._shared.classes, labels, public.images.images[where])
+        labels = public.plain.labels if self._labelled else None
+        part = Part(public.digest, number, count, self._shared.classes, labels, public.plain.images[where])
         sent = 0
         for reply in self._send(dict.fromkeys(nodes, part_record(part))):
             sent += reply.downlink_bytes
@@ -149,7 +149,7 @@ class ServingGrid(GridAround):
 def part_slices(public: PublicSet) -> list[slice]:
     """Cut a public set into parts of at most ``PART_BYTES``, at least one image each."""
     size = max(PART_BYTES // max(public.images.images[:1].nbytes, 1), 1)
-    return [slice(start, start + size) for start in range(0, len(public), size)]
+    return [slice(start, start + size) for start in range(0, len(public.plain), size)]
 
 
 def part_record(part: Part) -> RecordDict:
