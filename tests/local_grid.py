@@ -39,6 +39,7 @@ TINY = (
     "data.unseen_size=40",
     "data.image_size=20",
     "public.size=24",
+    "public.fill=0",
     "train.batch_size=16",
     "device=cpu",
     "exchange.poll_interval=0.01",

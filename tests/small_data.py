@@ -39,7 +39,7 @@ class Source:
 
 def public_settings(**changes: Any) -> PublicSettings:
     values = {"schedule": "static", "size": None, "per_round": None, "views": "plain"}
-    return PublicSettings(**{**values, "labelled": False, "distribute": False, **changes})
+    return PublicSettings(**{**values, "fill": 0, "labelled": False, "distribute": False, **changes})
 
 
 def run_settings(data: Any, partition: Any, cache_dir: Path, **changes: Any) -> Any:
