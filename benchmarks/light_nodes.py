@@ -170,13 +170,17 @@ class LightNode:
         self._node = Node(node_id=client.ActivateNode(request).node_id)
         self.heartbeat = time.monotonic() + HEARTBEAT_SECONDS
 
+    def beat(self, client: Client) -> None:
+        """Send a heartbeat if it is due."""
+        if time.monotonic() >= self.heartbeat:
+            self.heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+            client.headers = self._signer.headers()
+            beat = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+            client.SendNodeHeartbeat(beat)
+
     def turn(self, client: Client) -> tuple[Order, float] | None:
         """Ask for a message and answer it; returns the order and the seconds of own work, or None."""
         client.headers = self._signer.headers()
-        if time.monotonic() >= self.heartbeat:
-            self.heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-            beat = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-            client.SendNodeHeartbeat(beat)
         pulled = client.PullMessages(PullMessagesRequest(node=self._node))
         if not pulled.messages_list:
             return None
@@ -259,11 +263,19 @@ class Crowd:
             node.join(client)
             heapq.heappush(self._due, (time.monotonic(), node.number, node))
         print("joined", flush=True)
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._threads)]
+        work = [self._work] * self._threads
+        threads = [threading.Thread(target=each, daemon=True) for each in (*work, self._beat)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+    def _beat(self) -> None:
+        client = Client(self._address)
+        self.clients.append(client)
+        while not self.stop.wait(1.0):
+            for node in self._nodes:
+                node.beat(client)
 
     def _work(self) -> None:
         client = Client(self._address)

@@ -16,6 +16,7 @@ from fedmutual.engine.rounds import headline
 from fedmutual.settings import ExchangeSettings
 from fedmutual.wire.exchange import (
     CLOCK_SKEW,
+    LONGEST_PAUSE,
     SETTLE_SECONDS,
     Exchange,
     ExchangeError,
@@ -438,6 +439,30 @@ def test_batches_have_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = BatchGrid(Clock(), dict.fromkeys((1, 2, 3), 0.0))
     assert said(an_exchange(grid).send_and_collect(sent)) == [1, 2, 3]
     assert grid.requests == [2, 1]
+
+
+class SlowGrid(FakeGrid):
+    """Takes ``seconds`` for every look."""
+
+    def __init__(self, clock: Clock, delays: dict[int, float], seconds: float, may_lose: bool = True) -> None:
+        super().__init__(clock, delays)
+        self.seconds, self.may_lose = seconds, may_lose
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self.clock.now += self.seconds
+        return super().pull_messages(message_ids)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "may_lose", "pause"), [(1.5, True, 1.5), (5.0, True, LONGEST_PAUSE), (1.5, False, POLL)]
+)
+def test_a_superlink_that_answers_slowly_is_asked_less_often(
+    seconds: float, may_lose: bool, pause: float
+) -> None:
+    grid = SlowGrid(Clock(), {1: 0.0, 2: 18.0}, seconds, may_lose)
+    assert said(an_exchange(grid).send_and_collect(orders(1, 2))) == [1, 2]
+    # the first look brings a report: there may be more at once
+    assert grid.clock.slept[0] == POLL and set(grid.clock.slept[1:]) == {pause}
 
 
 def test_in_simulation_nothing_is_sent_twice() -> None:

@@ -22,6 +22,7 @@ FIRST_WORD, NEXT_WORD = 15.0, 60.0  # seconds after which the log says for whom 
 logger = logging.getLogger(__name__)
 
 SETTLE_SECONDS = 1.0  # clients that connect within this time of each other are all waited for
+LONGEST_PAUSE = 2.0  # seconds between two looks for replies, where a look itself takes as long
 BATCH, BATCH_BYTES = 64, 4 * 2**20  # orders of one request to a SuperLink, and their content at most
 CLOCK_SKEW = 300.0  # seconds; Flower itself refuses a node with a key whose clock is further behind
 
@@ -166,7 +167,11 @@ class Exchange:
             self._push([order for order in waiting if not order.names])
             if self._may_lose:
                 self._push_again([order for order in waiting if order.silent(self._clock(), silence)])
-            self._pull({name: order for order in orders if order.reply is None for name in order.names})
+            look = self._clock()
+            came = self._pull(
+                {name: order for order in orders if order.reply is None for name in order.names}
+            )
+            took = 0.0 if came or not self._may_lose else min(self._clock() - look, LONGEST_PAUSE)
             replies = [order.reply for order in orders if order.reply is not None]
             good = [reply for reply in replies if reply.content is not None]
             answered = len(good)
@@ -179,7 +184,8 @@ class Exchange:
                 names = [self.name_of(order.node) or f"node {order.node}" for order in open_orders]
                 said = f"{self.label(good)}{answered} of {len(orders)} answered"
                 logger.info("%s, waiting for %s", said, listed(names))
-            self._sleep(self.settings.poll_interval)
+            # a SuperLink that is slow to say that there is nothing is not asked more than half of the time
+            self._sleep(max(self.settings.poll_interval, took))
         for order in open_orders:
             self._leave_open(order, deadline)
         return [order.reply for order in orders if order.reply is not None]
@@ -236,9 +242,11 @@ class Exchange:
         order.sent_at = now if order.attempts == 1 else order.sent_at
         return True
 
-    def _pull(self, waiting: dict[str, _Order]) -> None:
-        names = [*waiting, *self._late]
+    def _pull(self, waiting: dict[str, _Order]) -> int:
+        """Take what has come of orders and of late ones, and say how many messages it was."""
+        names, came = [*waiting, *self._late], 0
         for message in self.grid.pull_messages(names) if names else []:
+            came += 1
             name = message.metadata.reply_to_message_id
             if name in self._late:
                 late = self._late.pop(name)
@@ -247,6 +255,7 @@ class Exchange:
                     self.patience.observe(self._clock() - late.sent_at)
             elif name in waiting and waiting[name].reply is None:
                 self._receive(waiting[name], name, message)
+        return came
 
     def _receive(self, order: _Order, name: str, message: Message) -> None:
         sent_at = order.names.pop(name)
