@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_grid import enter_run, over_the_wire
@@ -108,6 +109,26 @@ def test_every_distribution_survives_within_the_error_of_its_type(
         # raising to the floor adds at most C * floor to a row, which the normalisation takes out again
         expected = np.maximum(log_p, -limit)
         np.testing.assert_allclose(back, expected, atol=2 * error + np.log1p(classes * floor))
+
+
+@given(distributions(), st.sampled_from(WIRE_DTYPES))
+@settings(max_examples=50, deadline=None)
+def test_what_is_kept_in_float16_is_the_float32_value_rounded_once(
+    log_p: np.ndarray, wire_dtype: str
+) -> None:
+    data = encode(log_p, wire_dtype, FLOOR)
+    exact = decode(data, *log_p.shape, wire_dtype, FLOOR)
+    half = decode(data, *log_p.shape, wire_dtype, FLOOR, dtype=np.float16)
+    assert half.dtype == np.float16
+    assert half.flags.c_contiguous
+    np.testing.assert_array_equal(half, exact.astype(np.float16))
+
+
+def test_a_report_kept_in_float16_takes_half_the_memory() -> None:
+    content = wire(report_record(a_report(), "float16", FLOOR))
+    whole, half = (read_report(content, replace(EXPECTED, half=kept)).predictions for kept in (False, True))
+    assert half.nbytes * 2 == whole.nbytes
+    np.testing.assert_array_equal(half, whole.astype(np.float16))
 
 
 def test_the_errors_of_the_types_are_the_documented_ones() -> None:
@@ -292,6 +313,52 @@ def test_rows_that_are_no_distribution_are_refused() -> None:
     content[METRICS]["validation-recall"] = [0.1, 0.2, 0.3]
     with pytest.raises(MessageError, match=r"a row sums to 1.5, not to 1"):
         read_report(wire(content), expected)
+
+
+def serialised_bytes(content: RecordDict) -> int:
+    return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 120, 127, 128, 16_370, 16_383, 16_384, 2**21])
+@pytest.mark.parametrize("key", ["", "k", 200 * "k", "é"])
+def test_bytes_are_counted_as_they_are_serialised(size: int, key: str) -> None:
+    content = RecordDict(
+        {
+            "order": ConfigRecord(
+                {key: bytes(size), "b": b"12", "n": 3, "texts": ["a", "b"], "bits": [b"1"]}
+            ),
+            "métrics": MetricRecord({"loss": 0.5, "recall": [1.0, 0.0]}),
+        }
+    )
+    assert payload_bytes(content) == serialised_bytes(content)
+
+
+def test_bytes_of_special_contents() -> None:
+    weights = Array(np.zeros(3, np.float32))
+    same = ConfigRecord({"a": b"x"})
+    for content in (
+        RecordDict(),
+        RecordDict({"a": ConfigRecord(), "b": MetricRecord()}),
+        RecordDict({"a": same, "b": ConfigRecord({"a": b"x"})}),  # equal records travel once
+        RecordDict({"a": same, "model": ArrayRecord({"1": weights, "2": weights})}),
+        order_record(an_order(config={"lr": 0.1})),
+        report_record(a_report(), "float16", FLOOR),
+    ):
+        assert payload_bytes(content) == serialised_bytes(content)
+
+
+def test_bytes_of_predictions_are_counted_without_serialising_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = order_record(an_order())
+    sizes: list[int] = []
+    original = ConfigRecord.deflate
+
+    def deflate(self: ConfigRecord) -> bytes:
+        sizes.append(sum(isinstance(value, bytes) for value in self.values()))
+        return original(self)
+
+    monkeypatch.setattr(ConfigRecord, "deflate", deflate)
+    payload_bytes(content)
+    assert sizes == [0]
 
 
 def test_the_claimed_name_of_a_bad_report() -> None:

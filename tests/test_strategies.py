@@ -77,6 +77,14 @@ def test_a_client_gets_the_mean_of_the_others() -> None:
     np.testing.assert_allclose(got[3].targets, (A + B) / 2, atol=WIRE)
 
 
+@pytest.mark.parametrize(("travels", "kept"), [("float16", "float16"), ("float32", "float32")])
+def test_predictions_are_kept_in_the_type_in_which_they_travelled(travels: str, kept: str) -> None:
+    strategy = mutual(wire_dtype=travels)
+    play(strategy, 1, {1: A, 2: B, 3: C})
+    _, arrays = strategy.state()
+    assert {v.dtype.name for k, v in arrays.items() if k.startswith("predictions.")} == {kept}
+
+
 def test_own_peer_sends_the_normalised_geometric_mean() -> None:
     strategy = mutual(divergence="own_peer")
     play(strategy, 1, {1: A, 2: B, 3: C})

@@ -316,6 +316,7 @@ class Arriving:
             num_samples=len(order.indices),
             num_classes=order.num_classes,
             wire_dtype=order.wire_dtype,
+            half=self.strategy.keeps_half,
             floor=order.floor,
             closing=order.closing,
             own_metrics=self.strategy.own_metrics,

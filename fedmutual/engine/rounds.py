@@ -208,6 +208,7 @@ class Rounds:
             num_samples=samples,
             num_classes=len(self.shared.classes),
             wire_dtype=strategy.wire_dtype,
+            half=strategy.keeps_half,
             floor=strategy.floor,
             closing=closing,
             own_metrics=strategy.own_metrics,

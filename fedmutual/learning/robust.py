@@ -122,7 +122,8 @@ def outlier_scores(
         return dict.fromkeys(predictions, 0.0)
     middle = np.exp(trimmed_mean(list(predictions.values()), None))
     distance = {
-        name: float(np.abs(np.exp(p) - middle).sum(axis=1).mean() / 2) for name, p in predictions.items()
+        name: float(np.abs(np.exp(p.astype(np.float32, copy=False)) - middle).sum(axis=1).mean() / 2)
+        for name, p in predictions.items()
     }
     usual = tolerance * float(np.median(list(distance.values())))
     untaught = 1 - 1 / middle.shape[1]

@@ -26,6 +26,7 @@ class ArrivalStrategy(ABC):
 
     own_metrics: tuple[str, ...] = ()  # names that clients of the application may report besides its own
     wire_dtype = "float16"
+    keeps_half = False  # keep what travels in float16 in float16; the strategy computes in float32 or better
     floor = FLOOR
 
     def indices(self) -> IndexArray:

@@ -60,6 +60,7 @@ class RoundStrategy(Strategy):
     exchanges_predictions = False
     own_metrics: tuple[str, ...] = ()  # names that clients of the application may report besides its own
     wire_dtype = "float16"
+    keeps_half = False  # keep what travels in float16 in float16; the strategy computes in float32 or better
     floor = FLOOR
 
     def __init__(
@@ -228,7 +229,7 @@ class RoundStrategy(Strategy):
     def expected(self, round: int) -> Expected:
         """What a report of a round must look like."""
         count = len(self.indices(round)) if self.exchanges_predictions else 0
-        return Expected(round, count, self.num_classes, self.wire_dtype, self.floor)
+        return Expected(round, count, self.num_classes, self.wire_dtype, self.floor, half=self.keeps_half)
 
     def _base(self, round: int, config: ConfigRecord, indices: IndexArray) -> Order:
         return Order(

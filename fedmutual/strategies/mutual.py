@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedmutual.learning import DIVERGENCES
 from fedmutual.learning.competence import validated
@@ -86,7 +87,8 @@ class MutualLearning(PredictionStrategy):
         self.staleness_limit = staleness_limit
         self.labelled = labelled
         self.same_views = same_views
-        self._predictions: dict[str, FloatArray] = {}
+        self.keeps_half = self.wire_dtype == "float16"
+        self._predictions: dict[str, npt.NDArray[np.floating]] = {}
         self._predicted: IndexArray = NO_SAMPLES
         self._validated: dict[str, float | None] = {}  # balanced accuracies, of those that predicted
         self._spoken: dict[str, int] = {}  # round of each client's predictions

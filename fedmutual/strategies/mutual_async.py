@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fedmutual.learning.competence import validated
 from fedmutual.learning.consensus import Gathered, Target
@@ -18,7 +19,6 @@ from fedmutual.strategies.arrivals import Arrays, ArrivalStrategy, Delivered, Fi
 from fedmutual.strategies.base import below
 from fedmutual.strategies.consensus import Rule, rule_of
 from fedmutual.strategies.mutual import MutualLoss
-from fedmutual.wire.codec import FloatArray
 from fedmutual.wire.orders import Order
 from fedmutual.wire.records import FLOOR, NO_SAMPLES, IndexArray
 from fedmutual.wire.reports import Report
@@ -61,7 +61,8 @@ class MutualAsync(ArrivalStrategy):
         self.wire_dtype = wire_dtype
         self.floor = probability_floor
         self._indices: IndexArray = np.arange(num_samples, dtype=np.int32)
-        self._predictions: dict[str, FloatArray] = {}
+        self.keeps_half = self.wire_dtype == "float16"
+        self._predictions: dict[str, npt.NDArray[np.floating]] = {}
         self._validated: dict[str, float | None] = {}
         self._suspicion: dict[str, float] = {}
         # by peer: everyone's delivered reports when it last reported

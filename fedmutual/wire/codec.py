@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import numpy.typing as npt
 
@@ -48,11 +46,17 @@ def encode(log_probabilities: npt.NDArray[np.floating], wire_dtype: str, floor: 
 
 
 def decode(
-    data: bytes, num_samples: int, num_classes: int, wire_dtype: str, floor: float, name: str = "predictions"
-) -> FloatArray:
-    """Inverse of :func:`encode`: checked and normalised log-probabilities, float32 [n, C].
+    data: bytes,
+    num_samples: int,
+    num_classes: int,
+    wire_dtype: str,
+    floor: float,
+    name: str = "predictions",
+    dtype: npt.DTypeLike = np.float32,
+) -> npt.NDArray[np.floating]:
+    """Inverse of :func:`encode`: checked and normalised log-probabilities, ``dtype`` [n, C] in C order.
 
-    ``name`` is what an error calls them.
+    ``name`` is what an error calls them. They are computed in float32 and rounded to ``dtype`` at the end.
 
     Raises
     ------
@@ -60,32 +64,41 @@ def decode(
         For a wrong size, a value that is not finite or out of range, or rows that are no distribution.
     """
     if wire_dtype == "label":
-        return _from_labels(data, num_samples, num_classes, floor, name)
+        return _from_labels(data, num_samples, num_classes, floor, name).astype(dtype, copy=False)
     limit = float(-np.log(floor))
     columns = 1 if num_classes == 2 else num_classes
-    dtype = np.dtype(wire_dtype).newbyteorder("<")
-    if len(data) != num_samples * columns * dtype.itemsize:
+    sent = np.dtype(wire_dtype).newbyteorder("<")
+    if len(data) != num_samples * columns * sent.itemsize:
         raise MessageError(f"{name}: {len(data)} bytes, not {num_samples} x {columns} values of {wire_dtype}")
-    values = np.frombuffer(data, dtype).astype(np.float32).reshape(num_samples, columns)
+    # in Fortran order NumPy reduces whole columns; in C order one short row at a time
+    values = np.frombuffer(data, sent).reshape(num_samples, columns).astype(np.float32, order="F")
     if wire_dtype == "int8":
         values *= np.float32(limit / 127)
-    if not np.isfinite(values).all():
+    _check_range(values, limit, limit if columns == 1 else 0.0, name, floor)
+    if columns == 1:
+        values = _log_probabilities_of_two(values[:, 0])
+    else:
+        total = np.exp(values).sum(axis=1)
+        slack = 0.02 + num_classes * floor + (limit / 127 if wire_dtype == "int8" else 0.0)
+        if values.size and np.abs(total - 1).max() > slack:
+            raise MessageError(f"{name}: a row sums to {total[np.abs(total - 1).argmax()]:.3g}, not to 1")
+        values -= np.log(total)[:, None]  # no row exceeds 0 by much, so that exp cannot overflow
+    return values.astype(dtype, order="C")
+
+
+def _check_range(values: FloatArray, limit: float, upper: float, name: str, floor: float) -> None:
+    """Refuse what is not finite or not in ``[-limit, upper]``, with a little tolerance for rounding."""
+    if not values.size:
+        return
+    low, high = values.min(), values.max()  # NaN if a value is NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise MessageError(f"{name}: a value is not finite")
     tolerance = 1e-2 * limit
-    upper = limit if columns == 1 else 0.0
-    if values.size and (values.min() < -limit - tolerance or values.max() > upper + tolerance):
+    if low < -limit - tolerance or high > upper + tolerance:
         raise MessageError(
-            f"{name}: values from {values.min():.3g} to {values.max():.3g}, "
+            f"{name}: values from {low:.3g} to {high:.3g}, "
             f"outside [{-limit:.3g}, {upper:.3g}] (strategy.probability_floor={floor:g})"
         )
-    if columns == 1:
-        values = np.concatenate([np.zeros_like(values), values], axis=1)
-        return _normalised(values)
-    total = np.exp(values).sum(axis=1)
-    slack = 0.02 + num_classes * floor + (limit / 127 if wire_dtype == "int8" else 0.0)
-    if values.size and np.abs(total - 1).max() > slack:
-        raise MessageError(f"{name}: a row sums to {total[np.abs(total - 1).argmax()]:.3g}, not to 1")
-    return _normalised(values)
 
 
 def _labels_as_bytes(log_probabilities: npt.NDArray[np.floating]) -> bytes:
@@ -112,6 +125,10 @@ def _from_labels(data: bytes, num_samples: int, num_classes: int, floor: float, 
     return log_p
 
 
-def _normalised(scores: FloatArray) -> FloatArray:
-    peak = scores.max(axis=1, keepdims=True, initial=-np.inf)
-    return cast(FloatArray, scores - peak - np.log(np.exp(scores - peak).sum(axis=1, keepdims=True)))
+def _log_probabilities_of_two(log_odds: FloatArray) -> FloatArray:
+    """Log-probabilities [n, 2] from the log-odds [n] of class 1."""
+    scores = np.zeros((len(log_odds), 2), np.float32, order="F")
+    scores[:, 1] = log_odds
+    scores -= np.maximum(log_odds, 0)[:, None]
+    scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return scores

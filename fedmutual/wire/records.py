@@ -7,12 +7,14 @@ Only strategies that exchange weights add an ``ArrayRecord`` named ``model``.
 
 from __future__ import annotations
 
+import json
 from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_body
 
 from fedmutual.wire.codec import MessageError
 
@@ -25,13 +27,53 @@ MESSAGE_TYPE = "train.round"  # orders of fedmutual's own engine; client_app.py 
 # Names in the records, nowhere else.
 ORDER, REPORT, METRICS, MODEL, CONFIG = "order", "report", "metrics", "model", "config"
 
+_ANY_ID = 64 * "0"  # object ids are as long as SHA-256 in hexadecimal
+
 NO_SAMPLES: IndexArray = np.zeros(0, np.int32)
 FLOOR = 1e-4  # the least probability that travels, where nothing else is said
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Bytes of a message's content as Flower serialises it."""
-    return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
+    """Bytes of a message's content as Flower serialises it.
+
+    Counted without serialising bytes or computing hashes, unless the content holds arrays or equal records,
+    of which Flower sends one.
+    """
+    records = [record for record in content.values() if not isinstance(record, ArrayRecord)]
+    if len(records) < len(content) or _repeats(records):
+        return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
+    references = json.dumps(dict.fromkeys(content, _ANY_ID))
+    head = f"RecordDict{HEAD_VALUE_DIVIDER}{','.join(_ANY_ID for _ in records)}"
+    return _object_bytes(head, len(references)) + sum(_record_bytes(record) for record in records)
+
+
+def _repeats(records: list[Any]) -> bool:
+    return any(bool(a == b) for position, a in enumerate(records) for b in records[:position])
+
+
+def _record_bytes(record: ConfigRecord | MetricRecord) -> int:
+    """Serialised bytes of a record: what is left without its bytes values, and their sizes."""
+    blobs = {key: len(value) for key, value in record.items() if isinstance(value, bytes)}
+    rest = (
+        ConfigRecord({key: value for key, value in record.items() if key not in blobs}) if blobs else record
+    )
+    body = len(get_object_body(rest.deflate(), type(rest))) + sum(map(_item_bytes, blobs, blobs.values()))
+    return _object_bytes(f"{type(record).__qualname__}{HEAD_VALUE_DIVIDER}", body)
+
+
+def _object_bytes(head: str, body: int) -> int:
+    return len(f"{head}{HEAD_VALUE_DIVIDER}{body}") + len(HEAD_BODY_DIVIDER) + body
+
+
+def _item_bytes(key: str, size: int) -> int:
+    """Bytes of an entry of a ConfigRecord with ``size`` bytes, as a message of protocol buffers."""
+    name = _field_bytes(len(key.encode())) if key else 0
+    return _field_bytes(name + _field_bytes(_field_bytes(size)))
+
+
+def _field_bytes(size: int) -> int:
+    """Bytes of a field with a number below 16: its tag, its length in groups of seven bits, its content."""
+    return 1 + max(-(-size.bit_length() // 7), 1) + size
 
 
 def read_config(content: RecordDict, name: str) -> dict[str, Any]:

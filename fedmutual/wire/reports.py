@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmutual.logs import brief
 from fedmutual.settings.identity import CLIENT_NAME
-from fedmutual.wire.codec import FloatArray, MessageError, decode, encode
+from fedmutual.wire.codec import MessageError, decode, encode
 from fedmutual.wire.metrics import read_metrics
 from fedmutual.wire.records import METRICS, MODEL, PROTOCOL, REPORT, Metrics, read_config, read_model
 
@@ -28,7 +29,7 @@ class Report:
     public_digest : str
     architecture : str
         Class of the client's model.
-    predictions : float32 [n, C]
+    predictions : float32 [n, C], or float16 where ``Expected.half``
         Log-probabilities of the order's public samples; [0, C] in answer to a closing order.
     metrics : Metrics
         ``num-examples`` and the measurements of the round, keyed with hyphens.
@@ -46,9 +47,9 @@ class Report:
     round: int
     public_digest: str
     architecture: str
-    predictions: FloatArray
+    predictions: npt.NDArray[np.floating]
     metrics: Metrics = field(default_factory=dict)
-    unseen_predictions: FloatArray | None = None
+    unseen_predictions: npt.NDArray[np.floating] | None = None
     model: ArrayRecord | None = None
     private_digest: str = ""
     masked: bytes | None = None
@@ -66,6 +67,8 @@ class Expected:
         See :func:`fedmutual.wire.metrics.read_metrics`.
     masked_bytes : int or None
         Size of a masked part, where predictions are added up masked.
+    half : bool
+        Keep the predictions in float16, the type in which they travel by default.
     """
 
     round: int
@@ -78,6 +81,7 @@ class Expected:
     num_unseen: int | None = None
     own_metrics: Collection[str] | None = None
     masked_bytes: int | None = None
+    half: bool = False
 
 
 def report_record(report: Report, wire_dtype: str, floor: float) -> RecordDict:
@@ -190,7 +194,9 @@ def read_report(content: RecordDict, expected: Expected) -> Report:
     )
 
 
-def _predictions(config: Mapping[str, Any], expected: Expected) -> tuple[FloatArray, bytes | None]:
+def _predictions(
+    config: Mapping[str, Any], expected: Expected
+) -> tuple[npt.NDArray[np.floating], bytes | None]:
     """The predictions of a report, or none and the masked part that stands for them."""
     name = "predictions" if expected.masked_bytes is None else "masked"
     data = config.get(name)
@@ -198,7 +204,8 @@ def _predictions(config: Mapping[str, Any], expected: Expected) -> tuple[FloatAr
         raise MessageError(f"{name}: missing")
     if expected.masked_bytes is None:
         shape = (expected.num_samples, expected.num_classes)
-        return decode(data, *shape, expected.wire_dtype, expected.floor), None
+        kept = np.float16 if expected.half else np.float32
+        return decode(data, *shape, expected.wire_dtype, expected.floor, dtype=kept), None
     if len(data) not in (0, expected.masked_bytes):
         raise MessageError(f"masked: {len(data)} bytes, not {expected.masked_bytes}")
     return np.zeros((0, expected.num_classes), np.float32), data
