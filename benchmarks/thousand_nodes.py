@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--database", action="store_true", help="the SuperLink keeps its state in a file; else in memory"
     )
-    parser.add_argument("--timeout", type=float, default=540.0, help="seconds until the run is given up")
+    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds until the run is given up")
     parser.add_argument("--json", type=Path, default=None, help="write all figures there")
     parser.add_argument("--folder", type=Path, default=None, help="keep logs and results there")
     arguments = parser.parse_args(argv)
@@ -220,6 +221,13 @@ def peak_of(pid: int) -> int:
     return int(psutil.Process(pid).memory_info().rss)
 
 
+def ends_of(history: Sequence[dict[str, Any]], lines: Sequence[tuple[float, int]]) -> list[float]:
+    """When each round's reports were all in the history: the first look that saw as many lines."""
+    counts = Counter(line["round"] for line in history)
+    totals = itertools.accumulate(counts[number] for number in sorted(counts))
+    return [next(moment for moment, count in lines if count >= total) for total in totals]
+
+
 def figures_of(
     nodes: int,
     history: Sequence[dict[str, Any]],
@@ -228,7 +236,7 @@ def figures_of(
     watched: Watched,
 ) -> dict[str, Any]:
     """Put together what was measured; rounds include the closing one."""
-    ends = [time for time, _ in watched.lines]
+    ends = ends_of(history, watched.lines)
     start = ends[-1] - summary["seconds"]["training"]
     rounds = []
     for number, (begun, end) in enumerate(zip([start, *ends], ends, strict=False), 1):

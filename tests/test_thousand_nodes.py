@@ -45,6 +45,12 @@ def test_processes_are_told_apart() -> None:
     assert [thousand_nodes.kind_of(line) for line in lines] == ["nodes", "ServerApp", "other", ""]
 
 
+def test_a_round_ends_when_all_its_reports_are_seen() -> None:
+    history = [{"round": number} for number in (1, 1, 1, 2, 2, 2)]
+    looks = [(10.0, 1), (11.0, 3), (12.0, 5), (13.0, 6)]  # a look may see a part of what is being written
+    assert thousand_nodes.ends_of(history, looks) == [11.0, 13.0]
+
+
 @pytest.mark.slow
 def test_light_nodes_take_part_in_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
