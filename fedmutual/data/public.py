@@ -58,8 +58,9 @@ class PublicSet:
     def indices(self, settings: PublicSettings, seed: int, round: int, rounds: int) -> NDArray[np.int32]:
         """Return the sorted positions of the public images of a round.
 
-        static: all. kfold: one class-stratified fold per round (the stream's folds with partition=stream);
-        with more rounds than folds, the folds repeat. sample: a seeded random subset.
+        static: all, the views in the last round only. kfold: one class-stratified fold per round (the
+        stream's folds with partition=stream); with more rounds than folds, the folds repeat. sample: a seeded
+        random subset.
 
         Parameters
         ----------
@@ -71,7 +72,8 @@ class PublicSet:
         if round < 1:
             raise ValueError(f"rounds are counted from 1, not {round}")
         if settings.schedule == "static":
-            return np.arange(len(self), dtype=np.int32)
+            count = len(self) if round >= rounds else len(self) - self.views
+            return np.arange(count, dtype=np.int32)
         if settings.schedule == "sample":
             size = settings.per_round or max(len(self) // 4, 1)
             rng = generator(seed, "public sample", round)

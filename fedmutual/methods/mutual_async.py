@@ -20,6 +20,7 @@ class MutualAsyncSettings(ArrivalSettings, MutualSettings):
 
     takes_secagg: ClassVar[bool] = False  # nor is there a round whose predictions could be added up
     takes_views: ClassVar[bool] = False  # without rounds, clients have no common view at a time
+    fills_public: ClassVar[bool] = False  # nor is there a last round
 
     staleness_limit: int | None = setting(
         "number of a client's own reports for which a peer's predictions are used; null: no limit",

@@ -171,8 +171,8 @@ class PublicSettings:
     )
     fill: int = setting(
         "schedule=static: where there are fewer public images, views of them (turned, scaled, shifted, "
-        "sheared) fill the set up to so many; every site makes the same ones. 0: never. Not for heads on "
-        "frozen features, nor for partition=stream",
+        "sheared) fill the set up to so many in the last round; every site makes the same ones. 0: never. "
+        "Not for heads on frozen features, nor for partition=stream",
         minimum=0,
     )
     labelled: bool = setting("the public labels are known and used for training")
