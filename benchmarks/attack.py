@@ -51,6 +51,7 @@ STRATEGIES = (
 SETTINGS = (
     "num_clients=4",
     "data.pool_size=80",
+    "public.fill=0",
     "data.unseen_size=8",
     "data.image_size=20",
     "public.size=12",

@@ -50,6 +50,7 @@ SITES = 3
 SHORT_ROUNDS = (  # settings with which a round is hardly any learning
     f"num_clients={SITES}",
     "data.pool_size=120",
+    "public.fill=0",
     "data.unseen_size=40",
     "data.image_size=20",
     "public.size=24",

@@ -44,10 +44,11 @@ from fedmutual.simulation.superlink import ALLOCATOR
 WALL_LIMIT = 1.05  # times the plain loop's training
 CPU_LIMIT, STARTUP_LIMIT = 1.25, 25.0  # times the plain loop's CPU seconds; CPU seconds
 PLAIN_LOOP = Path(__file__).with_name("plain_loop.py")
-TIMED_CASE = ("rounds=8",)
+TIMED_CASE = ("rounds=8", "public.fill=0")
 SMALL_CASE = (
     "rounds=2",
     "data.pool_size=200",
+    "public.fill=0",
     "data.unseen_size=100",
     "data.image_size=20",
     "strategy.phase=separate",

@@ -424,6 +424,7 @@ def _refuse_unsupported(settings: Settings) -> None:
         "strategy.public_epochs": strategy.public_epochs == "auto",
         "consensus": settings.consensus != compose().consensus,
         "participation": not settings.participation.is_full,
+        "public.fill": bool(settings.public.fill) and settings.public.schedule == "static",
         "strategy.wire_dtype": strategy.wire_dtype == "int8",
         "model": not settings.model.target.endswith(".VisionNet"),
         "model.per_client": bool(settings.model.per_client),

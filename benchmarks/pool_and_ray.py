@@ -23,6 +23,7 @@ STUDY = (
     "experiment=smoke",
     "rounds=2",
     "data.pool_size=200",
+    "public.fill=0",
     "data.unseen_size=40",
     "public.size=40",
     "study.conditions={}",

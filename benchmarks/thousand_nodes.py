@@ -82,6 +82,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         f"data.pool_size={arguments.samples + 20 * arguments.nodes}",  # the nodes have no images
         "data.unseen_size=40",
         "data.image_size=20",
+        "public.fill=0",
         "strategy.closing=public",
         "device=cpu",
         f"output_dir={output}",

@@ -34,6 +34,7 @@ STUDY = (
     "data.pool_size=120",
     "data.unseen_size=40",
     "public.size=24",
+    "public.fill=0",
     "study.thresholds=[0.4]",
     # torch names no such GPU, which only the clients can find out
     'study.variants.broken=["device=cuda:99"]',

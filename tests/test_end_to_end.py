@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 TINY = (
     "num_clients=2", "rounds=3", "data.image_size=24", "data.pool_size=160", "data.unseen_size=60",
-    "train.local_epochs=1", "strategy.public_epochs=1", "strategy.min_steps=1",
+    "train.local_epochs=1", "strategy.public_epochs=1", "strategy.min_steps=1", "public.fill=0",
     "partition=dirichlet", "partition.alpha=1.0",
 )  # fmt: skip
 

@@ -184,5 +184,5 @@ def test_the_last_round_and_the_closing_step_are_of_the_views_too(tmp_path: Path
 
 
 def test_views_fill_only_a_static_public_set() -> None:
-    with pytest.raises(SettingsError, match=r"public\.fill: 600, but schedule=sample"):
+    with pytest.raises(SettingsError, match=r"public\.fill: 1600, but schedule=sample"):
         compose(["public.schedule=sample"])

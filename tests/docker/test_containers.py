@@ -27,7 +27,7 @@ ROUNDS = 3
 RUN = (
     f"rounds={ROUNDS}", f"num_clients={len(SITES)}", "exchange.min_clients=3", "exchange.return_timeout=600",
     "data.image_size=64", "data.pool_size=160", "data.unseen_size=60",
-    "train.local_epochs=1", "strategy.public_epochs=1", "strategy.min_steps=1",
+    "train.local_epochs=1", "strategy.public_epochs=1", "strategy.min_steps=1", "public.fill=0",
 )  # fmt: skip
 SECRETS = "/etc/fedmutual/secrets"
 PATIENCE = 3000.0  # seconds; a busy machine is slow, not wrong
