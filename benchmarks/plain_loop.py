@@ -270,7 +270,8 @@ def shared(settings: Settings, log_p: np.ndarray) -> np.ndarray:
     else:
         scores = np.maximum(log_p, -limit).astype(wire).astype(np.float32)
     scores = scores - scores.max(axis=1, keepdims=True)
-    return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    normalised = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+    return np.asarray(normalised.astype(wire).astype(np.float32))  # the server keeps them in that precision
 
 
 def lesson_for(

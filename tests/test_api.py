@@ -121,7 +121,10 @@ def test_data_sets_are_given_as_objects(tmp_path: Path) -> None:
     pixels = np.clip(shades + rng.integers(-30, 30, shades.shape), 0, 255).astype(np.uint8)
     items = list(zip(pixels, labels.tolist(), strict=True))
     data = {"train": items[:40], "public": [(x, None) for x, _ in items[40:48]], "test": items[48:]}
-    settings = "rounds=2 num_clients=2 device=cpu data.image_size=20 tracking.loggers=[] strategy.min_steps=1 public.fill=0"
+    settings = (
+        "rounds=2 num_clients=2 device=cpu data.image_size=20 tracking.loggers=[] strategy.min_steps=1 "
+        "public.fill=0"
+    )
     path = tmp_path / "run"
     done = fedmutual.run(f"{settings} output_dir={path}", data={**data, "classes": ["dark", "bright"]})
     assert done.summary["unseen"]["num_examples"] == 12

@@ -110,7 +110,10 @@ def test_hydras_sweeps_are_optunas_distributions() -> None:
 
 @pytest.mark.slow
 def test_the_command_searches_real_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    small = "rounds=1 num_clients=2 data.pool_size=80 data.unseen_size=20 data.image_size=20 public.size=12 public.fill=0"
+    small = (
+        "rounds=1 num_clients=2 data.pool_size=80 data.unseen_size=20 data.image_size=20 public.size=12 "
+        "public.fill=0"
+    )
     command = ["compare", "--trials", "2", "train.local_epochs=1,2", *small.split()]
     assert main([*command, "tracking.loggers=[]", f"output_dir={tmp_path / 'search'}"]) == 0
     out = capfd.readouterr().out
