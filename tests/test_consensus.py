@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmutual.learning import consensus
 from fedmutual.learning.consensus import MeanConsensus, Target, log_softmax, prediction_shares
 from fedmutual.learning.divergence import mutual_loss, own_peer
 from fedmutual.wire.codec import decode, encode
@@ -176,6 +177,35 @@ def test_working_in_chunks_changes_nothing(
         if whole.entropies is not None:
             assert parts.entropies is not None
             np.testing.assert_allclose(parts.entropies, whole.entropies, rtol=1e-6)
+
+
+def test_every_finite_float16_becomes_the_same_float32() -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)]
+    assert finite.size > consensus.FEW_VALUES  # else NumPy converts
+    np.testing.assert_array_equal(
+        consensus.as_float32(finite).view(np.int32), finite.astype(np.float32).view(np.int32)
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 0.5, 1.0, 3.0])
+def test_softening_at_any_temperature(temperature: float) -> None:
+    scores = log_softmax(np.random.default_rng(0).normal(0, 2, (50, 7)))
+    before = scores.copy()
+    expected = log_softmax(scores / np.float32(temperature))
+    found = consensus.softened(scores, np.float32(temperature))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(scores, before)
+
+
+def test_what_a_confident_client_leaves_keeps_its_precision() -> None:
+    """The difference of -9.2 and a sum close to it: float32 alone would be wrong by half a percent."""
+    sure, unsure = np.log(np.array([[0.9999, 0.0001]])), np.log(np.array([[0.0001, 0.9999]]))
+    predictions = {"a": sure.astype(np.float32), "b": unsure.astype(np.float32)}
+    for client, other in (("a", "b"), ("b", "a")):
+        target = MeanConsensus(predictions, "own_peer").target(client)
+        assert target is not None
+        np.testing.assert_allclose(target.log_probabilities, predictions[other], rtol=1e-6)
 
 
 def test_the_consensus_outvotes_one_wrong_client() -> None:
