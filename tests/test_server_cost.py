@@ -55,10 +55,16 @@ def test_the_benchmark_prints_and_writes_its_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "cost.json"
-    small = ["--clients", "3", "--samples", "50", "--classes", "2", "--repeat", "1", "--json", str(file)]
+    small = ["--size", "3", "50", "2", "--repeat", "1", "--json", str(file)]
     assert server_cost.main(small) == 0
-    figures = json.loads(file.read_text())
+    (figures,) = json.loads(file.read_text())
     assert figures["input_bytes"] == 3 * 50 * 2 * 2
     assert [(case["divergence"], case["temperature"]) for case in figures["cases"]] == [*server_cost.CASES]
-    assert all(case["seconds"] > 0 and case["passes"] > 0 for case in figures["cases"])
-    assert "peer_own" in capsys.readouterr().out
+    assert all(
+        case["seconds"] > 0 and case["least"] <= case["passes"] <= case["most"] for case in figures["cases"]
+    )
+    for name in ("reading a report", "packing an order", "bytes of a report", "bytes of an order"):
+        assert len(figures["milliseconds"][name]) == 3
+    printed = capsys.readouterr().out
+    assert "peer_own" in printed
+    assert "reading a report" in printed
