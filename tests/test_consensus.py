@@ -179,6 +179,17 @@ def test_working_in_chunks_changes_nothing(
             np.testing.assert_allclose(parts.entropies, whole.entropies, rtol=1e-6)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_mean_of_all_is_computed_once(direction: str) -> None:
+    rule = MeanConsensus(random_predictions(3, 4, 2, 0), direction, include_own=True)
+    first = rule.target("c0")
+    assert first is not None
+    assert rule.target("c1") is first
+    assert rule.target(None) is first
+    with pytest.raises(ValueError, match="read-only"):
+        first.log_probabilities[0, 0] = 1
+
+
 def test_every_finite_float16_becomes_the_same_float32() -> None:
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = halves[np.isfinite(halves)]

@@ -315,6 +315,20 @@ def test_rows_that_are_no_distribution_are_refused() -> None:
         read_report(wire(content), expected)
 
 
+def test_targets_that_several_orders_share_are_packed_once() -> None:
+    shared = log_softmax(np.array([[0.0, 1.0], [3.0, 0.0]]))
+    alone = order_record(an_order(log_targets=shared))
+    shared.flags.writeable = False
+    first, second = (order_record(an_order(log_targets=shared, round=r)) for r in (2, 3))
+    assert first["order"]["targets"] is second["order"]["targets"]
+    assert first["order"]["targets"] == alone["order"]["targets"]
+    wide = order_record(an_order(log_targets=shared, wire_dtype="float32"))
+    assert wide["order"]["targets"] == shared.tobytes()
+    other = shared * 2
+    other.flags.writeable = False
+    assert order_record(an_order(log_targets=other))["order"]["targets"] == other.astype("<f2").tobytes()
+
+
 def serialised_bytes(content: RecordDict) -> int:
     return sum(len(part.deflate()) for part in get_all_nested_objects(content).values())
 

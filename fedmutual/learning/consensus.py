@@ -146,6 +146,9 @@ class MeanConsensus:
     ) -> None:
         self._predictions = predictions
         self._weights = {name: 1.0 if weights is None else weights[name] for name in predictions}
+        self._heard = sum(weight != 0 for weight in self._weights.values())
+        self._weight = sum(self._weights.values())
+        self._of_all: Target | None = None
         self._averages_probabilities = divergence == "peer_own"
         self._temperature = np.float32(temperature)
         self._competence = competence
@@ -172,12 +175,20 @@ class MeanConsensus:
     def target(self, client: str | None) -> Target | None:
         """Return the mean of the client's peers, or of all clients if it sent nothing.
 
-        None if no peer has a positive weight.
+        None if no peer has a positive weight. Clients that get the mean of all get the same read-only arrays.
         """
-        own = None if client is None or self._include_own else self._predictions.get(client)
-        if not any(weight for name, weight in self._weights.items() if name != client):
+        own_weight = self._weights.get(client, 0.0) if client is not None else 0.0
+        if self._heard == (own_weight != 0):
             return None
-        counted = sum(weight for name, weight in self._weights.items() if own is None or name != client)
+        own = None if client is None or self._include_own else self._predictions.get(client)
+        if own is not None:
+            return self._mean(str(client), own, self._weight - own_weight)
+        if self._of_all is None:
+            self._of_all = read_only(self._mean("", None, self._weight))
+        return self._of_all
+
+    def _mean(self, client: str, own: npt.NDArray[np.floating] | None, counted: float) -> Target:
+        """Return the mean of all but ``client``, whose predictions are ``own``; of all if it has none."""
         mean = np.empty(self._shape, np.float32)
         mean_entropies = np.empty(self._shape[0], np.float32) if self._averages_probabilities else None
         for rows in self._chunks():
@@ -186,7 +197,7 @@ class MeanConsensus:
             if own is None:
                 mean[rows] = self._high[rows]
             else:
-                part = self._contribution(own[rows], self._weights[str(client)], rows)
+                part = self._contribution(own[rows], self._weights[client], rows)
                 np.subtract(self._high[rows], part.values, out=mean[rows], casting="same_kind")
                 entropies = entropies if part.entropies is None else entropies - part.entropies
                 weight = np.asarray(weight - part.weight) if self._competence else weight
@@ -230,9 +241,17 @@ def chunks(samples: int, values_each: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, samples, size))
 
 
+def read_only(target: Target) -> Target:
+    """Return a target that several clients get, and protect its arrays."""
+    for array in (target.log_probabilities, target.entropies):
+        if array is not None:
+            array.flags.writeable = False
+    return target
+
+
 def as_target(log_probabilities: FloatArray, divergence: str = "peer_own") -> Target:
     """Return the target of a consensus with one distribution per sample: the loss is the KL to it."""
     if divergence != "peer_own":
-        return Target(log_probabilities)
+        return read_only(Target(log_probabilities))
     entropies = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
-    return Target(log_probabilities, entropies.astype(np.float32))
+    return read_only(Target(log_probabilities, entropies.astype(np.float32)))

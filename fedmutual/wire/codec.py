@@ -83,7 +83,7 @@ def decode(
         if values.size and np.abs(total - 1).max() > slack:
             raise MessageError(f"{name}: a row sums to {total[np.abs(total - 1).argmax()]:.3g}, not to 1")
         values -= np.log(total)[:, None]  # no row exceeds 0 by much, so that exp cannot overflow
-    return values.astype(dtype, order="C")
+    return np.ascontiguousarray(values).astype(dtype, copy=False)
 
 
 def _check_range(values: FloatArray, limit: float, upper: float, name: str, floor: float) -> None:

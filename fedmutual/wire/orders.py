@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -30,6 +31,9 @@ from fedmutual.wire.signatures import Proof
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# the newest read-only array of targets and of entropies, while it is used: its type and its bytes
+_shared: dict[str, tuple[ref[FloatArray], str, bytes]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,15 +282,26 @@ def order_record(order: Order) -> RecordDict:
         config["divergence"] = order.divergence
         config["temperature"] = float(order.temperature)
         config["targets-dtype"] = dtype
-        config["targets"] = order.log_targets.astype(dtype).tobytes()
+        config["targets"] = _packed("targets", order.log_targets, dtype)
     if order.target_entropies is not None:
-        config["target-entropies"] = order.target_entropies.astype(dtype).tobytes()
+        config["target-entropies"] = _packed("target-entropies", order.target_entropies, dtype)
     records: dict[str, Any] = {ORDER: ConfigRecord(config)}
     if order.config:
         records[CONFIG] = ConfigRecord(dict(order.config))
     if order.model is not None:
         records[MODEL] = order.model
     return RecordDict(records)
+
+
+def _packed(name: str, values: FloatArray, dtype: str) -> bytes:
+    """Bytes of an array; of a read-only one, which several orders share, they are made once."""
+    if values.flags.writeable:
+        return values.astype(dtype).tobytes()
+    known = _shared.get(name)
+    if known is None or known[0]() is not values or known[1] != dtype:
+        made = values.astype(dtype).tobytes()
+        known = _shared[name] = (ref(values, lambda _: _shared.pop(name, None)), dtype, made)
+    return known[2]
 
 
 def read_order(content: RecordDict) -> Order:
