@@ -252,6 +252,6 @@ def read_only(target: Target) -> Target:
 def as_target(log_probabilities: FloatArray, divergence: str = "peer_own") -> Target:
     """Return the target of a consensus with one distribution per sample: the loss is the KL to it."""
     if divergence != "peer_own":
-        return read_only(Target(log_probabilities))
+        return Target(log_probabilities)
     entropies = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
-    return read_only(Target(log_probabilities, entropies.astype(np.float32)))
+    return Target(log_probabilities, entropies.astype(np.float32))

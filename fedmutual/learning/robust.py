@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 import numpy as np
 
 from fedmutual.learning.agreement import entropy
-from fedmutual.learning.consensus import FloatArray, Target, as_target, chunks, log_softmax
+from fedmutual.learning.consensus import FloatArray, Target, as_target, chunks, log_softmax, read_only
 
 TINY = np.finfo(np.float32).tiny
 SAYS_NOTHING = 1e-6  # nats; an honest model's predictions vary between samples
@@ -52,7 +52,7 @@ class TrimmedConsensus:
         self._target: Target | None = None
         if predictions:
             log_q = trimmed_mean(list(predictions.values()), trim, temperature)
-            self._target = as_target(log_q, divergence)
+            self._target = read_only(as_target(log_q, divergence))
 
     def target(self, client: str | None) -> Target | None:
         """Return the consensus, the same for every client."""
