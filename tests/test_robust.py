@@ -88,7 +88,7 @@ def test_the_loss_to_a_robust_consensus_is_zero_at_it(divergence: str) -> None:
 
     target = TrimmedConsensus(two_classes(**HONEST), divergence).target(None)
     assert target is not None
-    entropies = None if target.entropies is None else torch.from_numpy(target.entropies)
+    entropies = None if target.entropies is None else torch.from_numpy(target.entropies.copy())
     log_q = torch.from_numpy(target.log_probabilities.copy())
     assert float(mutual_loss(divergence, log_q, log_q, entropies)) == pytest.approx(0, abs=1e-6)
 
