@@ -1,9 +1,13 @@
 #!/bin/sh
-# Install what a file lists into /opt/venv with uv, which does not stay in the image:  install.sh FILE [OPTION...]
+# Install what a file lists into /opt/venv, with the uv of requirements.txt, which Flower needs too:
+#   install.sh FILE [OPTION...]
 set -eu
-file=$1
+file=$1 python=/opt/venv/bin/python
 shift
-python -m venv /tmp/uv
-/tmp/uv/bin/pip install --quiet uv==0.13.9
-/tmp/uv/bin/uv pip install --quiet --python /opt/venv --require-hashes --no-deps --compile-bytecode "$@" --requirement "$file"
-rm -rf /tmp/uv
+if ! "$python" -m uv --version >/dev/null 2>&1; then
+  sed -n '/^uv==/,/[^\\]$/p' /opt/requirements.txt >/tmp/uv.txt
+  "$python" -m pip install --quiet --require-hashes --no-deps --requirement /tmp/uv.txt
+  rm /tmp/uv.txt
+fi
+"$python" -m uv pip install --quiet --python "$python" --require-hashes --no-deps --compile-bytecode "$@" \
+  --requirement "$file"

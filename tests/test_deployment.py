@@ -37,6 +37,7 @@ ROUND_SECONDS = 600.0  # a node is given up after a minute; a busy machine takes
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # as in this process: equal bits
+        patch.setenv("OPENBLAS_NUM_THREADS", "2")  # threads start at the import, as where nothing is set
         with Loopback(tmp_path_factory.mktemp("loopback"), poll_seconds=0.3, warm=True) as started:
             yield started
 
