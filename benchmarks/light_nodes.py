@@ -90,6 +90,9 @@ class Client(FleetHttpClient):
         except (http.client.RemoteDisconnected, ConnectionError):  # an idle connection that was closed
             self._connection.close()
             status, content = self._exchange(path, body, headers)
+        except Exception:  # such as a timeout: what answers later must not be taken for the next answer
+            self._connection.close()
+            raise
         if status != http.client.OK:
             raise RuntimeError(f"{rpc_method}: {status} {content[:300]!r}")
         self.requests += 1
@@ -275,7 +278,10 @@ class Crowd:
         self.clients.append(client)
         while not self.stop.wait(1.0):
             for node in self._nodes:
-                node.beat(client)
+                try:
+                    node.beat(client)
+                except Exception as error:
+                    self.errors.append(f"client-{node.number}: no heartbeat: {error!r}")
 
     def _work(self) -> None:
         client = Client(self._address)

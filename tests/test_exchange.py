@@ -441,6 +441,17 @@ def test_batches_have_a_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grid.requests == [2, 1]
 
 
+def test_nodes_that_must_be_served_first_come_last_one_at_a_time() -> None:
+    class Serving(BatchGrid):
+        def is_new(self, message: Message) -> bool:
+            return message.metadata.dst_node_id in (2, 4)
+
+    grid = Serving(Clock(), dict.fromkeys((1, 2, 3, 4, 5), 0.0))
+    assert said(an_exchange(grid).send_and_collect(orders(1, 2, 3, 4, 5))) == [1, 2, 3, 4, 5]
+    assert grid.requests == [3, 1, 1]
+    assert [m.metadata.dst_node_id for m in grid.pushed] == [1, 3, 5, 2, 4]
+
+
 class SlowGrid(FakeGrid):
     """Takes ``seconds`` for every look."""
 

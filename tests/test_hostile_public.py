@@ -344,7 +344,7 @@ def test_whatever_a_node_answers_the_others_are_served(caplog: pytest.LogCapture
 
     contents = [*HOSTILE, None, Broken({})]
     line: Any = Line(contents)
-    public = SimpleNamespace(images=WHOLE, plain=WHOLE, digest=DIGEST, warm_start=None)
+    public = SimpleNamespace(images=WHOLE, digest=DIGEST, warm_start=None)
     public = type("Public", (), {"__len__": lambda self: 5, **vars(public)})()
     shared: Any = SimpleNamespace(public=public, classes=("x", "y"))
     settings: Any = SimpleNamespace(public=SimpleNamespace(labelled=True))

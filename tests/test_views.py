@@ -19,6 +19,9 @@ from fedmutual.learning.evaluation import predict
 from fedmutual.learning.training import Trainer
 from fedmutual.settings import SettingsError
 from fedmutual.settings.compose import compose
+from fedmutual.strategies.mutual import MutualLearning
+from fedmutual.wire.orders import Order
+from fedmutual.wire.reports import Report
 
 MIXED = "public.views=mixed"
 
@@ -161,17 +164,46 @@ def test_a_view_of_one_colour_is_that_colour() -> None:
         (("strategy=mutual_async",), 0),
         (("strategy=fedavg",), 0),
         (("strategy=local",), 0),
-        (("public=kfold", "public.size=6", "public.fill=0"), 0),
+        (("participation.fraction=0.5",), 0),
+        (("participation.absent=[client-1:3-3]",), 0),
+        (("exchange.enough_clients=3",), 0),
+        (("public=kfold", "public.fill=0"), 0),
     ],
 )
-def test_a_small_public_set_is_filled_with_views(overrides: tuple[str, ...], views: int) -> None:
+def test_the_last_round_adds_views_to_a_small_public_set(overrides: tuple[str, ...], views: int) -> None:
     settings = compose(["data.image_size=16", "public.size=6", "public.fill=20", *overrides])
     shared, site = load_shared(settings, 5), load_site(settings, (0, 5))
-    assert (len(shared.public), shared.public.views, len(shared.public.plain)) == (6 + views, views, 6)
-    assert np.array_equal(shared.public.images.images, site.public.images.images)
+    assert (len(shared.public), shared.public.views) == (6, views)
+    static = settings.public.schedule == "static"
+    rounds = [shared.public.indices(settings.public, 0, round, 3) for round in (1, 2, 3)]
+    assert not static or [len(indices) for indices in rounds] == [6, 6, 6 + views]
+    # a client makes those that an order names, whatever its own model is
+    assert len(site.public.filled) == max(settings.public.fill, 6)
+    assert np.array_equal(shared.public.filled.images, site.public.filled.images)
+    assert np.array_equal(site.public.filled.images[:6], site.public.images.images)
     plain = load_shared(compose(["data.image_size=16", "public.size=6", "public.fill=0"]), 5).public
     assert shared.public.digest == site.public.digest == plain.digest
-    assert np.array_equal(shared.public.plain.images, plain.images.images)
+
+
+def test_clients_of_a_process_share_the_views() -> None:
+    settings = compose(["data.image_size=16", "public.size=6", "public.fill=20"])
+    one, other = (load_site(settings, (number, 5)).public for number in (0, 1))
+    assert one.filled is other.filled
+
+
+def test_who_missed_the_views_still_teaches_of_the_images() -> None:
+    strategy = MutualLearning(4, 2, schedule=lambda round: np.arange(4 if round < 2 else 7, dtype=np.int32))
+    said = {name: np.log(np.full((7, 2), 0.5, np.float32)) for name in "abc"}
+    strategy.take(1, {name: Report(name, 1, "", "", log_p[:4]) for name, log_p in said.items()})
+    strategy.take(2, {name: Report(name, 2, "", "", said[name]) for name in "ab"})
+    strategy.prepare(3)
+    order = strategy.order("a", Order(round=3, num_classes=2))
+    assert order.target_indices.tolist() == [0, 1, 2, 3]
+    assert order.log_targets is not None
+    assert len(order.log_targets) == 4
+    strategy.take(3, {name: Report(name, 3, "", "", log_p) for name, log_p in said.items()})
+    strategy.prepare(4)
+    assert len(strategy.order("a", Order(round=4, num_classes=2)).target_indices) == 7
 
 
 def test_the_last_round_and_the_closing_step_are_of_the_views_too(tmp_path: Path) -> None:

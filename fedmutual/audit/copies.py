@@ -62,7 +62,7 @@ def _from_weights(truth: RecordedTruth) -> dict[str, nn.Module]:
 
 def _predictions(truth: RecordedTruth) -> dict[str, list[tuple[ImageSet, Floats]]]:
     """Return images and predictions by client: the newest of public images, and those of unseen ones."""
-    settings, public = truth.settings, truth.shared.public.images
+    settings, public = truth.settings, truth.shared.public.filled
     found: dict[str, list[tuple[ImageSet, Floats]]] = {}
     covered: dict[str, set[int]] = {}
     for heard in reversed(truth.received.rounds):

@@ -49,17 +49,19 @@ def on_public(rounds: Sequence[Heard], labels: NDArray[np.int64]) -> dict[str, S
     Parameters
     ----------
     labels : int64 array [N]
-        Of all public images.
+        Of all public images; predictions of their views are left out.
     """
     total: dict[str, Scores] = {}
     seen: dict[str, Scores] = {}
     for heard in reversed(rounds):
-        odds = {name: log_odds(values, labels[heard.indices]) for name, values in heard.predictions.items()}
+        images = heard.indices < len(labels)  # not the views of the last round
+        indices = heard.indices[images]
+        odds = {name: log_odds(values[images], labels[indices]) for name, values in heard.predictions.items()}
         for name, scores in against_others(odds).items():
             own, count = (table.setdefault(name, np.zeros(len(labels))) for table in (total, seen))
-            new = count[heard.indices] < LAST
-            own[heard.indices] += scores * new
-            count[heard.indices] += new
+            new = count[indices] < LAST
+            own[indices] += scores * new
+            count[indices] += new
     return {name: np.where(seen[name] > 0, total[name] / np.maximum(seen[name], 1), np.nan) for name in total}
 
 

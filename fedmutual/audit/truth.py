@@ -67,7 +67,7 @@ class RecordedTruth:
     def also_public(self, client: str) -> NDArray[np.int64]:
         """Positions of the private images that are also public, or nearly."""
         site, cache = self.sites[client], cache_folder(self.settings.cache_dir)
-        return overlapping(site.private, site.public.plain, cache)
+        return overlapping(site.private, site.public.images, cache)
 
 
 def read_truth(path: Path, overrides: Sequence[str] = ()) -> RecordedTruth:

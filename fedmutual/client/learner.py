@@ -378,6 +378,8 @@ class Learner:
     def _shown(self, round: int, indices: np.ndarray) -> tuple[ImageSet, np.ndarray]:
         """Return a round's views of the public samples ``indices``: images, and positions in them."""
         images = self.site.public.images
+        if len(indices) and indices.max() >= len(images):
+            images = self.site.public.filled
         if self.settings.public.views == "plain":
             return images, indices
         if round not in self._views:

@@ -7,6 +7,7 @@ stopped: what is sent is a folder as a kill would leave it, from which a run con
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -158,7 +159,8 @@ def _stopped(process: BaseProcess) -> Iterator[None]:
     try:
         yield
     finally:
-        child.resume()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it was killed meanwhile
+            child.resume()
 
 
 def _remove_left() -> None:

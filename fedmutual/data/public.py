@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,9 @@ class PublicSet:
     digest : str
         Hex digest of the content without ``views``, see :func:`digest`.
     views : int
-        How many of the last images are views of the others (``public.fill``).
+        How many views of the images the last round adds (``public.fill``).
+    make_filled : callable | None
+        Returns the images and views of them; None: the images alone.
     """
 
     images: ImageSet
@@ -46,14 +50,15 @@ class PublicSet:
     folds: tuple[NDArray[np.int32], ...] | None
     digest: str
     views: int = 0
+    make_filled: Callable[[], ImageSet] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def plain(self) -> ImageSet:
-        """The images without the views."""
-        return self.images.subset(np.arange(len(self) - self.views)) if self.views else self.images
+    @cached_property
+    def filled(self) -> ImageSet:
+        """The images and behind them their views, made when they are first needed."""
+        return self.images if self.make_filled is None else self.make_filled()
 
     def indices(self, settings: PublicSettings, seed: int, round: int, rounds: int) -> NDArray[np.int32]:
         """Return the sorted positions of the public images of a round.
@@ -72,7 +77,7 @@ class PublicSet:
         if round < 1:
             raise ValueError(f"rounds are counted from 1, not {round}")
         if settings.schedule == "static":
-            count = len(self) if round >= rounds else len(self) - self.views
+            count = len(self) + (self.views if round >= rounds else 0)
             return np.arange(count, dtype=np.int32)
         if settings.schedule == "sample":
             size = settings.per_round or max(len(self) // 4, 1)
@@ -114,19 +119,39 @@ def public_and_private(
     return public, private
 
 
-def filled(public: PublicSet, settings: Settings, intake: Intake, cache_dir: Path) -> PublicSet:
-    """Fill a small public set up to ``public.fill`` with views of its images, the same at every client."""
+def with_views(public: PublicSet, settings: Settings, intake: Intake, cache_dir: Path) -> PublicSet:
+    """Let the last round add views of the images up to ``public.fill``; the same at every client.
+
+    A client makes them only for an order that names them: whether one does is the server's to say, which
+    knows the model of the run.
+    """
     missing = settings.public.fill - len(public)
-    if missing <= 0 or not settings.strategy.fills_public or len(public) == 0:
+    if missing <= 0 or len(public) == 0:
         return public
-    if isinstance(settings.partition, Stream) or tunes_head(settings.model):
-        return public
+    make = partial(_filled, public, missing, settings, intake, cache_dir)
+    return replace(public, views=missing if _adds_views(settings) else 0, make_filled=make)
+
+
+def _adds_views(settings: Settings) -> bool:
+    """Return whether all clients predict the last round's images: those of a part would teach too little."""
+    all_answer = settings.participation.is_full and settings.exchange.enough_clients is None
+    from_pixels = not isinstance(settings.partition, Stream) and not tunes_head(settings.model)
+    return settings.strategy.fills_public and all_answer and from_pixels
+
+
+def _filled(public: PublicSet, missing: int, settings: Settings, intake: Intake, cache_dir: Path) -> ImageSet:
+    key = (public.digest, missing, settings.seed)
+    if public.images.inputs is None and key in _FILLED:
+        return _FILLED[key]
     views = affine_views(public.images, missing, settings.seed)
-    return replace(
-        public,
-        images=joined(public.images, intake.of_received(views, settings, cache_dir)),
-        views=missing,
-    )
+    images = joined(public.images, intake.of_received(views, settings, cache_dir))
+    if images.inputs is None:
+        _FILLED.clear()
+        _FILLED[key] = images
+    return images
+
+
+_FILLED: dict[tuple[str, int, int], ImageSet] = {}  # the last one, which the clients of a process share
 
 
 def _from_stream(

@@ -62,7 +62,7 @@ def review_site(site: SiteData, settings: Settings, size: int) -> list[str]:
     parts = [
         Part.of("training images", site.private, train),
         Part.of("validation images", site.private, held_out),
-        Part.of("public images", site.public.plain),
+        Part.of("public images", site.public.images),
     ]
     if site.unseen is not None:
         parts.append(Part.of("test images", site.unseen))

@@ -12,7 +12,7 @@ from fedmutual.data.images import DataError, ImageData, ImageSet
 from fedmutual.data.intake import Intake, Pixels
 from fedmutual.data.overlap import overlapping
 from fedmutual.data.partition import Stream, split
-from fedmutual.data.public import PublicSet, digest, filled, public_and_private
+from fedmutual.data.public import PublicSet, digest, public_and_private, with_views
 from fedmutual.data.received import load_received
 from fedmutual.data.stratify import Positions, generator, hold_out
 from fedmutual.data.stream import StreamFolds
@@ -131,7 +131,7 @@ def load_site(
     if isinstance(private, StreamFolds):
         folds = [np.concatenate(f) if whole_pool else f[partition_id] for f in private.private]
         return _stream_site(data, settings, public, folds, partition_id)
-    public = filled(public, settings, intake, cache_dir)
+    public = with_views(public, settings, intake, cache_dir)
     drawn = data.public is None  # from the pool, so that none of it is private
     if whole_pool:
         site = _site(data, settings, public, data.pool.subset(private), partition_id)
@@ -169,7 +169,7 @@ def load_shared(
     """
     data = load_images(settings, intake) if images is None else images
     public, _ = public_and_private(data, settings, num_clients)
-    public = filled(public, settings, intake, cache_folder(settings.cache_dir))
+    public = with_views(public, settings, intake, cache_folder(settings.cache_dir))
     _warn_of_size(data, settings)
     return SharedData(data.classes, public, data.unseen)
 
@@ -207,7 +207,7 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None, in
             cache_dir = cache_folder(settings.cache_dir)
             own = load_received(cache_dir, public_digest)
             own = replace(own, images=intake.of_received(own.images, settings, cache_dir))
-        own = filled(own, settings, intake, cache_folder(settings.cache_dir))
+        own = with_views(own, settings, intake, cache_folder(settings.cache_dir))
         return _apart(_site(data, settings, own, data.pool, 0), settings)
     if data.public is None:
         text = (
@@ -218,7 +218,7 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None, in
         )
         raise DataError.to_everyone(text)
     public, _ = public_and_private(data, settings, None)
-    public = filled(public, settings, intake, cache_folder(settings.cache_dir))
+    public = with_views(public, settings, intake, cache_folder(settings.cache_dir))
     return _apart(_site(data, settings, public, data.pool, 0), settings)
 
 
@@ -244,7 +244,7 @@ def _apart(site: SiteData, settings: Settings) -> SiteData:
     if rule == "allow":
         return site
     (train,) = site.train_parts
-    found = overlapping(site.private, site.public.plain, cache_folder(settings.cache_dir))
+    found = overlapping(site.private, site.public.images, cache_folder(settings.cache_dir))
     left_out = np.intersect1d(found, train)
     if len(left_out) == 0:
         return site

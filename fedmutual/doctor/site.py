@@ -62,12 +62,12 @@ def check_public(site: SiteData, expected: str | None) -> str:
     digest = site.public.digest
     if expected is not None and digest != expected:
         raise CheckError(
-            f"{len(site.public.plain)} images, digest {digest}; the server has {expected}",
+            f"{len(site.public)} images, digest {digest}; the server has {expected}",
             "copy the server's public images to this site again, unchanged, and pass the run's data, public "
             "and seed settings to this command; or run with public.distribute=true",
         )
     same = "the server's" if expected else "must be the server's (public_digest in its summary.json)"
-    return f"{len(site.public.plain)} images, digest {digest}: {same}"
+    return f"{len(site.public)} images, digest {digest}: {same}"
 
 
 FIGURES = {

@@ -260,11 +260,11 @@ class Rounds:
 
     def _log_start(self) -> None:
         public, shown = self.settings.public, self.shared.public
-        views = f" and {shown.views} views of them" if shown.views else ""
+        views = f" and {shown.views} views of them in the last round" if shown.views else ""
         logger.info(
             "%s: %d clients, %d rounds; public set: %d images%s, %s, %s, digest %s",
             self.settings.strategy.name, self.roster.expected, self.settings.rounds,
-            len(shown.plain), views, public.schedule, "labelled" if public.labelled else "unlabelled",
+            len(shown), views, public.schedule, "labelled" if public.labelled else "unlabelled",
             shown.digest,
         )  # fmt: skip
         self.strategy.summary()

@@ -91,6 +91,8 @@ class MutualSettings(Method):
         """Reject a temperature for the published code's expression, and auto where there is no mixed step."""
         if self.divergence == "published_code" and self.temperature != 1:
             return f"temperature: {self.temperature:g}, but divergence=published_code is only defined for 1"
+        if self.or_alone and (self.phase, self.closing) != ("mixed", "consolidate"):
+            return "or_alone: true is for phase=mixed and closing=consolidate: set it to false"
         if self.public_epochs == AUTO and self.phase == "separate":
             return (
                 "public_epochs: auto is for phase=mixed; phase=separate takes strategy.mutual_epochs passes"

@@ -90,14 +90,15 @@ def train_noisily(learner: Learner) -> None:
     require_gradients(learner.model)
     if not 1 <= order.round <= settings.rounds:
         raise SettingsError(f"rounds: {settings.rounds} are accounted for, and this order is for another")
-    noise = noise_of(settings)
+    noise, steps = noise_of(settings), steps_of_round(settings)
     about: dict[str, Any] = {
         "run": order.run,
         "classes": list(site.classes),
         "labels": hashlib.blake2b(private.labels.tobytes(), digest_size=16).hexdigest(),
         "max_grad_norm": noise.max_grad_norm,
+        "rounds": settings.rounds,
+        "steps": steps,
     }
-    steps = steps_of_round(settings)
     asked = Asked(
         noise.multiplier,
         privacy.delta,

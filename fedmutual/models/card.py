@@ -107,7 +107,7 @@ def model_card(
         **({} if chosen is None else {"backbone": find_backbone(chosen).described}),
         "strategy": settings.strategy.name,
         "seed": settings.seed,
-        "num_public": len(data.public.plain),
+        "num_public": len(data.public),
         "num_unseen": None if data.unseen is None else len(data.unseen),
         "public_digest": data.public.digest,
         "metrics": dict(metrics),

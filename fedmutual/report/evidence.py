@@ -144,7 +144,9 @@ def gather(
     clients, predictions = tuple(known), list(known.values())
     if len(clients) < 2 or not len(predictions[0]):
         return Evidence(shared.classes, confusions, together, mistakes=mistakes)
-    shares, disputed = agreement(predictions), _disputed(shared, checkpoint["predicted"], predictions)
+    own = checkpoint["predicted"] < len(shared.public.images)  # not the views of the last round
+    positions, predictions = checkpoint["predicted"][own], [log_p[own] for log_p in predictions]
+    shares, disputed = agreement(predictions), _disputed(shared, positions, predictions)
     return Evidence(
         shared.classes,
         confusions,

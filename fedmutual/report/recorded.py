@@ -141,8 +141,9 @@ def _recovered(path: Path) -> Evidence | None:
         settings = compose(saved_overrides(path))
         shared = load_shared(settings, settings.num_clients or len(known))
         positions = arrays["predicted"]
-        if len(positions) and int(np.max(positions)) >= len(shared.public):
-            raise ValueError(f"it has {len(shared.public)} images here, and fewer than in the run")
+        here = len(shared.public) + shared.public.views
+        if len(positions) and int(np.max(positions)) >= here:
+            raise ValueError(f"it has {here} images here, and fewer than in the run")
         return gather(shared, {}, arrays)
     except Exception as error:  # whatever a data source raises where its images are not
         logger.debug("the public set of %s", path, exc_info=True)

@@ -419,6 +419,8 @@ class PrivacySettings:
         return self._unproven(settings) or self._not_summed(settings)
 
     def _unproven(self, settings: Settings) -> str | None:
+        if self.speaker != "joint" and settings.strategy.name != "speaker":
+            return f"privacy.speaker: {self.speaker} is of strategy=speaker, not of {settings.strategy.name}"
         if self.epsilon is None:
             return None
         if not settings.strategy.takes_dp:

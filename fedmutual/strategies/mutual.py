@@ -123,12 +123,17 @@ class MutualLearning(PredictionStrategy):
 
     def take(self, round: int, reports: Mapping[str, Report]) -> Figures:
         """Keep the round's predictions, and those of absent peers that are not yet stale."""
-        indices, limit = self.indices(round), self.staleness_limit
-        same = np.array_equal(indices, self._predicted) and self.same_views
+        indices, before, limit = self.indices(round), self._predicted, self.staleness_limit
+        new = {name: report.predictions for name, report in reports.items()}
+        same = self.same_views and np.array_equal(indices[: len(before)], before)
         kept = [
             n for n, spoken in self._spoken.items() if same and (limit is None or round - spoken <= limit)
         ]
-        new = {name: report.predictions for name, report in reports.items()}
+        if len(before) < len(indices):  # views were added: whoever missed them speaks of the others only
+            if set(kept) <= set(new):
+                kept = []
+            else:
+                indices, new = before, {name: log_p[: len(before)] for name, log_p in new.items()}
         self._predicted = indices
         self._predictions = {name: self._predictions[name] for name in kept} | new
         self._spoken = {name: self._spoken[name] for name in kept} | dict.fromkeys(new, round)

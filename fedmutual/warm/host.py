@@ -89,7 +89,6 @@ class Host:
                 return None
             arguments: list[str] = json.loads(text)
             if arguments:
-                self._end_waiting()
                 pid = self._fork()
                 if not pid:
                     self._channel.close()
@@ -112,12 +111,6 @@ class Host:
                 limit = self._limit >> 20
                 say(f"client process {pid} uses {used >> 20} MiB, the limit is {limit} MiB: it is ended")
                 os.kill(pid, signal.SIGKILL)
-
-    def _end_waiting(self) -> None:
-        """End all but the oldest: Flower takes a reply from the newest only, which waits for the oldest."""
-        for pid in self.children[1:]:
-            say(f"client process {pid} still waits, and Flower starts another: it is ended")
-            os.kill(pid, signal.SIGKILL)
 
 
 def resident_bytes(pid: int) -> int:

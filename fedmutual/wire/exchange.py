@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import cast
 
 from flwr.app import Error, Message, RecordDict
@@ -219,9 +220,16 @@ class Exchange:
 
         A deployment's Grid keeps the place of a rejected message, so that orders go in batches. It refuses a
         request that is too large as a whole: those orders then go one at a time, as in simulation, where a
-        rejected message is left out of the answer.
+        rejected message is left out of the answer. Nodes that must be served first (public.distribute) come
+        last, one at a time, since all after them wait.
         """
-        for batch in batches(orders) if self._may_lose else ([order] for order in orders):
+        is_new = getattr(self.grid, "is_new", lambda message: False)
+        known: list[_Order] = []
+        new: list[_Order] = []
+        for order in orders:
+            (new if is_new(order.original) else known).append(order)
+        together = batches(known) if self._may_lose else ([order] for order in known)
+        for batch in chain(together, ([order] for order in new)):
             ids = list(self.grid.push_messages([order.message() for order in batch]))
             if not ids and len(batch) > 1:
                 yield from ((order, self._send(order)) for order in batch)

@@ -98,13 +98,17 @@ class Distributor:
             self._count_bytes(sent)
             logger.info("the public set went to %d nodes: %d bytes", len(missing), sent)
 
+    def has_served(self, node: int) -> bool:
+        """Whether a node is known to have the whole set."""
+        return node in self._served
+
     def _send_part(self, number: int, count: int, where: slice, missing: Mapping[int, set[int]]) -> int:
         nodes = [node for node, parts in missing.items() if number in parts]
         if not nodes:
             return 0
         public = self._shared.public
-        labels = public.plain.labels if self._labelled else None
-        part = Part(public.digest, number, count, self._shared.classes, labels, public.plain.images[where])
+        labels = public.images.labels if self._labelled else None
+        part = Part(public.digest, number, count, self._shared.classes, labels, public.images.images[where])
         sent = 0
         for reply in self._send(dict.fromkeys(nodes, part_record(part))):
             sent += reply.downlink_bytes
@@ -138,18 +142,24 @@ class ServingGrid(GridAround):
         self.takes_turns = getattr(grid, "takes_turns", False)
         self.may_lose = getattr(grid, "may_lose", False)
 
+    def is_new(self, message: Message) -> bool:
+        """Whether the node of an order is asked for the public set first, and may let others wait."""
+        return self._is_order(message) and not self._distributor.has_served(message.metadata.dst_node_id)
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         batch = list(messages)
-        self._distributor.serve(
-            [m.metadata.dst_node_id for m in batch if m.metadata.message_type[:5] == "train"]
-        )
+        self._distributor.serve([m.metadata.dst_node_id for m in batch if self._is_order(m)])
         return self._grid.push_messages(batch)
+
+    @staticmethod
+    def _is_order(message: Message) -> bool:
+        return message.metadata.message_type[:5] == "train"
 
 
 def part_slices(public: PublicSet) -> list[slice]:
     """Cut a public set into parts of at most ``PART_BYTES``, at least one image each."""
     size = max(PART_BYTES // max(public.images.images[:1].nbytes, 1), 1)
-    return [slice(start, start + size) for start in range(0, len(public.plain), size)]
+    return [slice(start, start + size) for start in range(0, len(public), size)]
 
 
 def part_record(part: Part) -> RecordDict:
