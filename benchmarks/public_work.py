@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import replace
 
 import torch
 
@@ -42,13 +41,7 @@ def cost(
     """Train for one round; return image passes, steps and CPU seconds."""
     optimizer = torch.optim.Adam(model.parameters())
     trainer = Trainer(model, optimizer, "bf16", BATCH, torch.Generator().manual_seed(0))
-    steps = max(least, trainer.steps_for(len(own.images), LOCAL_EPOCHS))
-    size = None
-    if passes is None:
-        size = trainer.mean_batch(len(own.images))
-    else:
-        steps = max(steps, trainer.steps_for(len(public.images), passes))
-    lesson = replace(public, batch_size=size)
+    steps, lesson = trainer.mixed(len(own.images), public, LOCAL_EPOCHS, passes, least)
     start = time.process_time()
     trainer.train(steps, own, lesson)
     return trainer.images, steps, time.process_time() - start

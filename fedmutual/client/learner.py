@@ -315,14 +315,9 @@ class Learner:
     ) -> None:
         """Take the mixed steps of ``rounds`` rounds; the larger set gives their number."""
         private = self._private(public)
-        count = len(private.images)
-        steps = max(min_steps, trainer.steps_for(count, self.settings.train.local_epochs))
-        if public_epochs is None:
-            public = replace(public, batch_size=trainer.mean_batch(count))
-        else:
-            steps = max(steps, trainer.steps_for(len(public.images), public_epochs))
-        steps *= rounds
-        self.metrics["train-loss"] = self._measured_mutual(trainer, steps, private, public)
+        epochs = self.settings.train.local_epochs
+        steps, public = trainer.mixed(len(private.images), public, epochs, public_epochs, min_steps)
+        self.metrics["train-loss"] = self._measured_mutual(trainer, rounds * steps, private, public)
 
     def _load(self, weights: Weights) -> None:
         self._known.clear()

@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmutual.data.cache import cache_folder
 from fedmutual.data.images import DataError, ImageData, ImageSet, joined
 from fedmutual.data.intake import Intake
 from fedmutual.data.partition import Stream
@@ -119,7 +119,7 @@ def public_and_private(
     return public, private
 
 
-def with_views(public: PublicSet, settings: Settings, intake: Intake, cache_dir: Path) -> PublicSet:
+def with_views(public: PublicSet, settings: Settings, intake: Intake) -> PublicSet:
     """Let the last round add views of the images up to ``public.fill``; the same at every client.
 
     A client makes them only for an order that names them: whether one does is the server's to say, which
@@ -128,7 +128,7 @@ def with_views(public: PublicSet, settings: Settings, intake: Intake, cache_dir:
     missing = settings.public.fill - len(public)
     if missing <= 0 or len(public) == 0:
         return public
-    make = partial(_filled, public, missing, settings, intake, cache_dir)
+    make = partial(_filled, public, missing, settings, intake)
     return replace(public, views=missing if _adds_views(settings) else 0, make_filled=make)
 
 
@@ -139,12 +139,12 @@ def _adds_views(settings: Settings) -> bool:
     return settings.strategy.fills_public and all_answer and from_pixels
 
 
-def _filled(public: PublicSet, missing: int, settings: Settings, intake: Intake, cache_dir: Path) -> ImageSet:
+def _filled(public: PublicSet, missing: int, settings: Settings, intake: Intake) -> ImageSet:
     key = (public.digest, missing, settings.seed)
     if public.images.inputs is None and key in _FILLED:
         return _FILLED[key]
     views = affine_views(public.images, missing, settings.seed)
-    images = joined(public.images, intake.of_received(views, settings, cache_dir))
+    images = joined(public.images, intake.of_received(views, settings, cache_folder(settings.cache_dir)))
     if images.inputs is None:
         _FILLED.clear()
         _FILLED[key] = images

@@ -131,7 +131,7 @@ def load_site(
     if isinstance(private, StreamFolds):
         folds = [np.concatenate(f) if whole_pool else f[partition_id] for f in private.private]
         return _stream_site(data, settings, public, folds, partition_id)
-    public = with_views(public, settings, intake, cache_dir)
+    public = with_views(public, settings, intake)
     drawn = data.public is None  # from the pool, so that none of it is private
     if whole_pool:
         site = _site(data, settings, public, data.pool.subset(private), partition_id)
@@ -169,7 +169,7 @@ def load_shared(
     """
     data = load_images(settings, intake) if images is None else images
     public, _ = public_and_private(data, settings, num_clients)
-    public = with_views(public, settings, intake, cache_folder(settings.cache_dir))
+    public = with_views(public, settings, intake)
     _warn_of_size(data, settings)
     return SharedData(data.classes, public, data.unseen)
 
@@ -207,7 +207,7 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None, in
             cache_dir = cache_folder(settings.cache_dir)
             own = load_received(cache_dir, public_digest)
             own = replace(own, images=intake.of_received(own.images, settings, cache_dir))
-        own = with_views(own, settings, intake, cache_folder(settings.cache_dir))
+        own = with_views(own, settings, intake)
         return _apart(_site(data, settings, own, data.pool, 0), settings)
     if data.public is None:
         text = (
@@ -218,7 +218,7 @@ def _own_site(data: ImageData, settings: Settings, public_digest: str | None, in
         )
         raise DataError.to_everyone(text)
     public, _ = public_and_private(data, settings, None)
-    public = with_views(public, settings, intake, cache_folder(settings.cache_dir))
+    public = with_views(public, settings, intake)
     return _apart(_site(data, settings, public, data.pool, 0), settings)
 
 

@@ -248,6 +248,24 @@ class Trainer:
         """Return the number of steps in ``epochs`` passes over ``samples`` images."""
         return epochs * len(_cuts(samples, self.batch_size))
 
+    def mixed(
+        self, private: int, public: Public, local_epochs: int, public_epochs: int | None, min_steps: int
+    ) -> tuple[int, Public]:
+        """Return the steps of a round of mixed training, and the public samples with the size of their batch.
+
+        Parameters
+        ----------
+        private : int
+            Number of private images.
+        public_epochs : int or None
+            Minimum passes over the public samples; None: as many public images a step as private ones, and
+            no more steps for them.
+        """
+        steps = max(min_steps, self.steps_for(private, local_epochs))
+        if public_epochs is None:
+            return steps, replace(public, batch_size=self.mean_batch(private))
+        return max(steps, self.steps_for(len(public.images), public_epochs)), public
+
     def mean_batch(self, samples: int) -> int:
         """Return the mean size of a batch of ``samples`` images, rounded up; at least 2 for batch norm."""
         batches = len(_cuts(samples, self.batch_size))

@@ -27,10 +27,6 @@ class MutualAsyncSettings(ArrivalSettings, MutualSettings):
         minimum=1,
     )
 
-    def check(self) -> str | None:
-        """No weights."""
-        return super().check()
-
     def misfit(self, settings: Settings) -> str | None:
         """Reject public schedules whose predictions are of different samples."""
         schedule = settings.public.schedule

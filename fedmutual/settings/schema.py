@@ -416,11 +416,11 @@ class PrivacySettings:
 
     def misfit(self, settings: Settings) -> str | None:
         """Return the setting that the strategy cannot keep to, key first."""
+        if self.speaker != "joint" and settings.strategy.name != "speaker":
+            return f"privacy.speaker: {self.speaker} is of strategy=speaker, not of {settings.strategy.name}"
         return self._unproven(settings) or self._not_summed(settings)
 
     def _unproven(self, settings: Settings) -> str | None:
-        if self.speaker != "joint" and settings.strategy.name != "speaker":
-            return f"privacy.speaker: {self.speaker} is of strategy=speaker, not of {settings.strategy.name}"
         if self.epsilon is None:
             return None
         if not settings.strategy.takes_dp:

@@ -129,11 +129,9 @@ class MutualLearning(PredictionStrategy):
         kept = [
             n for n, spoken in self._spoken.items() if same and (limit is None or round - spoken <= limit)
         ]
-        if len(before) < len(indices):  # views were added: whoever missed them speaks of the others only
-            if set(kept) <= set(new):
-                kept = []
-            else:
-                indices, new = before, {name: log_p[: len(before)] for name, log_p in new.items()}
+        if len(before) < len(indices) and not set(kept) <= set(new):
+            # views were added, and somebody who missed them speaks of the others only
+            indices, new = before, {name: log_p[: len(before)] for name, log_p in new.items()}
         self._predicted = indices
         self._predictions = {name: self._predictions[name] for name in kept} | new
         self._spoken = {name: self._spoken[name] for name in kept} | dict.fromkeys(new, round)
